@@ -1,0 +1,150 @@
+# Two commands: `make demo` and `make test`. `make` alone lists the rest.
+# Every step is a file target: what is made already is not made again.
+
+PYTHON ?= python3
+RUN    ?= build/train
+-include $(RUN)/settings.mk
+CONFIG ?= $(or $(TRAINED_CONFIG),training/presets/shapes.toml)
+ARGS   ?= $(TRAINED_ARGS)
+IMAGE  ?= $(firstword $(sort $(wildcard build/shapes/val/*.png)))
+OUT    ?= build/overlay.png
+DATA_ARGS ?=
+EVALUATE_ARGS ?=
+SERVE_ARGS ?=
+PREDICT_ARGS ?=
+TEST_ARGS ?=
+
+VENV := .venv
+PY := $(VENV)/bin/python
+GENERATED := client/generated/inference_pb2.py
+SHAPES := build/shapes/train.json
+# A preset named shapes*.toml trains on the drawn data set; any other file names data of its own.
+DATA := $(if $(filter shapes%,$(notdir $(CONFIG))),$(SHAPES))
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_NO_INPUT := 1
+SHELL := /bin/sh
+.SHELLFLAGS := -euc
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help setup data train evaluate archive serve predict stop demo check test clean FORCE
+
+help:                ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
+	@echo 'Variables: CONFIG=file.toml  ARGS="key=value ..."  RUN=folder of the training (build/train)  IMAGE=photo.jpg'
+	@echo '           OUT=overlay.png  PYTHON=python3.11  {DATA,EVALUATE,SERVE,PREDICT,TEST}_ARGS=more flags of that step'
+
+setup: $(VENV)/.stamp-run $(GENERATED)  ## .venv with the pinned packages; the gRPC client's generated code
+
+data: $(SHAPES)      ## draw the default data set into build/shapes
+
+train: $(RUN)/finished  ## train, or go on with a training that was stopped: CONFIG= ARGS= RUN=
+
+evaluate: build/evaluation/results.json  ## box and mask AP over A, B and all classes; a sheet of predictions
+
+archive: build/maskx.mar  ## checkpoint -> TorchScript, verified -> build/maskx.mar
+
+serve: build/maskx.mar $(GENERATED)  ## start TorchServe on loopback; returns when the model answers
+	@$(PY) -m serve_config.server start $(SERVE_ARGS)
+
+predict: setup       ## send an image to the server, write the overlay: IMAGE= OUT=
+	@test -n "$(IMAGE)" || { echo "error: name an image: make predict IMAGE=photo.jpg" >&2; exit 2; }
+	@test -f "$(IMAGE)" || { echo "error: IMAGE=$(IMAGE): no such file" >&2; exit 2; }
+	@mkdir -p "$(dir $(OUT))"
+	@$(PY) -m client "$(IMAGE)" --out "$(OUT)" $(PREDICT_ARGS)
+
+stop:                ## stop the server
+	@if test -d build/serve && test -x $(PY); then $(PY) -m serve_config.server stop; else echo "no server was started here"; fi
+
+# Steps are makes of their own, so that the time of each can be told; nothing is left running at the end.
+demo:                ## all of it: setup, data, train, evaluate, archive, serve, predict, stop
+	@times=""; served=""; \
+	trap 'status=$$?; trap - EXIT; if test -n "$$served"; then $(MAKE) -s stop || true; fi; exit $$status' EXIT; \
+	trap 'exit 130' INT TERM; \
+	for step in setup data train evaluate archive serve predict; do \
+	  echo "== make $$step"; begin=$$(date +%s); \
+	  if test $$step = serve; then served=yes; fi; \
+	  $(MAKE) --no-print-directory $$step || { echo "make demo stopped at 'make $$step'; the reason stands above" >&2; exit 1; }; \
+	  times="$$times  $$step $$(($$(date +%s) - begin)) s"; \
+	done; \
+	echo "wall time:$$times"; \
+	echo "masks of $(or $(IMAGE),the first image of build/shapes/val), as TorchServe answered: $(OUT)"; \
+	echo "more of them beside the ground truth: build/evaluation/sheet.png"
+
+check: $(VENV)/.stamp-dev $(GENERATED)  ## ruff, formatting, mypy, the arrows between folders
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/mypy $(MYPY_PACKAGES)
+	@MYPYPATH=handler $(VENV)/bin/mypy --follow-imports=silent $(MYPY_FLAT)
+	@$(PY) -m pytest -q tests/test_arrows.py
+
+# handler/'s modules import each other flat, as they lie in the archive, and training imports
+# handler.maskx_image: mypy knows a file by one name only, so what imports flat is a run of its own.
+MYPY_PACKAGES = handler/maskx_image.py model training export serve_config client tests \
+  $(if $(wildcard benchmarks/*.py),benchmarks) --exclude '^tests/(handler|served)/'
+MYPY_FLAT = $(wildcard handler/*.py) tests/handler tests/served
+
+test: $(VENV)/.stamp-dev $(GENERATED)  ## every test, the served ones with a real TorchServe
+	@$(PY) -m pytest -n 2 --dist loadgroup $(TEST_ARGS)
+
+clean:               ## remove all that was made but .venv
+	@if test -d build/serve && test -x $(PY); then $(PY) -m serve_config.server stop || true; fi
+	@rm -rf build client/generated .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+# ---- setup
+
+$(VENV)/.stamp-venv:
+	@command -v "$(PYTHON)" >/dev/null || { echo "error: no $(PYTHON) here. Install Python 3.11 to 3.13 (Debian: apt-get install python3 python3-venv), or name one: make PYTHON=python3.12" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { echo "error: $(PYTHON) is $$("$(PYTHON)" --version 2>&1); 3.11 to 3.13 is needed. Name one: make PYTHON=python3.12" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { echo "error: $(PYTHON) cannot make virtual environments. Debian: apt-get install python3-venv" >&2; exit 1; }
+	@"$(PYTHON)" -m venv --clear $(VENV)
+	@touch $@
+
+$(VENV)/.stamp-run: $(VENV)/.stamp-venv requirements/serve.txt requirements/train.txt requirements/client.txt requirements/constraints.txt
+	@echo "installing the pinned packages into $(VENV) (several GB: PyTorch comes with its GPU libraries)"
+	@$(PY) -m pip install $(foreach f,serve train client,-r requirements/$(f).txt) || { echo "error: the packages could not be installed; the reason stands above" >&2; exit 1; }
+	@touch $@
+
+$(VENV)/.stamp-dev: $(VENV)/.stamp-run requirements/dev.txt
+	@$(PY) -m pip install -r requirements/dev.txt || { echo "error: the packages of requirements/dev.txt could not be installed; the reason stands above" >&2; exit 1; }
+	@touch $@
+
+$(GENERATED): client/inference.proto client/compile_proto.py $(VENV)/.stamp-run
+	@$(PY) -m client.compile_proto
+
+# ---- data -> checkpoint -> archive
+
+# Drawn whole or not at all, and not again from the same settings; so its time stamp stays where nothing changed.
+$(SHAPES): $(if $(DATA_ARGS),FORCE) | setup
+	@$(PY) -m training.shapes --out build/shapes $(DATA_ARGS)
+
+# CONFIG and ARGS are kept beside the run: a later `make train RUN=...` needs neither, and does something only with
+# other ones.
+export CONFIG ARGS
+remember = printf 'TRAINED_CONFIG := %s\nTRAINED_ARGS := %s\n' "$$CONFIG" "$$ARGS" > $(RUN)/settings.mk
+ifneq ($(CONFIG)|$(ARGS),$(TRAINED_CONFIG)|$(TRAINED_ARGS))
+OTHER_SETTINGS := FORCE
+endif
+
+$(RUN)/finished: $(DATA) $(OTHER_SETTINGS) | setup
+	@mkdir -p $(RUN)
+	@test -e $(RUN)/checkpoint.pt || $(remember)
+	@$(PY) -m training.train --config $(CONFIG) --resume output.dir=$(RUN) $(ARGS)
+	@$(remember)
+	@touch $@
+
+# Which run the files below were made from.
+build/run.txt: FORCE
+	@mkdir -p build
+	@test "$$(cat $@ 2>/dev/null)" = "$(RUN)" || echo "$(RUN)" > $@
+
+build/evaluation/results.json: $(RUN)/finished build/run.txt $(if $(EVALUATE_ARGS),FORCE)
+	@$(PY) -m training.evaluate --checkpoint $(RUN)/checkpoint.pt --out build/evaluation $(EVALUATE_ARGS)
+
+build/maskx.pt: $(RUN)/finished build/run.txt $(wildcard model/*.py export/*.py)
+	@$(PY) -m export.torchscript --checkpoint $(RUN)/checkpoint.pt --out $@
+
+build/maskx.mar: build/maskx.pt $(wildcard handler/*.py serve_config/model-config.yaml)
+	@$(PY) -m export.archive --torchscript build/maskx.pt --out $@

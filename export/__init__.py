@@ -1,0 +1,1 @@
+"""Checkpoint -> TorchScript (weight transfer baked, run lengths inside), verified -> model archive."""

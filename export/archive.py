@@ -1,0 +1,171 @@
+"""maskx.pt -> maskx.mar, the archive that TorchServe loads, with everything the handler needs.
+
+    python -m export.archive --torchscript build/maskx.pt --out build/maskx.mar
+
+torch-model-archiver makes it; then all that tells when and where it was made is taken out, so that the same model gives
+the same bytes. `sha256sum -c maskx.mar.sha256` checks it.
+"""
+
+import argparse
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from export.files import METADATA_NAME, records_of, write_whole
+
+ROOT = Path(__file__).resolve().parent.parent
+MODEL_NAME = "maskx"
+HANDLER = "maskx_handler.py"
+MANIFEST = "MAR-INF/MANIFEST.json"
+NO_DATE = (1980, 1, 1, 0, 0, 0)
+"""The first date a zip file can hold."""
+
+
+def build_archive(
+    torchscript: Path,
+    out: Path,
+    *,
+    version: str = "1.0",
+    handler_folder: Path = ROOT / "handler",
+    configuration: Path = ROOT / "serve_config" / "model-config.yaml",
+) -> str:
+    """Writes the archive and, beside it, its sha256; returns the latter in hexadecimal.
+
+    Args:
+        torchscript: a file written by `export.torchscript`.
+        out: the archive; the model is called maskx whatever the file's name.
+        version: the model's version as TorchServe shows it.
+        handler_folder: its maskx_*.py go into the archive, flat; maskx_handler.py is the handler.
+        configuration: TorchServe's settings of the model.
+
+    Raises:
+        ValueError: a file is missing or not what it should be, or torch-model-archiver refuses.
+    """
+    require_exported(torchscript)
+    modules = sorted(handler_folder.glob("maskx_*.py"))
+    if handler_folder / HANDLER not in modules:
+        raise ValueError(f"there is no {HANDLER} in {handler_folder}; it answers TorchServe's requests")
+    if not configuration.is_file():
+        raise ValueError(f"there is no {configuration}; it holds TorchServe's settings of the model")
+    with tempfile.TemporaryDirectory() as folder:
+        raw = run_archiver(torchscript, modules, configuration, version, Path(folder))
+        data = normalised_archive(raw)
+    digest = hashlib.sha256(data).hexdigest()
+    write_whole(out, data)
+    write_whole(out.with_name(out.name + ".sha256"), f"{digest}  {out.name}\n".encode())
+    return digest
+
+
+def require_exported(torchscript: Path) -> None:
+    """A `ValueError` unless the file is a TorchScript archive with our metadata."""
+    if not torchscript.is_file():
+        raise ValueError(f"there is no {torchscript}; write it with python -m export.torchscript")
+    missing = {"constants.pkl", f"extra/{METADATA_NAME}"} - records_of(torchscript)
+    if missing:
+        raise ValueError(
+            f"{torchscript} lacks {sorted(missing)}: it is not a file of python -m export.torchscript (a checkpoint, "
+            "perhaps?)"
+        )
+
+
+def archiver_command() -> str:
+    """torch-model-archiver of the running Python's environment, else of the PATH."""
+    beside = Path(sys.executable).with_name("torch-model-archiver")
+    found = str(beside) if beside.is_file() else shutil.which("torch-model-archiver")
+    if found is None:
+        raise ValueError(
+            "torch-model-archiver is not installed; run make setup, or pip install torch-model-archiver"
+        )
+    return found
+
+
+def run_archiver(
+    torchscript: Path, modules: Sequence[Path], configuration: Path, version: str, folder: Path
+) -> bytes:
+    """The archive as torch-model-archiver makes it, its files staged under `folder` by their own names.
+
+    The archiver splits lists of files at commas and empties a folder of the model's name in the temporary folder, so
+    it gets relative names and a temporary folder of its own.
+    """
+    staged, temporary = folder / "staged", folder / "temporary"
+    staged.mkdir()
+    temporary.mkdir()
+    (staged / f"{MODEL_NAME}.pt").symlink_to(torchscript.resolve())
+    for path in modules:
+        shutil.copyfile(path, staged / path.name)
+    shutil.copyfile(configuration, staged / configuration.name)
+    extra = [path.name for path in modules if path.name != HANDLER]
+    command = [archiver_command(), "--model-name", MODEL_NAME, "--version", version, "--runtime", "python"]
+    command += ["--serialized-file", f"{MODEL_NAME}.pt", "--handler", HANDLER]
+    command += [
+        "--config-file",
+        configuration.name,
+        "--export-path",
+        str(folder),
+        "--archive-format",
+        "zip-store",
+    ]
+    if extra:
+        command += ["--extra-files", ",".join(extra)]
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    done = subprocess.run(command, cwd=staged, env=environment, capture_output=True, text=True, check=False)
+    made = folder / f"{MODEL_NAME}.mar"
+    if done.returncode != 0 or not made.is_file():
+        raise ValueError(
+            f"torch-model-archiver failed ({done.returncode}):\n{(done.stderr or done.stdout).strip()}"
+        )
+    return made.read_bytes()
+
+
+def normalised_archive(raw: bytes) -> bytes:
+    """The same archive without dates, permissions, the order of a folder listing, or a compressor's version.
+
+    Nothing is compressed: the weights would shrink by a few per cent, and a compressor writes other bytes in another
+    version.
+    """
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(raw)) as source, zipfile.ZipFile(buffer, "w") as target:
+        for name in sorted(source.namelist()):
+            if name.endswith("/"):
+                continue
+            content = source.read(name)
+            if name == MANIFEST:
+                manifest = json.loads(content)
+                manifest["createdOn"] = "01/01/1980 00:00:00"
+                content = (json.dumps(manifest, indent=2, sort_keys=True) + "\n").encode()
+            entry = zipfile.ZipInfo(name, NO_DATE)
+            entry.create_system = 3
+            entry.external_attr = 0o100644 << 16
+            target.writestr(entry, content, zipfile.ZIP_STORED)
+    return buffer.getvalue()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m export.archive", description=__doc__.split("\n")[0])
+    parser.add_argument("--torchscript", type=Path, default=Path("build/maskx.pt"))
+    parser.add_argument("--out", type=Path, default=Path("build/maskx.mar"))
+    parser.add_argument(
+        "--version", default="1.0", help="the model's version in TorchServe (default: %(default)s)"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        digest = build_archive(options.torchscript, options.out, version=options.version)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    size = options.out.stat().st_size / 2**20
+    print(f"wrote {options.out} ({size:.1f} MiB), sha256 {digest}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,26 @@
+"""Runs maskx.pt where there is no project: imports torch and torchvision, nothing else, and is itself not imported.
+
+`verify` starts it with `python -I` in an empty folder: fresh_process.py MODEL INPUTS OUTPUTS. INPUTS holds the number
+of threads and a list of argument tuples, OUTPUTS is what the file answered, both written by `torch.save`.
+"""
+
+import sys
+
+import torch
+import torchvision  # noqa: F401  registers the operators roi_align and nms
+
+
+def main() -> None:
+    """Load, answer, and save the answers with the names of all modules that were imported."""
+    model_path, inputs_path, outputs_path = sys.argv[1:]
+    inputs = torch.load(inputs_path, weights_only=True)
+    torch.set_num_threads(inputs["threads"])
+    model = torch.jit.load(model_path, map_location="cpu")
+    with torch.inference_mode():
+        answers = [model(*case) for case in inputs["cases"]]
+    modules = sorted({name.split(".")[0] for name in sys.modules})
+    torch.save({"answers": answers, "modules": modules}, outputs_path)
+
+
+if __name__ == "__main__":
+    main()

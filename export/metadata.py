@@ -1,0 +1,54 @@
+"""metadata.json, the part of maskx.pt that says what its labels and numbers mean."""
+
+import json
+from typing import Any
+
+import torch
+import torchvision
+
+from model.classes import ClassTable
+
+FORMAT_VERSION = 1
+"""Raised when a reader of older files could misread the new ones."""
+
+MASKX_VERSION = "0.1.0"
+"""Version of this repository that wrote the file."""
+
+
+def build_metadata(
+    classes: ClassTable, *, mask_size: int, max_detections: int, min_size: int, max_size: int
+) -> dict[str, Any]:
+    """What a server must know of a model beside its weights.
+
+    Args:
+        classes: dataset ids, names, and which classes had masks in training (set A).
+        mask_size: M, the side of a mask before it is seen at its box.
+        max_detections: detections per image where a request does not say.
+        min_size, max_size: the network's shorter side and bound of the longer, in pixels; a decoder may shrink a
+            greater image to them.
+    """
+    return {
+        "format_version": FORMAT_VERSION,
+        "categories": [
+            {
+                "label": label,
+                "id": classes.id_of_label(label),
+                "name": classes.name_of_label(label),
+                "mask_supervised": classes.has_mask[label - 1],
+            }
+            for label in range(1, classes.num_classes + 1)
+        ],
+        "mask_size": mask_size,
+        "defaults": {"score_threshold": 0.5, "max_detections": max_detections},
+        "input": {"min_size": min_size, "max_size": max_size},
+        "versions": {
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "maskx": MASKX_VERSION,
+        },
+    }
+
+
+def metadata_json(metadata: dict[str, Any]) -> str:
+    """The same text for the same content."""
+    return json.dumps(metadata, indent=1, sort_keys=True, ensure_ascii=True) + "\n"

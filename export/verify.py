@@ -1,0 +1,283 @@
+"""Is the exported file the network that was trained? Asked before anything is written; any doubt is an error.
+
+eager == scripted == reloaded in a process without the project's source, exactly; frozen within 1e-4; for images of
+several sizes, a batch of unequal sizes, scaled-down images, and an image in which nothing is found. Row c of the baked
+table is T at label c. No device is written into the code.
+"""
+
+import io
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from model.network import MaskXRCNN
+from model.weight_transfer import normalised
+
+TOLERANCE = 1e-4
+"""Of a frozen module: scores, boxes by the image's longer side, differing mask pixels by the boxes' pixels."""
+
+Case = tuple[list[Tensor], Tensor, Tensor, Tensor, Tensor, Tensor]
+"""Arguments of `model.inference.Inference.forward`."""
+Answer = list[dict[str, Tensor]]
+
+_DEVICE = re.compile(r"(cpu|cuda|mps|xpu|meta|xla|hpu)(:\d+)?")
+_PROJECT = {"model", "training", "export", "handler", "client", "benchmarks", "tests"}
+
+
+class ExportError(ValueError):
+    """The exported file is not what it should be, so nothing is written."""
+
+
+def verify(network: MaskXRCNN, served: nn.Module, scripted: torch.jit.ScriptModule, data: bytes) -> None:
+    """Raises `ExportError` unless `data` answers as `network` does.
+
+    Args:
+        network: the trained network, for the detection weights and T.
+        served: `network.inference()`, eager.
+        scripted: `served` scripted, before it was saved.
+        data: the TorchScript file.
+    """
+    verify_mask_table(network, scripted)
+    verify_no_device(scripted)
+    classes = network.box_predictor.cls_score.out_features
+    cases = verification_cases(network.canvas.min_size, classes)
+    with torch.inference_mode():
+        eager = [served(*case) for case in cases]
+        if not any(int(answer["labels"].numel()) for answers in eager for answer in answers):
+            raise ExportError(
+                "the network found nothing at threshold 0 in any verification image, so nothing can be "
+                "compared; is it trained, and are its weights finite?"
+            )
+        # TorchScript records types in its first run and optimises for them in the second.
+        for run in ("first", "second"):
+            for k, case in enumerate(cases):
+                require_equal(eager[k], scripted(*case), f"scripted, {run} run, case {k}")
+    for k, answers in enumerate(answers_of_fresh_process(data, cases)):
+        require_equal(eager[k], answers, f"reloaded in a fresh process, case {k}")
+    loaded: torch.jit.ScriptModule = torch.jit.load(io.BytesIO(data), map_location="cpu")
+    frozen = torch.jit.freeze(loaded.eval())
+    with torch.inference_mode():
+        for k, case in enumerate(cases):
+            require_close(eager[k], frozen(*case), case, f"frozen, case {k}")
+
+
+def verify_mask_table(network: MaskXRCNN, served: nn.Module) -> None:
+    """Row c of the baked table is T of the detection weights of label c, one label at a time (Sec. 3.2)."""
+    weights = network.mask_weights
+    cls_score, bbox_pred = network.box_predictor.cls_score.weight, network.box_predictor.bbox_pred.weight
+    classes = cls_score.shape[0]
+    table = served.mask_table
+    assert isinstance(table, Tensor)
+    with torch.no_grad():
+        parts = [cls_score] if weights.use_cls else []
+        parts += [bbox_pred.reshape(classes, -1)] if weights.use_box else []
+        w_det = torch.cat([normalised(part) if weights.normalise else part for part in parts], dim=1)
+        for label in range(classes):
+            expected = torch.zeros(()) if weights.agnostic is None else weights.agnostic
+            if weights.transfer is not None:
+                expected = expected + weights.transfer(w_det[label]).float()
+            scale = float(expected.abs().max().clamp(min=1e-12))
+            wrong = table.shape[0] != classes or float((table[label] - expected).abs().max()) > 1e-4 * scale
+            if wrong:
+                raise ExportError(
+                    f"row {label} of the baked mask table [{table.shape[0]}, {table.shape[1]}] is not T at label "
+                    f"{label} of {classes} labels (background included)"
+                )
+
+
+def verify_no_device(scripted: torch.jit.ScriptModule) -> None:
+    """The file must run on the device it is loaded to: nothing in its code may name one."""
+    named = devices_in(scripted)
+    if named:
+        raise ExportError(
+            "the scripted code names devices, so it would not run elsewhere: " + "; ".join(named)
+        )
+
+
+def devices_in(scripted: torch.jit.ScriptModule) -> list[str]:
+    """Every place of the code, called functions included, that names a device or holds a tensor of one."""
+    found: list[str] = []
+    graph = scripted.inlined_graph
+    for node in _nodes(graph, "prim::Constant"):
+        output = node.output()
+        kind = output.type().kind()
+        where = str(node.sourceRange()).strip().splitlines()[:1]
+        if kind == "DeviceObjType" and node.hasAttribute("value"):
+            found.append(f"device {output.toIValue()} {where}")
+        if kind == "TensorType" and node.hasAttribute("value"):
+            found.append(f"a constant tensor on {output.toIValue().device} {where}")
+        if kind == "StringType" and _DEVICE.fullmatch(output.toIValue()):
+            # torchvision and torch compare `x.device.type` with names; that is no device chosen.
+            users = {use.user.kind() for use in output.uses()}
+            if users - {"aten::eq", "aten::ne"}:
+                found.append(f"device name {output.toIValue()!r} {where}")
+    for kind in ("aten::cpu", "aten::cuda"):
+        found += [f"{kind} {str(n.sourceRange()).strip().splitlines()[:1]}" for n in _nodes(graph, kind)]
+    return found
+
+
+def _nodes(graph: Any, kind: str) -> list[Any]:
+    """Nodes of a kind anywhere in a TorchScript graph, whose type torch does not describe."""
+    found: list[Any] = graph.findAllNodes(kind, True)
+    return found
+
+
+def verification_cases(min_size: int, classes: int) -> list[Case]:
+    """Arguments for `classes` labels (background included): drawn images near the network's size, always the same."""
+    side = max(min_size, 8)
+    landscape = drawn_image(side * 3 // 4, side)
+    portrait = drawn_image(side * 5 // 4, side * 3 // 4)
+    black = torch.zeros(3, side // 2, side // 2, dtype=torch.uint8)
+    everything = torch.ones(1, classes, dtype=torch.bool)
+    all_but_one = everything.clone()
+    all_but_one[0, 1] = classes == 2
+    batch: Case = (
+        [landscape, portrait, black],
+        torch.tensor([[side * 3 // 2, side * 2], [side * 5 // 4, side * 3 // 4], [side // 2, side // 2]]),
+        torch.tensor([0.0, 0.0, 2.0]),
+        torch.tensor([100, 5, 100]),
+        torch.cat([everything, all_but_one, everything]),
+        torch.tensor([True, True, True]),
+    )
+    tiny = drawn_image(37, 61)
+    without_masks: Case = (
+        [tiny, tiny],
+        torch.tensor([[37, 61], [37, 61]]),
+        torch.tensor([0.0, 0.0]),
+        torch.tensor([60, 60]),
+        torch.cat([everything, everything]),
+        torch.tensor([True, False]),
+    )
+    nothing: Case = (
+        [black],
+        torch.tensor([[side // 2, side // 2]]),
+        torch.tensor([2.0]),
+        torch.tensor([100]),
+        everything,
+        torch.tensor([True]),
+    )
+    return [batch, without_masks, nothing]
+
+
+def drawn_image(height: int, width: int) -> Tensor:
+    """uint8 [3, height, width]: rectangles and discs of several colours on a gradient."""
+    y = torch.linspace(0, 1, height)[:, None]
+    x = torch.linspace(0, 1, width)[None, :]
+    image = torch.stack([60 + 80 * x + 0 * y, 90 + 60 * y + 0 * x, 120 + 40 * (x + y) / 2])
+    for k in range(6):
+        centre_x, centre_y = 0.12 + 0.15 * k, 0.2 + 0.6 * ((k * 5) % 6) / 5
+        size = 0.05 + 0.02 * k
+        if k % 2:
+            inside = ((x - centre_x).abs() < size) & ((y - centre_y).abs() < size * 1.5)
+        else:
+            inside = (x - centre_x) ** 2 + (y - centre_y) ** 2 < size**2
+        colour = torch.tensor([255.0 * (k % 2), 50.0 * k, 255.0 - 45.0 * k])
+        image = torch.where(inside, colour[:, None, None], image)
+    return image.to(torch.uint8)
+
+
+def answers_of_fresh_process(data: bytes, cases: list[Case]) -> list[Answer]:
+    """What the file answers where only torch and torchvision can be imported."""
+    with tempfile.TemporaryDirectory() as folder:
+        empty = Path(folder, "empty")
+        empty.mkdir()
+        model, inputs, outputs = (Path(folder, name) for name in ("model.pt", "inputs.pt", "outputs.pt"))
+        model.write_bytes(data)
+        torch.save({"threads": torch.get_num_threads(), "cases": cases}, inputs)
+        script = Path(__file__).with_name("fresh_process.py").resolve()
+        # -I: no PYTHONPATH, no user packages, and neither the script's folder nor this one on the path.
+        command = [sys.executable, "-I", str(script), str(model), str(inputs), str(outputs)]
+        done = subprocess.run(command, cwd=empty, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise ExportError(
+                f"the file does not run in a process without the project's source:\n{done.stderr.strip()}"
+            )
+        result: dict[str, Any] = torch.load(outputs, weights_only=True)
+    mine = _PROJECT.intersection(result["modules"])
+    if mine:
+        raise ExportError(f"the file needs the project's modules {sorted(mine)} where there is no project")
+    answers: list[Answer] = result["answers"]
+    return answers
+
+
+def require_equal(expected: Answer, got: Answer, what: str) -> None:
+    """Every tensor equal in type, shape and value."""
+    if len(expected) != len(got):
+        raise ExportError(f"{what}: {len(got)} answers for {len(expected)} images")
+    for i, (a, b) in enumerate(zip(expected, got, strict=True)):
+        if set(a) != set(b):
+            raise ExportError(f"{what}, image {i}: fields {sorted(b)}; expected {sorted(a)}")
+        for key in sorted(a):
+            if a[key].dtype != b[key].dtype or not torch.equal(a[key], b[key]):
+                raise ExportError(
+                    f"{what}, image {i}: {key} {b[key].dtype} {list(b[key].shape)} is not exactly the eager network's "
+                    f"{a[key].dtype} {list(a[key].shape)}"
+                )
+
+
+def require_close(expected: Answer, got: Answer, case: Case, what: str) -> None:
+    """The same detections within `TOLERANCE`, in any order of equal scores.
+
+    A detection may be on one side alone only where its score is within the tolerance of the last place of a full list:
+    there any rounding decides.
+    """
+    if len(expected) != len(got):
+        raise ExportError(f"{what}: {len(got)} answers for {len(expected)} images")
+    for i, (a, b) in enumerate(zip(expected, got, strict=True)):
+        height, width = (int(v) for v in case[1][i])
+        limit = TOLERANCE * max(height, width)
+        cut = float(a["scores"].min()) if 0 < a["scores"].numel() == int(case[3][i]) else float("-inf")
+        left = list(range(b["scores"].numel()))
+        pixels, different = 0, 0
+        for d in range(a["scores"].numel()):
+            match = next((e for e in left if _same_detection(a, d, b, e, limit)), None)
+            if match is None:
+                if float(a["scores"][d]) > cut + TOLERANCE:
+                    raise ExportError(
+                        f"{what}, image {i}: no detection like label {int(a['labels'][d])} with score "
+                        f"{float(a['scores'][d]):.6f} at {a['boxes'][d].tolist()}"
+                    )
+                continue
+            left.remove(match)
+            x0, y0, x1, y1 = a["boxes"][d].tolist()
+            pixels += int((x1 - x0 + 1) * (y1 - y0 + 1))
+            different += differing_pixels(runs_of(a, d), runs_of(b, match))
+        extra = [e for e in left if float(b["scores"][e]) > cut + TOLERANCE]
+        if extra:
+            raise ExportError(
+                f"{what}, image {i}: {len(extra)} detections that the eager network does not make"
+            )
+        if different > max(1.0, TOLERANCE * pixels):
+            raise ExportError(f"{what}, image {i}: masks differ in {different} of {pixels} pixels")
+
+
+def _same_detection(a: dict[str, Tensor], d: int, b: dict[str, Tensor], e: int, limit: float) -> bool:
+    """Label equal, score and box within the tolerance."""
+    return (
+        int(a["labels"][d]) == int(b["labels"][e])
+        and abs(float(a["scores"][d]) - float(b["scores"][e])) <= TOLERANCE
+        and float((a["boxes"][d] - b["boxes"][e]).abs().max()) <= limit
+    )
+
+
+def runs_of(answer: dict[str, Tensor], d: int) -> Tensor:
+    """Run lengths of detection d, int64; of no length where masks were not asked for."""
+    return answer["rle_counts"][int(answer["rle_offsets"][d]) : int(answer["rle_offsets"][d + 1])]
+
+
+def differing_pixels(a: Tensor, b: Tensor) -> int:
+    """Pixels that belong to one of two masks alone, from their run lengths."""
+    ends_a, ends_b = a.cumsum(0), b.cumsum(0)
+    if ends_a[-1:].tolist() != ends_b[-1:].tolist():
+        raise ExportError(f"masks of {ends_a[-1:].tolist()} and {ends_b[-1:].tolist()} pixels")
+    ends = torch.unique(torch.cat([ends_a, ends_b]))
+    lengths = ends - torch.cat([ends.new_zeros(1), ends])[: ends.numel()]
+    # The run that a stretch ending at `end` lies in is the first that ends there or later.
+    run_a, run_b = torch.searchsorted(ends_a, ends), torch.searchsorted(ends_b, ends)
+    return int(lengths[(run_a % 2) != (run_b % 2)].sum())

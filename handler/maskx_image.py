@@ -1,0 +1,220 @@
+"""Image bytes -> the upright RGB pixels that the network sees, the same in training and in serving.
+
+Imports only Pillow, NumPy and the standard library; opens no file, writes nothing to standard output.
+
+What becomes of each kind of image:
+
+* EXIF orientation is applied (JPEG, PNG, WebP, AVIF; Pillow itself turns TIFF). A broken EXIF block counts
+  as upright.
+* Transparency (alpha channel, transparent palette entry or colour) is laid over white, as most viewers show
+  it.
+* 16 bits per channel (`I;16`, `I`) are scaled from 0..65535 to 0..255; values outside are clipped.
+* Floating point (`F`) is read as 0..1 where no value is above 1, else as 0..255; values that are not finite
+  become 0.
+* Greyscale, palette, bilevel, CMYK, YCCK, YCbCr, HSV go through Pillow's own conversion; colour profiles
+  are ignored.
+* Of an animation the first frame is taken.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+MAX_PIXELS = 64 * 1024 * 1024
+"""Default limit on width x height: 64 Mi pixels are 192 MiB of RGB."""
+
+MAX_SIDE = 16_384
+"""Default limit on either side, in pixels."""
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+
+# The limits above are checked from the header before anything is decoded. Pillow's own limit would refuse
+# less (it warns first) and would stand in the way of whoever allows more.
+Image.MAX_IMAGE_PIXELS = None
+
+_ORIENTATION_TAG = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# What Pillow's decoders are known to raise on bytes that are broken, cut short or meant to do harm.
+_DECODER_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    TypeError,
+    KeyError,
+    IndexError,
+    EOFError,
+    OverflowError,
+    MemoryError,
+    ArithmeticError,
+    AttributeError,
+    NotImplementedError,
+    RuntimeError,
+    struct.error,
+)
+
+
+class ImageError(ValueError):
+    """Bytes that are no image, no whole one or too large a one; the message is fit for the caller."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageHeader:
+    """The header: stored size in pixels, EXIF orientation 1..8 (1 is upright), Pillow's format and mode."""
+
+    width: int
+    height: int
+    orientation: int
+    format: str
+    mode: str
+
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        """(width, height) after the EXIF orientation is applied."""
+        return (self.height, self.width) if self.orientation >= 5 else (self.width, self.height)
+
+
+def read_header(file: BinaryIO) -> ImageHeader:
+    """Size and orientation of the image in a seekable binary file, without decoding its pixels.
+
+    Raises ImageError where Pillow knows no such image; pixels may still turn out to be broken later.
+    """
+    image = _identify(file)
+    return _header(image, file)
+
+
+def open_image(
+    data: bytes, *, max_pixels: int = MAX_PIXELS, max_side: int = MAX_SIDE, upright: bool = True
+) -> Image.Image:
+    """`data` as an RGB Pillow image, upright unless `upright=False` asks for the pixels as stored.
+
+    Raises ImageError: empty, unknown, cut short or broken data; more than `max_pixels` pixels or a side
+    longer than `max_side` (both checked from the header, before pixels are decoded).
+    """
+    if not data:
+        raise ImageError("the image is empty (0 bytes)")
+    file = io.BytesIO(data)
+    image = _identify(file)
+    header = _header(image, file)
+    if header.width * header.height > max_pixels or max(header.width, header.height) > max_side:
+        raise ImageError(
+            f"the image is too large: {header.width} x {header.height} pixels, at most {max_pixels} pixels "
+            f"and {max_side} to a side are allowed"
+        )
+    try:
+        image.load()
+        rgb = _to_rgb(image)
+    except _DECODER_ERRORS as error:
+        raise ImageError(f"the {header.format} image is broken or cut short: {error}") from error
+    if upright and header.orientation in _TURNS:
+        rgb = rgb.transpose(_TURNS[header.orientation])
+    return rgb
+
+
+def decode(
+    data: bytes, *, max_pixels: int = MAX_PIXELS, max_side: int = MAX_SIDE, upright: bool = True
+) -> np.ndarray:
+    """As `open_image`, as a contiguous, writable uint8 array [height, width, 3] in RGB order."""
+    image = open_image(data, max_pixels=max_pixels, max_side=max_side, upright=upright)
+    return np.array(image, dtype=np.uint8, order="C")
+
+
+def _identify(file: BinaryIO) -> Image.Image:
+    """Pillow's lazy image: header read, pixels not yet."""
+    Image.init()
+    try:
+        file.seek(0)
+        return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+    except UnidentifiedImageError as error:
+        raise ImageError(f"not an image that can be read; known are {', '.join(FORMATS)}") from error
+    except _DECODER_ERRORS as error:
+        raise ImageError(f"the image's header is broken: {error}") from error
+
+
+def _header(image: Image.Image, file: BinaryIO) -> ImageHeader:
+    kind = image.format or "unknown"
+    orientation = 1
+    if kind != "TIFF":  # Pillow gives TIFF's size and pixels upright
+        exif = image.info.get("exif")
+        if kind == "PNG" and exif is None:
+            exif = _late_png_exif(file)
+        if isinstance(exif, bytes):
+            orientation = exif_orientation(exif)
+    if min(image.size) < 1:
+        raise ImageError(f"the image has no pixels: {image.width} x {image.height}")
+    return ImageHeader(
+        width=image.width, height=image.height, orientation=orientation, format=kind, mode=image.mode
+    )
+
+
+def exif_orientation(exif: bytes) -> int:
+    """Orientation 1..8 from an EXIF block (a TIFF header and its first directory); 1 where there is none.
+
+    Read here rather than by Pillow, which would print a warning about a broken block and, for PNG, decode
+    all pixels to look for it.
+    """
+    block = exif.removeprefix(b"Exif\x00\x00")
+    order = {b"II*\x00": "<", b"MM\x00*": ">"}.get(block[:4])
+    if order is None or len(block) < 8:
+        return 1
+    (start,) = struct.unpack_from(order + "I", block, 4)
+    if start + 2 > len(block):
+        return 1
+    (entries,) = struct.unpack_from(order + "H", block, start)
+    for entry in range(start + 2, min(start + 2 + 12 * entries, len(block) - 11), 12):
+        tag, kind = struct.unpack_from(order + "HH", block, entry)
+        if tag == _ORIENTATION_TAG and kind in (3, 4):  # SHORT; some writers use LONG
+            (value,) = struct.unpack_from(order + ("H" if kind == 3 else "I"), block, entry + 8)
+            return int(value) if 1 <= value <= 8 else 1
+    return 1
+
+
+def _late_png_exif(file: BinaryIO) -> bytes | None:
+    """The eXIf chunk of a PNG, which may stand behind the pixels, where Pillow has not looked yet."""
+    position = file.tell()
+    try:
+        offset = 8
+        while True:
+            file.seek(offset)
+            head = file.read(8)
+            if len(head) < 8 or head[4:] == b"IEND":
+                return None
+            (length,) = struct.unpack(">I", head[:4])
+            if head[4:] == b"eXIf":
+                return file.read(length)
+            offset += 12 + length
+    finally:
+        file.seek(position)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(_to_8_bits(np.asarray(image))).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        pixels = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+        white = Image.new("RGBA", pixels.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, pixels).convert("RGB")
+    return image.convert("RGB")
+
+
+def _to_8_bits(values: np.ndarray) -> np.ndarray:
+    """Grey of 16 or 32 bits or floating point, any shape -> uint8 of that shape, by the rules at the top."""
+    if values.dtype.kind == "f":
+        finite = np.where(np.isfinite(values), values, 0.0)
+        scale = 255.0 if finite.max(initial=0.0) <= 1.0 else 1.0
+        return np.clip(np.rint(finite * scale), 0, 255).astype(np.uint8)
+    # 65535 = 255 * 257, so 257 takes white to white; + 128 rounds to nearest
+    return ((np.clip(values.astype(np.int64), 0, 65_535) + 128) // 257).astype(np.uint8)

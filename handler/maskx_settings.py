@@ -1,0 +1,89 @@
+"""model-config.yaml as read by the server, checked: a misspelt key is an error here, where the server ignores it.
+
+Keys are those that TorchServe 0.12 reads for a model, and one section of this handler's own, `maskx`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from maskx_image import MAX_PIXELS, MAX_SIDE
+
+SERVER_KEYS = {
+    "minWorkers",
+    "maxWorkers",
+    "batchSize",
+    "maxBatchDelay",
+    "responseTimeout",
+    "startupTimeout",
+    "deviceType",
+    "deviceIds",
+    "maxRetryTimeoutInSec",
+    "clientTimeoutInMills",
+    "jobQueueSize",
+    "useJobTicket",
+}
+"""What TorchServe reads and this model can make use of."""
+
+DEVICE_TYPES = ("cpu", "gpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Section `maskx`: what a single request may cost.
+
+    max_pixels, max_side: of an image, checked from its header before it is decoded. max_answer_bytes: must stay below
+    the server's max_response_size, for an answer above that kills the worker.
+    """
+
+    max_pixels: int = MAX_PIXELS
+    max_side: int = MAX_SIDE
+    max_answer_bytes: int = 6_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What of model-config.yaml concerns the handler; `device_type` is "cpu", "gpu" or "" (take what there is)."""
+
+    device_type: str
+    limits: Limits
+
+
+def read_settings(config: Mapping[str, Any] | None) -> Settings:
+    """Checks model-config.yaml, already parsed, and takes out what concerns the handler.
+
+    Raises:
+        ValueError: an unknown key or a value that is not allowed, with what is.
+    """
+    config = config or {}
+    _refuse_unknown(config, {*SERVER_KEYS, "maskx"}, "model-config.yaml")
+    device_type = config.get("deviceType", "")
+    if device_type not in ("", *DEVICE_TYPES):
+        raise ValueError(f"model-config.yaml: deviceType is {device_type!r}; allowed are {', '.join(DEVICE_TYPES)}")
+    for key in ("batchSize", "maxBatchDelay", "minWorkers", "maxWorkers"):
+        if key in config:
+            _positive(config[key], f"model-config.yaml: {key}")
+    own = config.get("maskx") or {}
+    if not isinstance(own, Mapping):
+        raise ValueError(f"model-config.yaml: maskx is {own!r}; a section of keys and values is expected")
+    _refuse_unknown(own, {field.name for field in fields(Limits)}, "model-config.yaml, section maskx")
+    for key, value in own.items():
+        _positive(value, f"model-config.yaml: maskx.{key}")
+    return Settings(device_type=device_type, limits=Limits(**own))
+
+
+def _refuse_unknown(given: Mapping[str, Any], known: Collection[str], where: str) -> None:
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(known))}"
+            raise ValueError(f"{where}: unknown key {key!r}; {hint}")
+
+
+def _positive(value: Any, what: str) -> None:
+    """TorchServe reads a maxBatchDelay of 0 as 100, and workers of 0 as one per core: say what is meant."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{what} is {value!r}; a whole number of at least 1 is expected")

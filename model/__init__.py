@@ -1,0 +1,1 @@
+"""The network of Mask^X R-CNN, one file per box of the paper's figure: what is computed."""

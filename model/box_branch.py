@@ -1,0 +1,55 @@
+"""The box branch: class scores and class-wise boxes of each RoI; its last layer holds w_det."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class BoxHead(nn.Module):
+    """Two fully connected layers on the pooled features of an RoI (FPN's box head)."""
+
+    def __init__(self, *, channels: int, roi_size: int, width: int) -> None:
+        super().__init__()
+        self.fc6 = nn.Linear(channels * roi_size**2, width)
+        self.fc7 = nn.Linear(width, width)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Pooled features [R, F, S, S] -> [R, D]."""
+        x = torch.relu(self.fc6(pooled.flatten(1)))
+        return torch.relu(self.fc7(x))
+
+
+class BoxPredictor(nn.Module):
+    """Class logits and class-wise box deltas. The rows of the two weights are the paper's w_cls and w_box."""
+
+    def __init__(self, *, width: int, num_classes: int) -> None:
+        super().__init__()
+        self.cls_score = nn.Linear(width, num_classes + 1)
+        self.bbox_pred = nn.Linear(width, 4 * (num_classes + 1))
+        nn.init.normal_(self.cls_score.weight, std=0.01)
+        nn.init.normal_(self.bbox_pred.weight, std=0.001)
+        nn.init.zeros_(self.cls_score.bias)
+        nn.init.zeros_(self.bbox_pred.bias)
+
+    def forward(self, features_RD: Tensor) -> Tensor:
+        """Class logits [R, C+1] float32; the boxes are asked for by `deltas_of`."""
+        logits: Tensor = self.cls_score(features_RD)
+        return logits.float()
+
+    def deltas_of(self, features_RD: Tensor, labels_R: Tensor) -> Tensor:
+        """Box deltas [R, 4] float32 of one class per row: nothing of the size classes x RoIs is made.
+
+        Gathered weights cost R x 4 x D numbers and pay where classes outnumber rows; else the whole
+        layer is one matrix product and its rows are picked.
+        """
+        rows = features_RD.shape[0]
+        weight = self.bbox_pred.weight
+        classes = weight.shape[0] // 4
+        if rows * 4 > features_RD.shape[1] and classes <= 256:
+            deltas = self.bbox_pred(features_RD).view(rows, classes, 4)
+            return deltas[torch.arange(rows, device=labels_R.device), labels_R].float()
+        of_class = weight.view(classes, 4, -1)[labels_R]
+        bias = self.bbox_pred.bias.view(classes, 4)[labels_R]
+        picked = torch.bmm(of_class.to(features_RD.dtype), features_RD.unsqueeze(2)).squeeze(2)
+        return picked.float() + bias.float()

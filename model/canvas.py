@@ -1,0 +1,50 @@
+"""From uint8 images of any size to one float canvas on the device: resize, normalise, pad."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def resized_size(height: int, width: int, min_size: int, max_size: int) -> tuple[int, int]:
+    """Height and width after the shorter side is brought to `min_size`, the longer kept within `max_size`."""
+    scale = min(float(min_size) / float(min(height, width)), float(max_size) / float(max(height, width)))
+    return max(int(round(height * scale)), 1), max(int(round(width * scale)), 1)
+
+
+def canvas_side(side: int, step: int) -> int:
+    """`side` rounded up to a multiple of `step`."""
+    return (side + step - 1) // step * step
+
+
+class Canvas(nn.Module):
+    """Resizes (bilinear, half-pixel centres), normalises and pads images on the device they lie on."""
+
+    def __init__(self, *, min_size: int, max_size: int, step: int, mean: list[float], std: list[float]) -> None:
+        super().__init__()
+        self.min_size = min_size
+        self.max_size = max_size
+        self.step = step
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    def size_of(self, image: Tensor) -> tuple[int, int]:
+        """Height and width of a [3, h, w] image after resizing."""
+        return resized_size(image.shape[1], image.shape[2], self.min_size, self.max_size)
+
+    def padded_size_of(self, image: Tensor) -> tuple[int, int]:
+        """Height and width of the canvas that the image's own size asks for."""
+        height, width = self.size_of(image)
+        return canvas_side(height, self.step), canvas_side(width, self.step)
+
+    def forward(self, images: list[Tensor], height: int, width: int) -> Tensor:
+        """uint8 [3, h_i, w_i] images -> float32 [N, 3, height, width]; the padding holds zeros (the mean)."""
+        mean, std = self.mean, self.std
+        canvas = torch.zeros((len(images), 3, height, width), dtype=torch.float32, device=mean.device)
+        for i, image in enumerate(images):
+            h, w = self.size_of(image)
+            x = image.to(mean.device).to(torch.float32)
+            if h != image.shape[1] or w != image.shape[2]:
+                x = nn.functional.interpolate(x[None], size=[h, w], mode="bilinear", align_corners=False)[0]
+            canvas[i, :, :h, :w] = (x - mean) / std
+        return canvas

@@ -1,0 +1,166 @@
+"""Checkpoints: weights, configuration, class split and the state of the training, in one file.
+
+A file is written whole or not at all, and holds only tensors and plain values, so that it is read with
+`weights_only=True`: a checkpoint from somebody else runs no code.
+"""
+
+import contextlib
+import os
+import pickle
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile, is_zipfile
+
+import torch
+from torch import Tensor
+
+from model.build import build_network
+from model.classes import ClassTable
+from model.config import ModelConfig, model_config_from_dict
+from model.network import MaskXRCNN
+
+FORMAT = 1
+"""Raised whenever a reader of the old form could not read the new one."""
+KEYS = ("format", "model", "model_config", "training_config", "classes", "step")
+"""What every checkpoint has; a training adds what it needs to go on."""
+_MASK_SIDE = ("mask_branch.", "mask_weights.")
+
+
+def save_checkpoint(path: str | Path, contents: dict[str, Any]) -> None:
+    """Write `contents` (tensors and plain values, with `KEYS`) to `path`, whole or not at all.
+
+    Written beside the target, brought to the disk, then renamed: whoever reads `path`, at whatever moment
+    the writer is killed, finds the old file or the new one.
+
+    Raises:
+        ValueError: the file cannot be written (no room, no right); the old one is still there.
+    """
+    path = Path(path)
+    missing = [key for key in KEYS if key not in contents]
+    assert not missing, f"a checkpoint needs {missing}"
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            dir=path.parent, prefix=f".{path.name}.", suffix=".unfinished", delete=False
+        ) as file:
+            temporary = Path(file.name)
+            torch.save(contents, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise ValueError(f"{path} could not be written: {error.strerror or error}") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def remove_unfinished(path: str | Path) -> None:
+    """Take away what writers of `path` that were killed have left beside it."""
+    path = Path(path)
+    for left in path.parent.glob(f".{path.name}.*.unfinished"):
+        with contextlib.suppress(OSError):
+            left.unlink()
+
+
+def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:
+    """The contents of a checkpoint, its tensors on `device`.
+
+    Raises:
+        ValueError: no such file, no checkpoint of ours, a broken file, or a newer form.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such checkpoint; train first, or give the path of one")
+    if not is_zipfile(path):
+        raise ValueError(f"{path}: not a checkpoint that can be read: cut off, or of another kind")
+    try:
+        contents = torch.load(path, map_location=device, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, BadZipFile, OSError) as error:
+        first_line = str(error).strip().split("\n")[0]
+        raise ValueError(f"{path}: not a checkpoint that can be read: {first_line}") from error
+    if not isinstance(contents, dict) or any(key not in contents for key in KEYS):
+        found = sorted(map(str, contents)) if isinstance(contents, dict) else type(contents).__name__
+        raise ValueError(f"{path}: not a checkpoint of this project; expected the keys {KEYS}, found {found}")
+    if contents["format"] != FORMAT:
+        raise ValueError(f"{path}: checkpoint of format {contents['format']}; this version reads {FORMAT}")
+    return contents
+
+
+def load_network(path: str | Path) -> tuple[MaskXRCNN, ClassTable, dict[str, Any]]:
+    """The network of a checkpoint on the CPU in evaluation mode, its classes, and the whole contents.
+
+    Raises:
+        ValueError: see `load_checkpoint`; or configuration and weights do not belong together.
+    """
+    contents = load_checkpoint(path)
+    try:
+        classes = ClassTable.from_dict(contents["classes"])
+        config = model_config_from_dict(contents["model_config"])
+        network = build_network(without_pretrained(config), num_classes=classes.num_classes)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    load_weights(network, contents["model"], source=str(path))
+    return network.eval(), classes, contents
+
+
+def load_detector(network: MaskXRCNN, path: str | Path, classes: ClassTable) -> None:
+    """Take everything but the mask branch and T from the checkpoint at `path`: a finished detector.
+
+    Raises:
+        ValueError: see `load_checkpoint`; other classes, or another detector than `network`'s.
+    """
+    contents = load_checkpoint(path)
+    theirs = ClassTable.from_dict(contents["classes"])
+    if (theirs.ids, theirs.names) != (classes.ids, classes.names):
+        raise ValueError(
+            f"{path}: a detector of {theirs.num_classes} classes ({_few(theirs.names)}); "
+            f"the data has {classes.num_classes} ({_few(classes.names)}), and ids and names must be the same"
+        )
+    own = network.state_dict()
+    weights = {key: value for key, value in contents["model"].items() if not key.startswith(_MASK_SIDE)}
+    weights |= {key: value for key, value in own.items() if key.startswith(_MASK_SIDE)}
+    load_weights(network, weights, source=str(path))
+
+
+def load_weights(network: MaskXRCNN, weights: dict[str, Tensor], *, source: str) -> None:
+    """`load_state_dict` with a ValueError that names `source` and the first keys that do not fit."""
+    own = network.state_dict()
+    differing = [key for key in own if key not in weights] + [key for key in weights if key not in own]
+    differing += [key for key in own if key in weights and own[key].shape != weights[key].shape]
+    if differing:
+        raise ValueError(
+            f"{source}: {len(differing)} weights are missing, left over or of another shape than the "
+            f"configuration asks for ({_few(differing)}); set the [model] that these weights were trained with"
+        )
+    network.load_state_dict(weights)
+
+
+def without_pretrained(config: ModelConfig) -> ModelConfig:
+    """The same network, with nothing downloaded: for weights that come from a checkpoint."""
+    return replace(config, backbone=replace(config.backbone, weights="none"))
+
+
+def _few(names: list[str] | tuple[str, ...]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring the renaming itself to the disk, where the system can do that for folders."""
+    if hasattr(os, "O_DIRECTORY"):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,235 @@
+"""The network as it is served: T baked into a table, images in, boxes and run lengths out (TorchScript-ready).
+
+Evaluation and export run this very code; there is no second implementation.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.rpn import RegionProposalNetwork
+from torchvision.ops import batched_nms, clip_boxes_to_image
+
+from model.box_branch import BoxHead, BoxPredictor
+from model.box_coding import decode_boxes
+from model.canvas import Canvas
+from model.mask_branch import MaskBranch
+from model.pooling import PyramidRoIAlign
+from model.run_lengths import mask_run_lengths
+
+
+class Inference(nn.Module):
+    """Mask^X R-CNN for one batch; every wish (threshold, count, classes, masks) is per image."""
+
+    def __init__(
+        self,
+        *,
+        canvas: Canvas,
+        backbone: nn.Module,
+        rpn: RegionProposalNetwork,
+        box_pool: PyramidRoIAlign,
+        box_head: BoxHead,
+        box_predictor: BoxPredictor,
+        mask_pool: PyramidRoIAlign,
+        mask_branch: MaskBranch,
+        mask_table: Tensor,
+        mask_bias: Tensor,
+        nms_iou: float,
+        candidates_per_image: int,
+    ) -> None:
+        super().__init__()
+        self.canvas = canvas
+        self.backbone = backbone
+        self.rpn = rpn
+        self.box_pool = box_pool
+        self.box_head = box_head
+        self.box_predictor = box_predictor
+        self.mask_pool = mask_pool
+        self.mask_branch = mask_branch
+        self.register_buffer("mask_table", mask_table.detach().clone())
+        self.register_buffer("mask_bias", mask_bias.detach().clone())
+        self.nms_iou = nms_iou
+        self.candidates_per_image = candidates_per_image
+
+    def forward(
+        self,
+        images: list[Tensor],
+        sizes: Tensor,
+        score_threshold: Tensor,
+        max_detections: Tensor,
+        class_mask: Tensor,
+        with_masks: Tensor,
+    ) -> list[dict[str, Tensor]]:
+        """Detect and segment.
+
+        Args:
+            images: uint8 [3, h, w], RGB, upright; any sizes, perhaps already scaled down by the decoder.
+            sizes: int64 [N, 2], height and width of the upright originals, whose pixels the answers use.
+            score_threshold: float32 [N], least class probability.
+            max_detections: int64 [N], at most this many detections, the best first.
+            class_mask: bool [N, C+1], the labels asked for; entry 0 (background) is never answered.
+            with_masks: bool [N]; false leaves the run lengths of an image empty.
+
+        Returns:
+            Per image `boxes` float32 [D, 4] XYXY, `scores` [D], `labels` int64 [D], `rle_counts` int64
+            (column-major run lengths of all masks, one after the other) and `rle_offsets` int64 [D+1].
+        """
+        answers: list[dict[str, Tensor]] = []
+        for _ in range(len(images)):
+            answers.append({})
+        done: list[bool] = [False] * len(images)
+        for first in range(len(images)):
+            if not done[first]:
+                height, width = self.canvas.padded_size_of(images[first])
+                group: list[int] = []
+                for i in range(first, len(images)):
+                    h, w = self.canvas.padded_size_of(images[i])
+                    if not done[i] and h == height and w == width:
+                        group.append(i)
+                        done[i] = True
+                index = torch.tensor(group, dtype=torch.int64, device=sizes.device)
+                of_group = self.one_canvas(
+                    [images[i] for i in group],
+                    height,
+                    width,
+                    sizes[index],
+                    score_threshold[index],
+                    max_detections[index],
+                    class_mask[index],
+                    with_masks[index],
+                )
+                for k, i in enumerate(group):
+                    answers[i] = of_group[k]
+        return answers
+
+    def one_canvas(
+        self,
+        images: list[Tensor],
+        height: int,
+        width: int,
+        sizes: Tensor,
+        score_threshold: Tensor,
+        max_detections: Tensor,
+        class_mask: Tensor,
+        with_masks: Tensor,
+    ) -> list[dict[str, Tensor]]:
+        """`forward` for images that share a canvas of `height` x `width`."""
+        canvas = self.canvas(images, height, width)
+        features: dict[str, Tensor] = self.backbone(canvas)
+        image_sizes: list[tuple[int, int]] = []
+        for image in images:
+            image_sizes.append(self.canvas.size_of(image))
+        proposals, _ = self.rpn(ImageList(canvas, image_sizes), features)
+        pooled = self.box_head(self.box_pool(features, proposals))
+        logits = self.box_predictor(pooled)
+
+        boxes: list[Tensor] = []
+        scores: list[Tensor] = []
+        labels: list[Tensor] = []
+        start = 0
+        for i, proposal in enumerate(proposals):
+            end = start + proposal.shape[0]
+            box, score, label = self.detections(
+                proposal,
+                pooled[start:end],
+                logits[start:end],
+                image_sizes[i],
+                float(score_threshold[i].item()),
+                int(max_detections[i].item()),
+                class_mask[i].to(logits.device),
+            )
+            boxes.append(box)
+            scores.append(score)
+            labels.append(label)
+            start = end
+
+        wanted: list[Tensor] = []
+        for i, box in enumerate(boxes):
+            wanted.append(box if bool(with_masks[i].item()) else box[:0])
+        probabilities = self.mask_probabilities(
+            features, wanted, torch.cat([label[: box.shape[0]] for label, box in zip(labels, wanted)])
+        )
+        answers: list[dict[str, Tensor]] = []
+        start = 0
+        for i, box in enumerate(boxes):
+            h, w = int(sizes[i, 0].item()), int(sizes[i, 1].item())
+            box = self.to_original(box, image_sizes[i], h, w)
+            end = start + wanted[i].shape[0]
+            if bool(with_masks[i].item()):
+                counts, offsets = mask_run_lengths(probabilities[start:end], box, h, w)
+            else:
+                counts = torch.zeros((0,), dtype=torch.int64, device=box.device)
+                offsets = torch.zeros((box.shape[0] + 1,), dtype=torch.int64, device=box.device)
+            start = end
+            answers.append(
+                {
+                    "boxes": box,
+                    "scores": scores[i],
+                    "labels": labels[i],
+                    "rle_counts": counts,
+                    "rle_offsets": offsets,
+                }
+            )
+        return answers
+
+    def detections(
+        self,
+        proposals: Tensor,
+        pooled_RD: Tensor,
+        logits: Tensor,
+        image_size: tuple[int, int],
+        score_threshold: float,
+        max_detections: int,
+        class_mask: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Boxes (in the resized image's pixels), scores and labels of one image.
+
+        Classes are filtered first, then the best K (proposal, class) pairs above the threshold are
+        decoded, then NMS per class, then the best `max_detections`.
+        """
+        scores = torch.softmax(logits, dim=1)
+        wanted = class_mask.clone()
+        wanted[0] = False
+        scores = torch.where(wanted[None, :], scores, torch.full_like(scores, -1.0))
+        pair = torch.where((scores > score_threshold).flatten() & (scores >= 0).flatten())[0]
+        flat = scores.flatten()[pair]
+        if flat.numel() > self.candidates_per_image:
+            flat, best = torch.topk(flat, self.candidates_per_image)
+            pair = pair[best]
+        proposal = torch.div(pair, scores.shape[1], rounding_mode="floor")
+        label = pair - proposal * scores.shape[1]
+        deltas = self.box_predictor.deltas_of(pooled_RD[proposal], label)
+        box = clip_boxes_to_image(decode_boxes(deltas, proposals[proposal]), image_size)
+        real = torch.where(((box[:, 2] - box[:, 0]) >= 0.01) & ((box[:, 3] - box[:, 1]) >= 0.01))[0]
+        box, flat, label = box[real], flat[real], label[real]
+        keep = batched_nms(box, flat, label, self.nms_iou)[: max(max_detections, 0)]
+        return box[keep], flat[keep], label[keep]
+
+    def mask_probabilities(self, features: dict[str, Tensor], boxes: list[Tensor], labels: Tensor) -> Tensor:
+        """Mask probabilities [D, M, M] of boxes (per image, resized pixels) for their labels [D]."""
+        pooled = self.mask_pool(features, boxes)
+        return torch.sigmoid(self.mask_branch(pooled, self.mask_table[labels], self.mask_bias))
+
+    def to_original(self, boxes: Tensor, resized: tuple[int, int], height: int, width: int) -> Tensor:
+        """Boxes from the resized image's pixels to the original's."""
+        x = float(width) / float(resized[1])
+        y = float(height) / float(resized[0])
+        boxes = boxes * torch.tensor([x, y, x, y], dtype=torch.float32, device=boxes.device)
+        return clip_boxes_to_image(boxes, (height, width))
+
+    def masks_on_boxes(
+        self, images: list[Tensor], boxes: list[Tensor], labels: list[Tensor]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Run lengths (counts, offsets) of the mask branch on given boxes (XYXY, each image's own pixels)."""
+        answers: list[tuple[Tensor, Tensor]] = []
+        for image, box, label in zip(images, boxes, labels):
+            height, width = self.canvas.padded_size_of(image)
+            h, w = self.canvas.size_of(image)
+            features: dict[str, Tensor] = self.backbone(self.canvas([image], height, width))
+            y = float(h) / float(image.shape[1])
+            x = float(w) / float(image.shape[2])
+            scaled = box * torch.tensor([x, y, x, y], dtype=torch.float32, device=box.device)
+            probabilities = self.mask_probabilities(features, [scaled], label)
+            answers.append(mask_run_lengths(probabilities, box, image.shape[1], image.shape[2]))
+        return answers

@@ -1,0 +1,48 @@
+"""The target of one training image and the window of an object's mask (Sec. 3.1: masks for set A only)."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+import torch
+from torch import Tensor
+
+
+class Target(TypedDict):
+    """What is known about one image: N objects and M crowd regions, boxes XYXY in pixels.
+
+    An object has a mask only where its class belongs to set A and its segmentation was sound; `masks[i]` is
+    then the part of the mask inside `mask_windows(boxes)[i]`, and a [0, 0] tensor otherwise.
+    """
+
+    image_id: int
+    boxes: Tensor  # float32 [N, 4], 0 <= x0 < x1 <= width, 0 <= y0 < y1 <= height
+    labels: Tensor  # int64 [N], 1..C; 0 is background and never occurs here
+    has_mask: Tensor  # bool [N]
+    masks: list[Tensor]  # N of uint8 [h_i, w_i], values 0 and 1
+    crowd_boxes: Tensor  # float32 [M, 4], never negatives, never positives
+
+
+def mask_windows(boxes: Tensor, height: int, width: int) -> Tensor:
+    """The smallest window of whole pixels that holds each box: int64 [N, 4], XYXY with exclusive ends.
+
+    Ends are rounded outwards and then clipped to the image, so a box of positive area inside the image has
+    a window of at least one pixel. `boxes` is float [N, 4] XYXY; N may be 0.
+    """
+    low = boxes[:, :2].floor().to(torch.int64)
+    high = boxes[:, 2:].ceil().to(torch.int64)
+    ends = torch.tensor([width, height], dtype=torch.int64, device=boxes.device)
+    zero = torch.zeros_like(ends)
+    return torch.cat([torch.clamp(low, zero, ends), torch.clamp(high, zero, ends)], dim=1)
+
+
+def paste_crop(crop: Tensor, window: Tensor, height: int, width: int) -> Tensor:
+    """The whole mask: `crop` [h, w] of any dtype set into zeros [height, width] at `window` [4]."""
+    x0, y0, x1, y1 = (int(v) for v in window)
+    if tuple(crop.shape) != (y1 - y0, x1 - x0):
+        raise ValueError(
+            f"a crop of {tuple(crop.shape)} does not fill its window of {(y1 - y0, x1 - x0)} (height, width)"
+        )
+    pasted = torch.zeros((height, width), dtype=crop.dtype, device=crop.device)
+    pasted[y0:y1, x0:x1] = crop
+    return pasted

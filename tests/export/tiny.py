@@ -1,0 +1,62 @@
+"""A network small enough to be exported in seconds."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from export.archive import ROOT
+from model.build import build_network
+from model.classes import ClassTable
+from model.config import (
+    BackboneConfig,
+    BoxConfig,
+    InputConfig,
+    MaskConfig,
+    ModelConfig,
+    RpnConfig,
+    TransferConfig,
+)
+from model.network import MaskXRCNN
+
+CLASSES = ClassTable(
+    ids=(2, 3, 7, 11, 90), names=("a", "b", "c", "d", "e\u00e9"), has_mask=(True, False, True, False, True)
+)
+
+CONFIG = ModelConfig(
+    input=InputConfig(min_size=64, max_size=96),
+    backbone=BackboneConfig(name="small", weights="none", norm="batch", fpn_channels=8),
+    rpn=RpnConfig(anchor_sizes=(8, 16, 32, 64, 128), pre_nms_test=60, post_nms_test=20),
+    box=BoxConfig(width=16, detections_per_image=30, candidates_per_image=200),
+    mask=MaskConfig(width=8, convolutions=1, roi_size=7),
+    transfer=TransferConfig(layers=1, normalise=True, residual=True),
+)
+
+
+def tiny_network(transfer: TransferConfig = CONFIG.transfer) -> MaskXRCNN:
+    """Random weights, the same always; w_det and T large enough that classes differ in scores and masks."""
+    torch.manual_seed(0)
+    network = build_network(dataclasses.replace(CONFIG, transfer=transfer), num_classes=CLASSES.num_classes)
+    with torch.no_grad():
+        network.box_predictor.cls_score.weight.mul_(100)
+        for name, parameter in network.mask_weights.named_parameters():
+            if name.endswith(("weight", "agnostic")):
+                parameter.copy_(torch.randn_like(parameter))
+    return network.eval()
+
+
+def run_module(
+    module: str, *arguments: object, root: Path = ROOT, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """`python -m module arguments` in the folder `root`."""
+    return subprocess.run(
+        [sys.executable, "-m", module, *map(str, arguments)],
+        cwd=root,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )

@@ -1,0 +1,50 @@
+"""RoIAlign over a pyramid, and its form as matrix products, against torchvision's operator."""
+
+import pytest
+import torch
+from torchvision.ops import roi_align
+
+from model.pooling import PyramidRoIAlign, separable_roi_align
+
+
+def random_boxes(count: int, *, least: float = 1.0) -> torch.Tensor:
+    corner = torch.rand(count, 2) * 140 - 20
+    return torch.cat([corner, corner + least + torch.rand(count, 2) * 90], dim=1)
+
+
+@pytest.mark.parametrize("size", [7, 14])
+def test_matrix_products_equal_the_operator_and_its_gradient(size: int) -> None:
+    torch.manual_seed(0)
+    feature = torch.randn(5, 24, 33, requires_grad=True)
+    boxes = random_boxes(40)
+    ours = separable_roi_align(feature, boxes, size, 0.25, 2)
+    theirs = roi_align(feature[None], [boxes], (size, size), 0.25, 2, aligned=True)
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    grad = torch.randn_like(ours)
+    (a,) = torch.autograd.grad(ours, feature, grad)
+    (b,) = torch.autograd.grad(theirs, feature, grad)
+    torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+def test_training_and_evaluation_pool_the_same_numbers_in_the_same_order() -> None:
+    torch.manual_seed(1)
+    pool = PyramidRoIAlign(size=7, sampling_ratio=2, canonical_size=56)
+    features = {str(k): torch.randn(3, 4, 32 >> k, 32 >> k) for k in range(4)}
+    boxes = [random_boxes(20).clamp(0, 128), torch.zeros(0, 4), random_boxes(9).clamp(0, 128)]
+    torch.testing.assert_close(pool.train()(features, boxes), pool.eval()(features, boxes), atol=1e-4, rtol=1e-4)
+
+
+def test_a_box_is_pooled_from_the_level_of_its_size() -> None:
+    """FPN, eq. 1 with canonical size 224: 224 px from stride 16, 112 px from stride 8, tiny ones from stride 4."""
+    pool = PyramidRoIAlign(size=1, sampling_ratio=2, canonical_size=224)
+    features = {str(k): torch.full((1, 1, 128 >> k, 128 >> k), float(k)) for k in range(4)}
+    sides = torch.tensor([8.0, 111, 113, 223, 225, 447, 449])
+    boxes = torch.stack([torch.zeros(7), torch.zeros(7), sides, sides], dim=1)
+    assert pool.eval()(features, [boxes]).flatten().tolist() == [0, 0, 1, 1, 2, 2, 3]
+
+
+def test_no_boxes_give_no_rows() -> None:
+    pool = PyramidRoIAlign(size=7, sampling_ratio=2, canonical_size=224)
+    features = {str(k): torch.randn(1, 3, 16 >> k, 16 >> k) for k in range(4)}
+    for mode in (True, False):
+        assert pool.train(mode)(features, [torch.zeros(0, 4)]).shape == (0, 3, 7, 7)

@@ -1,0 +1,87 @@
+"""A stand-in for the network that obeys border 4: it detects pure colours, so that the answer tells the image.
+
+Label 1 is red, 2 green, 3 blue: the pixels above 200 in that channel and below 100 in the two others are one
+object; its box is their bounding box, its mask exactly those pixels, its score their share of the box.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+METADATA = {
+    "format_version": 1,
+    "categories": [
+        {"label": 1, "id": 7, "name": "red", "mask_supervised": True},
+        {"label": 2, "id": 11, "name": "green", "mask_supervised": False},
+        {"label": 3, "id": 90, "name": "bleu \u00e9", "mask_supervised": True},
+    ],
+    "mask_size": 28,
+    "defaults": {"score_threshold": 0.5, "max_detections": 100},
+    "input": {"min_size": 64, "max_size": 96},
+    "versions": {"torch": "0", "torchvision": "0", "maskx": "0"},
+}
+
+
+class StandIn(nn.Module):
+    """Border 4's forward, for images in their original size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("channels", torch.arange(3))
+
+    def forward(
+        self,
+        images: list[Tensor],
+        sizes: Tensor,
+        score_threshold: Tensor,
+        max_detections: Tensor,
+        class_mask: Tensor,
+        with_masks: Tensor,
+    ) -> list[dict[str, Tensor]]:
+        answers: list[dict[str, Tensor]] = []
+        for i, image in enumerate(images):
+            assert image.shape[1] == int(sizes[i, 0]) and image.shape[2] == int(sizes[i, 1])
+            boxes: list[Tensor] = []
+            scores: list[Tensor] = []
+            labels: list[Tensor] = []
+            counts: list[Tensor] = [torch.zeros(0, dtype=torch.int64)]
+            ends: list[int] = [0]
+            for c in range(3):
+                others = torch.maximum(image[(c + 1) % 3], image[(c + 2) % 3])
+                mask = torch.logical_and(image[c] > 200, others < 100)
+                if bool(mask.any()) and bool(class_mask[i, c + 1]) and len(labels) < int(max_detections[i]):
+                    rows = torch.where(mask.any(1))[0]
+                    columns = torch.where(mask.any(0))[0]
+                    box = torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]).float()
+                    score = mask.sum() / ((box[2] - box[0]) * (box[3] - box[1]))
+                    if float(score) > float(score_threshold[i]):
+                        flat = torch.cat([torch.zeros(1, dtype=torch.bool), mask.t().flatten()])
+                        changes = torch.where(flat[1:] != flat[:-1])[0]
+                        edges = torch.cat([torch.tensor([0]), changes, torch.tensor([mask.numel()])])
+                        runs = edges[1:] - edges[:-1]
+                        boxes.append(box)
+                        scores.append(score)
+                        labels.append(torch.tensor(c + 1))
+                        if bool(with_masks[i]):
+                            counts.append(runs)
+                        ends.append(ends[-1] + runs.numel())
+            none = torch.zeros((0, 4))
+            answers.append(
+                {
+                    "boxes": torch.stack(boxes) if len(boxes) > 0 else none,
+                    "scores": torch.stack(scores) if len(scores) > 0 else none[:, 0],
+                    "labels": torch.stack(labels) if len(labels) > 0 else torch.zeros(0, dtype=torch.int64),
+                    "rle_counts": torch.cat(counts),
+                    "rle_offsets": torch.tensor(ends),
+                }
+            )
+        return answers
+
+
+def write_standin(path: Path, metadata: dict[str, object] | None = None) -> Path:
+    """The stand-in as a maskx.pt, with the metadata given (its own by default)."""
+    scripted = torch.jit.script(StandIn().eval())
+    torch.jit.save(scripted, str(path), _extra_files={"metadata.json": json.dumps(metadata or METADATA)})
+    return path

@@ -1,0 +1,72 @@
+"""What a long step shows on a terminal and in a log."""
+
+import io
+
+import pytest
+
+from training.progress import counted, duration, progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_log_gets_plain_lines_with_share_rate_and_no_carriage_return() -> None:
+    log = io.StringIO()
+    for _ in progress(range(4), "reading", file=log, seconds_between_lines=0):
+        pass
+    lines = log.getvalue().splitlines()
+    assert lines[0].startswith("reading: 1/4 images (25 %), ") and "images/s" in lines[0] and " left" in lines[0]
+    assert lines[-1].startswith("reading: 4/4 images (100 %), ") and " left" not in lines[-1]
+    assert "\r" not in log.getvalue() and "\x1b" not in log.getvalue()
+
+
+def test_a_log_gets_no_line_per_item() -> None:
+    log = io.StringIO()
+    for _ in progress(range(1000), "reading", file=log):
+        pass
+    assert len(log.getvalue().splitlines()) == 1
+
+
+def test_a_terminal_gets_a_bar_with_the_note() -> None:
+    terminal = Terminal()
+    with progress(4, "training", unit="steps", file=terminal) as shown:
+        shown.note("loss 0.5")
+        shown.advance(4)
+    assert "\r" in terminal.getvalue()
+    assert "training: 100%" in terminal.getvalue() and "loss 0.5" in terminal.getvalue()
+
+
+def test_a_line_of_its_own_does_not_get_lost_in_the_bar() -> None:
+    terminal, log = Terminal(), io.StringIO()
+    for file in (terminal, log):
+        with progress(4, "training", file=file) as shown:
+            shown.say("stage mask")
+        assert "stage mask\n" in file.getvalue()
+
+
+def test_steps_of_an_earlier_run_count_for_the_share_and_not_for_the_rate() -> None:
+    log = io.StringIO()
+    with progress(100, "training", unit="steps", done=90, file=log) as shown:
+        shown.started -= 10  # ten seconds ago
+        shown.advance(5)
+    assert "95/100 steps (95 %), 0.5 steps/s, 0:10 left" in log.getvalue()
+
+
+def test_items_without_a_length_are_counted_all_the_same() -> None:
+    log = io.StringIO()
+    assert list(progress(iter("abc"), "reading", unit="letters", file=log)) == ["a", "b", "c"]
+    assert log.getvalue().startswith("reading: 3 letters, ")
+
+
+def test_a_step_that_reports_by_callback_is_shown_to_its_end(capsys: pytest.CaptureFixture[str]) -> None:
+    report = counted("checking")
+    for done in range(1, 4):
+        report(done, 3)
+    assert capsys.readouterr().err.startswith("checking: 3/3 images (100 %)")
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00"), (59.6, "1:00"), (3599.7, "1:00:00"), (7325, "2:02:05")])
+def test_durations_carry_into_the_next_unit(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

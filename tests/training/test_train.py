@@ -1,0 +1,355 @@
+"""The training loop on a tiny set: what it writes, how it stops, and that it goes on as if it had never stopped."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.checkpoint import load_checkpoint, load_network
+from tests.training.tiny_set import tiny_changes, write_tiny_set
+from training.train import main, train, without_trace
+
+Words = list[str]
+
+
+@pytest.fixture(scope="module")
+def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny") / "set"
+    write_tiny_set(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def same_threads_afterwards() -> Any:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def run(tiny_set: Path, tmp_path: Path) -> Callable[..., int]:
+    """Train in `tmp_path`/run with further words on the command line; the exit status."""
+    return lambda *words: main([*tiny_changes(tiny_set, tmp_path / "run"), *words])
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "run"
+
+
+def rows(out: Path) -> list[dict[str, str]]:
+    with (out / "log.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def weights(out: Path) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = load_checkpoint(out / "checkpoint.pt")["model"]
+    return state
+
+
+def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+# ---- what a run writes ----
+
+
+def test_a_run_ends_with_a_checkpoint_that_loads_and_a_row_for_every_step(
+    run: Callable[..., int], out: Path
+) -> None:
+    assert run() == 0
+    network, classes, contents = load_network(out / "checkpoint.pt")
+    assert contents["step"] == 4 and contents["finished"] and classes.names == ("brick", "tile", "slab")
+    assert classes.has_mask == (True, True, False)
+    assert contents["training_config"]["model"] == contents["model_config"]
+    written = rows(out)
+    assert [(row["step"], row["stage"]) for row in written] == [
+        ("1", "detector"), ("2", "detector"), ("3", "mask"), ("4", "mask")
+    ]  # fmt: skip
+    for row in written:
+        empty = {key for key, value in row.items() if value == ""}
+        detector = {"loss_objectness", "loss_rpn_box", "loss_class", "loss_box"}
+        assert empty == (detector if row["stage"] == "mask" else {"loss_mask"})
+        assert all(float(row[key]) >= 0 for key in row.keys() - empty - {"stage"})
+        assert float(row["images_per_second"]) > 0 and float(row["learning_rate"]) > 0
+
+
+def test_the_loss_is_the_sum_of_the_losses_times_their_weights(run: Callable[..., int], out: Path) -> None:
+    assert run("loss_weights.loss_box=10", "loss_weights.loss_class=0") == 0
+    row = {key: float(value) for key, value in rows(out)[0].items() if key != "stage" and value}
+    wanted = row["loss_objectness"] + row["loss_rpn_box"] + 10 * row["loss_box"]
+    assert row["loss"] == pytest.approx(wanted, rel=1e-4)
+
+
+def test_the_mask_stage_moves_the_mask_branch_and_nothing_else(run: Callable[..., int], out: Path) -> None:
+    assert run("schedule.mask_steps=0") == 0
+    detector = weights(out)
+    assert run("--resume") == 0
+    moved = {key for key, value in weights(out).items() if not torch.equal(value, detector[key])}
+    assert moved and all(key.startswith(("mask_branch.", "mask_weights.")) for key in moved)
+
+
+def test_the_detector_stage_leaves_the_mask_branch_as_it_began(
+    run: Callable[..., int], out: Path, tiny_set: Path, tmp_path: Path
+) -> None:
+    assert run("schedule.mask_steps=0", "schedule.detector_steps=1") == 0
+    one = weights(out)
+    assert run("schedule.mask_steps=0", "schedule.detector_steps=2", "--restart") == 0
+    moved = {key for key, value in weights(out).items() if not torch.equal(value, one[key])}
+    assert moved and not any(key.startswith(("mask_branch.", "mask_weights.")) for key in moved)
+
+
+def test_end_to_end_training_moves_both_sides(run: Callable[..., int], out: Path) -> None:
+    stages = ["schedule.end_to_end_steps=2", "schedule.detector_steps=0", "schedule.mask_steps=0"]
+    assert run(*stages) == 0
+    assert all(row["stage"] == "end_to_end" and "" not in row.values() for row in rows(out))
+
+
+def test_the_mask_stage_has_a_learning_rate_of_its_own(run: Callable[..., int], out: Path) -> None:
+    words = ["optimiser.learning_rate=1e-3", "optimiser.mask_learning_rate=5e-4", "schedule.decay=none"]
+    assert run(*words, "schedule.warmup_steps=0") == 0
+    assert [float(row["learning_rate"]) for row in rows(out)] == [1e-3, 1e-3, 5e-4, 5e-4]
+
+
+def test_a_finished_detector_is_taken_from_another_run(
+    run: Callable[..., int], out: Path, tmp_path: Path
+) -> None:
+    assert run("schedule.mask_steps=0") == 0
+    other = tmp_path / "other"
+    words = [f"data.detector_from={out / 'checkpoint.pt'}", "schedule.detector_steps=0", f"output.dir={other}"]
+    assert run(*words) == 0
+    detector, whole = weights(out), weights(other)
+    taken = [key for key in whole if not key.startswith(("mask_branch.", "mask_weights."))]
+    assert taken and all(torch.equal(whole[key], detector[key]) for key in taken)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["precision=bfloat16"], ["channels_last=true"], ["optimiser.name=sgd"], ["optimiser.clip_norm=0"]],
+    ids=lambda words: words[0],
+)
+def test_every_way_to_compute_trains_to_finite_weights(
+    run: Callable[..., int], out: Path, words: Words
+) -> None:
+    assert run(*words) == 0
+    assert all(bool(value.isfinite().all()) for value in weights(out).values())
+
+
+def test_clipping_keeps_the_step_of_sgd_within_rate_times_norm(
+    run: Callable[..., int], out: Path
+) -> None:
+    still = ["optimiser.name=sgd", "optimiser.weight_decay=0", "optimiser.momentum=0", "schedule.warmup_steps=0"]
+    only = ["schedule.detector_steps=1", "schedule.mask_steps=0", "optimiser.learning_rate=1", "schedule.decay=none"]
+    assert run(*still, *only, "optimiser.clip_norm=1e-6") == 0
+    clipped = weights(out)
+    assert run(*still, *only, "optimiser.clip_norm=0.01", "--restart") == 0
+    loose = weights(out)
+    names = [key for key, _ in load_network(out / "checkpoint.pt")[0].named_parameters()]
+    moved = torch.stack([(loose[key] - clipped[key]).square().sum() for key in names]).sum().sqrt()
+    assert 0.009 < float(moved) < 0.011
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
+    run: Callable[..., int], out: Path
+) -> None:
+    states = []
+    for seed in ("1", "1", "2"):
+        assert run("--seed", seed, "--restart") == 0
+        states.append(weights(out))
+    assert equal(states[0], states[1]) and not equal(states[1], states[2])
+
+
+def test_tensorboard_gets_the_figures_of_the_log(run: Callable[..., int], out: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert run("output.tensorboard=true") == 0
+    events = EventAccumulator(str(out / "tensorboard"))
+    events.Reload()
+    shown = {event.step: event.value for event in events.Scalars("loss")}
+    assert shown == pytest.approx({int(row["step"]): float(row["loss"]) for row in rows(out)}, rel=1e-4)
+
+
+# ---- going on ----
+
+
+def test_a_run_made_longer_goes_on_and_the_rest_of_a_finished_one_is_nothing(
+    run: Callable[..., int], out: Path
+) -> None:
+    assert run() == 0
+    before = (out / "checkpoint.pt").stat().st_mtime_ns
+    assert run("--resume") == 0
+    assert (out / "checkpoint.pt").stat().st_mtime_ns == before
+    assert run("--resume", "schedule.mask_steps=3") == 0
+    assert [row["step"] for row in rows(out)] == ["1", "2", "3", "4", "5"]
+
+
+def test_a_run_that_is_there_is_neither_overwritten_nor_mixed_up(
+    run: Callable[..., int], out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run() == 0
+    before = (out / "checkpoint.pt").read_bytes()
+    capsys.readouterr()
+    assert run() == 2
+    assert "is there already: --resume goes on from it" in capsys.readouterr().err
+    assert run("--resume", "seed=5", "optimiser.weight_decay=0.5") == 2
+    error = capsys.readouterr().err
+    assert "optimiser.weight_decay was 0.01, is 0.5; seed was 0, is 5" in error and error.count("\n") == 1
+    assert (out / "checkpoint.pt").read_bytes() == before
+
+
+def test_resuming_where_nothing_was_starts_and_says_so(
+    run: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--resume") == 0
+    assert "no checkpoint yet, starting from the beginning" in capsys.readouterr().out
+
+
+def test_a_run_does_not_go_on_with_other_data(
+    run: Callable[..., int], tiny_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("brick\ntile\n")
+    assert run(f"data.mask_classes={names}") == 0
+    names.write_text("brick\n")
+    assert run(f"data.mask_classes={names}", "--resume") == 2
+    assert "which of them have masks, are not those of the run" in capsys.readouterr().err
+
+
+def command(tiny_set: Path, out: Path, *words: str) -> Words:
+    module = [sys.executable, "-m", "training.train"]
+    return [*module, *tiny_changes(tiny_set, out), "data.workers=2", *LONG, *words]
+
+
+LONG = ["schedule.detector_steps=12", "schedule.mask_steps=12", "model.transfer.dropout=0.2"]
+
+
+def stop_at(step: int, number: signal.Signals, words: Words, out: Path) -> tuple[int, str]:
+    """Run `words` in a process group of its own, signal the group once `step` is logged: status and output."""
+    process = subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        lines = (out / "log.csv").read_text().splitlines() if (out / "log.csv").exists() else []
+        if len(lines) > step:
+            break
+        time.sleep(0.005)
+    if number == signal.SIGKILL:
+        process.kill()
+    else:
+        os.killpg(process.pid, number)
+    output, _ = process.communicate(timeout=120)
+    return process.returncode, output
+
+
+def test_a_run_killed_and_interrupted_ends_with_the_weights_of_one_left_alone(
+    tiny_set: Path, tmp_path: Path
+) -> None:
+    """Bit for bit, with two loader workers, through both stages, the optimiser's state and dropout."""
+    alone, broken = tmp_path / "alone", tmp_path / "broken"
+    subprocess.run(command(tiny_set, alone), check=True, capture_output=True)
+    words = command(tiny_set, broken, "output.checkpoint_every=2", "--resume")
+
+    status, output = stop_at(5, signal.SIGKILL, words, broken)
+    killed_at = load_checkpoint(broken / "checkpoint.pt")["step"]
+    assert status == -signal.SIGKILL and 4 <= killed_at < 12, output
+
+    status, output = stop_at(14, signal.SIGINT, words, broken)
+    interrupted_at = load_checkpoint(broken / "checkpoint.pt")["step"]
+    assert status == 130 and 14 <= interrupted_at < 24, output
+    assert f"stopped by SIGINT at step {interrupted_at}" in output and "--resume" in output
+    assert "Traceback" not in output
+
+    subprocess.run(words, check=True, capture_output=True)
+    assert equal(weights(alone), weights(broken))
+    assert [row["step"] for row in rows(broken)] == [str(step) for step in range(1, 25)]
+    assert [row["loss"] for row in rows(broken)] == [row["loss"] for row in rows(alone)]
+
+
+# ---- mistakes ----
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(
+    run: Callable[..., int], out: Path, tiny_set: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["optimiser.name=sgd", "optimiser.learning_rate=1e30", "schedule.warmup_steps=0"]
+    assert run(*words, "output.checkpoint_every=1") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: step 2: loss_") and "is not finite" in error and "loss_box" in error
+    assert f"{out / 'checkpoint.pt'} holds the last good state" in error
+    known = {image["id"] for image in json.loads((tiny_set / "train.json").read_text())["images"]}
+    named = error.partition("image ids of the batch: ")[2].partition(".")[0]
+    assert len(named.split(", ")) == 2 and {int(number) for number in named.split(", ")} <= known
+    assert load_checkpoint(out / "checkpoint.pt")["step"] == 1
+    assert all(bool(value.isfinite().all()) for value in weights(out).values())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_picture_that_breaks_during_the_run_is_one_line_with_its_name(
+    tmp_path: Path, workers: int
+) -> None:
+    folder, out = tmp_path / "set", tmp_path / "run"
+    write_tiny_set(folder, images=2)
+    for picture in (folder / "images").iterdir():
+        data = picture.read_bytes()
+        picture.write_bytes(data[: len(data) // 2])  # the header, which is looked at before, is whole
+    module = [sys.executable, "-m", "training.train"]
+    done = subprocess.run(
+        [*module, *tiny_changes(folder, out), f"data.workers={workers}"], capture_output=True, text=True
+    )
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert last.startswith("error: step 1: ") and ".png: " in last
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["schedule.mask_step=1"], "error: unknown key schedule.mask_step: did you mean schedule.mask_steps?"),
+        (["data.train_annotations=gone.json"], "gone.json"),
+        (["data.mask_classes=brik"], "brik"),
+        (["data.detector_from=gone.pt"], "gone.pt: no such checkpoint"),
+        (["--config", "gone.toml"], "gone.toml: no such configuration file"),
+        (["seed=-2"], "seed is -2"),
+        (["--seed", "-2"], "seed is -2"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_nothing_is_written(
+    run: Callable[..., int], out: Path, capsys: pytest.CaptureFixture[str], words: Words, message: str
+) -> None:
+    assert run(*words) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("error: ") and error.count("\n") == 1
+    assert not out.exists()
+
+
+def test_a_gpu_that_was_asked_for_and_is_not_there_is_an_error(
+    run: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert run("--device", "cuda") == 2
+    assert "device is cuda, but torch" in capsys.readouterr().err
+
+
+def test_an_error_of_a_loader_worker_is_shown_by_its_own_message() -> None:
+    passed_on = "Caught ImageError in DataLoader worker process 0.\nOriginal Traceback (...):\n  File x\na.b.ImageError: 7.png: broken"
+    assert without_trace(ValueError(passed_on)) == "7.png: broken"
+    assert without_trace(ValueError("two\n  lines")) == "two lines"
+    assert without_trace(KeyError()) == "KeyError"
+
+
+def test_training_from_python_returns_the_checkpoint(tiny_set: Path, out: Path) -> None:
+    from training.config import load_config
+
+    config = load_config("training/presets/shapes.toml", tiny_changes(tiny_set, out))
+    assert train(config) == out / "checkpoint.pt"

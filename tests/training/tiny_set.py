@@ -1,0 +1,67 @@
+"""A COCO set of a few small pictures, and the changes of configuration that train on it within seconds."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+SIDE = 64
+NAMES = ("brick", "tile", "slab")
+
+
+def write_tiny_set(folder: Path, *, images: int = 6) -> None:
+    """`folder`/images and `folder`/train.json: rectangles of three classes on noise, one to three to a picture."""
+    random = np.random.default_rng(0)
+    (folder / "images").mkdir(parents=True)
+    entries, annotations = [], []
+    for number in range(images):
+        pixels = random.integers(0, 80, (SIDE, SIDE, 3), dtype=np.uint8)
+        for category in range(number % 3 + 1):
+            x, y = (int(v) for v in random.integers(0, SIDE // 2, 2))
+            w, h = (int(v) for v in random.integers(12, SIDE // 2, 2))
+            pixels[y : y + h, x : x + w, category] = 255
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": number + 100,
+                    "category_id": category + 1,
+                    "bbox": [x, y, w, h],
+                    "area": w * h,
+                    "iscrowd": 0,
+                    "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]],
+                }
+            )
+        Image.fromarray(pixels).save(folder / "images" / f"{number}.png")
+        entries.append({"id": number + 100, "file_name": f"{number}.png", "width": SIDE, "height": SIDE})
+    categories = [{"id": i + 1, "name": name} for i, name in enumerate(NAMES)]
+    (folder / "train.json").write_text(
+        json.dumps({"images": entries, "annotations": annotations, "categories": categories})
+    )
+
+
+def tiny_changes(folder: Path, out: Path) -> list[str]:
+    """Overrides of training/presets/shapes.toml: the set in `folder`, the smallest network of every part."""
+    return [
+        f"data.train_images={folder / 'images'}",
+        f"data.train_annotations={folder / 'train.json'}",
+        "data.mask_classes=brick,tile",
+        "data.workers=0",
+        f"output.dir={out}",
+        "output.log_every=1",
+        "output.tensorboard=false",
+        "device=cpu",
+        "threads=1",
+        f"model.input.min_size={SIDE}",
+        f"model.input.max_size={SIDE}",
+        "model.backbone.fpn_channels=8",
+        "model.box.width=16",
+        "model.box.rois_per_image=8",
+        "model.mask.width=8",
+        "model.mask.convolutions=1",
+        "schedule.batch_size=2",
+        "schedule.warmup_steps=2",
+        "schedule.end_to_end_steps=0",
+        "schedule.detector_steps=2",
+        "schedule.mask_steps=2",
+    ]

@@ -1,0 +1,264 @@
+"""A training's whole configuration: one TOML file, changed key by key on the command line.
+
+Every table of the file is a frozen dataclass; unknown keys, wrong types and values that make no sense are
+refused by name. The whole of it goes into the checkpoint.
+"""
+
+import tomllib
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from model.config import ModelConfig
+from model.dataclass_io import from_plain, to_plain
+from training.augment import AugmentConfig
+from training.schedule import STAGES, ScheduleConfig
+
+DEFAULT_CONFIG = Path("training/presets/shapes.toml")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """A COCO data set and the split of its classes (Sec. 3.1)."""
+
+    train_images: str = "build/shapes/train"
+    train_annotations: str = "build/shapes/train.json"
+    val_images: str = "build/shapes/val"
+    val_annotations: str = "build/shapes/val.json"
+    mask_classes: str = "all"
+    """Set A: "all", "voc", "nonvoc", names with commas between, or the path of a file of names. Others are set B."""
+    workers: int = 2
+    """Processes that read and augment images; 0 does it in the training's own. The result is the same."""
+    detector_from: str = ""
+    """A checkpoint whose detector is taken over: its backbone, RPN and box branch. Empty: none."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 0:
+            raise ValueError(f"workers is {self.workers}; give 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimiserConfig:
+    """Stochastic gradient descent with momentum, or AdamW. Defaults: the paper's own code."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: float = 0.02
+    """For 16 images a step; the highest of a stage (see [schedule])."""
+    mask_learning_rate: float | None = None
+    """Of stage "mask". Absent: `learning_rate`."""
+    momentum: float = 0.9
+    """SGD's momentum; AdamW's betas are 0.9 and 0.999."""
+    weight_decay: float = 1e-4
+    """Not on biases and the scales of normalisations."""
+    transfer_weight_decay: float | None = None
+    """Of the weight transfer function T. Absent: `weight_decay`."""
+    clip_norm: float = 0.0
+    """The gradient's norm over all parameters is kept to this. 0: not clipped."""
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "mask_learning_rate"):
+            if (rate := getattr(self, name)) is not None and rate <= 0:
+                raise ValueError(f"{name} is {rate}; it must be above 0")
+        for name in ("weight_decay", "transfer_weight_decay", "clip_norm"):
+            if (value := getattr(self, name)) is not None and value < 0:
+                raise ValueError(f"{name} is {value}; give 0 or more")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum is {self.momentum}; it is at least 0 and below 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossWeightsConfig:
+    """What each loss is multiplied by before they are added (the paper: 1 each)."""
+
+    loss_objectness: float = 1.0
+    loss_rpn_box: float = 1.0
+    loss_class: float = 1.0
+    loss_box: float = 1.0
+    loss_mask: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, weight in vars(self).items():
+            if weight < 0:
+                raise ValueError(f"{name} is {weight}; give 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputConfig:
+    """Where a run writes: `checkpoint.pt`, `log.csv` and `tensorboard/` in `dir`."""
+
+    dir: str = "build/train"
+    checkpoint_every: int = 500
+    """Steps between checkpoints; one more is written at the end, and one when the run is stopped."""
+    log_every: int = 20
+    """Steps over which a row of `log.csv` is the mean."""
+    tensorboard: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("checkpoint_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; give 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferValidationConfig:
+    """What `--validate-transfer` tries; see `training.validate_transfer`. No part of a training."""
+
+    groups: int = 3
+    """Set A is dealt into so many groups of classes; one of them is held out at a time."""
+    folds: int = 1
+    """Groups held out, one after the other. 1 to `groups`."""
+    steps: int = 300
+    """Steps of the mask branch in each form."""
+    candidates: str = "all"
+    """"all", or names of forms with commas between."""
+
+    def __post_init__(self) -> None:
+        if self.groups < 2:
+            raise ValueError(f"groups is {self.groups}; give 2 or more, since one group is held out")
+        if not 1 <= self.folds <= self.groups:
+            raise ValueError(f"folds is {self.folds}; give 1 to {self.groups}, the number of groups")
+        if self.steps < 1:
+            raise ValueError(f"steps is {self.steps}; give 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Everything a training follows from, beside the data itself."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    loss_weights: LossWeightsConfig = field(default_factory=LossWeightsConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+    validate_transfer: TransferValidationConfig = field(default_factory=TransferValidationConfig)
+    seed: int = 0
+    """Of the weights' start, the order of the images, their augmentation and the sampling of RoIs."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: cuda where there is one."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: convolutions and matrix products under autocast; the weights stay float32."""
+    channels_last: bool = False
+    """Memory format of the convolutions: faster on recent GPUs, and on CPUs with bfloat16 units."""
+    threads: int = 0
+    """Threads of one operation on the CPU. 0: as torch chooses (OMP_NUM_THREADS, or every core)."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed is {self.seed}; give a number from 0 to 2^63 - 1")
+        if self.threads < 0:
+            raise ValueError(f"threads is {self.threads}; give 0 (as torch chooses) or more")
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainingConfig:
+    """The configuration in the TOML file at `path`, with `overrides` such as "schedule.mask_steps=800".
+
+    Raises:
+        ValueError: no such file, no TOML, an unknown key (with the nearest known one), a wrong type or value.
+    """
+    path = Path(path)
+    if not path.is_file():
+        known = ", ".join(sorted(str(p) for p in DEFAULT_CONFIG.parent.glob("*.toml")))
+        raise ValueError(f"{path}: no such configuration file; there are {known or 'none'}")
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        from_plain(TrainingConfig, values)  # a mistake in the file is told apart from one in an override
+    except ValueError as error:  # a TOML or encoding error is one
+        raise ValueError(f"{path}: {error}") from error
+    for override in overrides:
+        _apply(values, override)
+    return from_plain(TrainingConfig, values)
+
+
+def to_dict(config: TrainingConfig) -> dict[str, Any]:
+    """Nested plain values, as they go into the checkpoint."""
+    plain: dict[str, Any] = to_plain(config)
+    return plain
+
+
+def config_from_dict(values: Mapping[str, Any]) -> TrainingConfig:
+    """Inverse of `to_dict`, with the same errors as `load_config`."""
+    return from_plain(TrainingConfig, values)
+
+
+MAY_CHANGE = ("output.", "validate_transfer.", "data.workers", "data.val_", "device", "threads")
+"""Keys that a resumed training may have otherwise: what they change is not the way of the weights.
+
+`device` and `threads` change rounding, and are allowed because a machine may be all there is.
+"""
+
+
+def differing_keys(
+    before: TrainingConfig, now: TrainingConfig, *, step: int
+) -> list[tuple[str, Any, Any]]:
+    """Where a training that is to go on from `step` differs from the one so far: (key, its value before, now).
+
+    Left out are keys of `MAY_CHANGE`, and the number of steps of stages as long as the same steps of the
+    same stages are done: a training may be made longer, or get a further stage.
+    """
+    old, new = flat(to_dict(before)), flat(to_dict(now))
+    keys = [
+        key
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not key.startswith(MAY_CHANGE)
+    ]
+    if before.schedule.steps_done(step) == now.schedule.steps_done(step):
+        keys = [key for key in keys if key not in [f"schedule.{stage}_steps" for stage in STAGES]]
+    return [(key, old.get(key), new.get(key)) for key in keys]
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            result |= flat(value, f"{prefix}{key}.")
+        else:
+            result[f"{prefix}{key}"] = value
+    return result
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    """Set one "key.of.table=value" in the nested `values`."""
+    path, sign, text = override.partition("=")
+    keys = [key.strip() for key in path.split(".")]
+    if not sign or not all(keys):
+        raise ValueError(f"{override!r}: expected key.of.table=value, such as schedule.mask_steps=800")
+    change: Any = _parsed(text.strip(), _takes_text(keys))
+    for key in reversed(keys):
+        change = {key: change}
+    _merge(values, change)
+
+
+def _parsed(text: str, as_text: bool) -> Any:
+    """The value of an override: TOML where it is that, else (names, paths) the text itself."""
+    quoted = text[:1] in ("'", '"')
+    if as_text and not quoted:
+        return text
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _takes_text(keys: Sequence[str]) -> bool:
+    """Whether the field at `keys` is a string, so that 2017 is the name of a folder."""
+    hint: Any = TrainingConfig
+    for key in keys:
+        if not is_dataclass(hint):
+            return False
+        hint = get_type_hints(hint).get(key)
+    if get_origin(hint) in (Union, types.UnionType):
+        return str in get_args(hint)
+    return hint is str
+
+
+def _merge(values: dict[str, Any], change: Mapping[str, Any]) -> None:
+    for key, value in change.items():
+        if isinstance(value, Mapping) and isinstance(values.get(key), dict):
+            _merge(values[key], value)
+        else:
+            values[key] = value

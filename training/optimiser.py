@@ -1,0 +1,60 @@
+"""The optimiser of one stage: which parameters, with which decay (SGD as in the paper's own code, or AdamW)."""
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.optim import SGD, AdamW, Optimizer
+
+from training.config import OptimiserConfig
+from training.schedule import Stage
+
+_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm)
+_TRANSFER = "mask_weights.transfer."
+
+
+def build_optimiser(network: nn.Module, config: OptimiserConfig, stage: Stage) -> Optimizer:
+    """An optimiser over the parameters of `network` that require a gradient, all of them, each once.
+
+    Three groups: what decays, what does not (biases, scales of normalisations), and T with its own decay.
+    """
+    decay, no_decay, transfer = [], [], []
+    without = {
+        id(parameter)
+        for module in network.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if isinstance(module, _NORMS) or name == "bias"
+    }
+    for name, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if id(parameter) in without:
+            no_decay.append(parameter)
+        elif name.startswith(_TRANSFER):
+            transfer.append(parameter)
+        else:
+            decay.append(parameter)
+    of_transfer = config.transfer_weight_decay
+    groups = [
+        {"params": decay, "weight_decay": config.weight_decay},
+        {"params": no_decay, "weight_decay": 0.0},
+        {"params": transfer, "weight_decay": config.weight_decay if of_transfer is None else of_transfer},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if not groups:
+        raise ValueError(f"stage {stage} has no parameter to train with this [model]")
+    rate = peak_rate(config, stage)
+    if config.name == "sgd":
+        return SGD(groups, lr=rate, momentum=config.momentum)
+    return AdamW(groups, lr=rate)
+
+
+def peak_rate(config: OptimiserConfig, stage: Stage) -> float:
+    """The highest learning rate of a stage."""
+    if stage == "mask" and config.mask_learning_rate is not None:
+        return config.mask_learning_rate
+    return config.learning_rate
+
+
+def set_rate(optimiser: Optimizer, rate: float) -> None:
+    """Give all parameter groups the learning rate `rate`."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate

@@ -1,0 +1,168 @@
+"""Progress of a long step: a bar with rate and time left on a terminal, plain lines in a log."""
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
+from typing import Any, Generic, Self, TextIO, TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Progress(Generic[T]):
+    """Counts the items of a step and shows how far it is; made by `progress`.
+
+    Used as an iterator over the items, or as a context manager with `advance`.
+    """
+
+    def __init__(
+        self,
+        items: Iterable[T] | None,
+        label: str,
+        *,
+        total: int | None,
+        unit: str,
+        done: int,
+        file: TextIO,
+        seconds_between_lines: float,
+    ) -> None:
+        self.items = items
+        self.label = label
+        self.total = total
+        self.unit = unit
+        self.first = self.done = done
+        self.file = file
+        self.noted = ""
+        self.seconds_between_lines = seconds_between_lines
+        self.started = self.last_line = time.monotonic()
+        self.shown_at: int | None = None
+        self.bar: tqdm[Any] | None = None
+        if file.isatty():
+            self.bar = tqdm(
+                total=total, initial=done, desc=label, unit=f" {unit}", file=file, dynamic_ncols=True
+            )
+
+    def __iter__(self) -> Iterator[T]:
+        assert self.items is not None, "made with a number; use advance()"
+        with self:
+            for item in self.items:
+                yield item
+                self.advance()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Show the last state and end the bar or the lines."""
+        if self.bar is not None:
+            self.bar.close()
+        elif self.shown_at != self.done:
+            self._line()
+
+    def advance(self, count: int = 1) -> None:
+        """`count` more items are done."""
+        self.done += count
+        if self.bar is not None:
+            self.bar.update(count)
+        elif time.monotonic() - self.last_line >= self.seconds_between_lines:
+            self._line()
+
+    def note(self, text: str) -> None:
+        """What stands at the end of the bar or of the next line."""
+        self.noted = text
+        if self.bar is not None:
+            self.bar.set_postfix_str(text, refresh=False)
+
+    def say(self, text: str) -> None:
+        """A line of its own that does not break the bar."""
+        if self.bar is not None:
+            self.bar.write(text, file=self.file)
+        else:
+            print(text, file=self.file, flush=True)
+
+    def _line(self) -> None:
+        self.last_line = now = time.monotonic()
+        self.shown_at = self.done
+        rate = (self.done - self.first) / max(now - self.started, 1e-9)
+        line = f"{self.label}: {self.done}"
+        if self.total:
+            line += f"/{self.total} {self.unit} ({100 * self.done / self.total:.0f} %)"
+        else:
+            line += f" {self.unit}"
+        line += f", {rate:.3g} {self.unit}/s"
+        if self.total and rate > 0 and self.done < self.total:
+            line += f", {duration((self.total - self.done) / rate)} left"
+        print(line + (f", {self.noted}" if self.noted else ""), file=self.file, flush=True)
+
+
+def progress(
+    items: Iterable[T] | int,
+    label: str,
+    *,
+    total: int | None = None,
+    unit: str = "images",
+    done: int = 0,
+    file: TextIO | None = None,
+    seconds_between_lines: float = SECONDS_BETWEEN_LINES,
+) -> Progress[T]:
+    """Show the progress of a long step on `file` (default: standard error).
+
+    On a terminal a bar; elsewhere a plain line every `seconds_between_lines` and one at the end.
+
+        for image in progress(images, "evaluating"): ...
+        with progress(1000, "training", unit="steps") as shown:
+            shown.advance()
+
+    Args:
+        items: what to go through, or the number of items where the caller counts.
+        total: number of items, where `items` has no length.
+        done: items already done before this run; they count for the share, not for the rate.
+    """
+    if isinstance(items, int):
+        goes_through, total = None, items
+    else:
+        goes_through = items
+        if total is None and hasattr(items, "__len__"):
+            total = len(items)
+    return Progress(
+        goes_through,
+        label,
+        total=total,
+        unit=unit,
+        done=done,
+        file=sys.stderr if file is None else file,
+        seconds_between_lines=seconds_between_lines,
+    )
+
+
+def counted(label: str, *, unit: str = "images") -> Callable[[int, int], None]:
+    """A function of (items done, items in all) that shows a step which reports in this way."""
+    shown: list[Progress[int]] = []
+
+    def report(done: int, total: int) -> None:
+        if not shown:
+            shown.append(progress(total, label, unit=unit))
+        shown[0].advance(done - shown[0].done)
+        if done == total:
+            shown[0].close()
+
+    return report
+
+
+def duration(seconds: float) -> str:
+    """Seconds as m:ss, or h:mm:ss from one hour on."""
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60}:{whole % 60:02d}"
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

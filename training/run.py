@@ -1,0 +1,199 @@
+"""One training: what changes from step to step, a single step, and how the whole of it is saved and taken up again."""
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from model import config as model_config
+from model.checkpoint import FORMAT, load_weights, save_checkpoint
+from model.classes import ClassTable
+from model.network import MaskXRCNN
+from model.targets import Target
+from training.config import TrainingConfig, to_dict
+from training.optimiser import build_optimiser, peak_rate, set_rate
+from training.random_state import random_state, restore_random_state
+from training.schedule import STAGES, Stage
+
+
+class NotFinite(ValueError):
+    """A loss, the gradient or a weight is infinite or not a number: the run cannot go on."""
+
+
+class Run:
+    """A network under training: weights, optimiser, number of steps done.
+
+    Args:
+        config: of the training.
+        network: on the device it is trained on.
+        classes: of the data set.
+        images: in the data set.
+        saved: contents of a checkpoint to go on from; None to start.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: TrainingConfig,
+        network: MaskXRCNN,
+        classes: ClassTable,
+        images: int,
+        saved: dict[str, Any] | None = None,
+    ) -> None:
+        self.config = config
+        self.network = network.train()
+        self.classes = classes
+        self.images = images
+        self.device = next(network.parameters()).device
+        self.step = 0
+        self.images_seen = 0
+        self.stage: Stage | None = None
+        self.optimiser: Optimizer | None = None
+        self._saved = saved
+        self._revision = revision()
+        if saved is not None:
+            load_weights(network, saved["model"], source=str(checkpoint_path(config)))
+            self.step = saved["step"]
+            self.images_seen = saved["sampler"]["position"]
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps of all stages are done."""
+        return self.step == self.config.schedule.total_steps
+
+    def remaining_stages(self) -> list[Stage]:
+        """The stages of which steps are left."""
+        done = self.config.schedule.steps_done(self.step)
+        return [stage for stage in STAGES if done[stage] < self.config.schedule.steps(stage)]
+
+    def restore_random(self) -> None:
+        """The random generators as they were when the checkpoint was written; nothing in a run that starts."""
+        if self._saved is not None:
+            restore_random_state(self._saved["random"])
+
+    def begin(self, stage: Stage) -> None:
+        """Freeze what `stage` does not train, and make its optimiser, or take up the saved one."""
+        self.stage = stage
+        self.network.set_stage(stage)
+        self.network.train()
+        self.optimiser = build_optimiser(self.network, self.config.optimiser, stage)
+        if self._saved is not None and self._saved["stage"] == stage:
+            self.optimiser.load_state_dict(self._saved["optimizer"])
+        self._saved = None
+
+    def set_learning_rate(self) -> float:
+        """Give the coming step its learning rate, and return it."""
+        assert self.stage is not None and self.optimiser is not None
+        schedule = self.config.schedule
+        step = schedule.steps_done(self.step)[self.stage]
+        share = schedule.rate(step, of=schedule.steps(self.stage))
+        rate = peak_rate(self.config.optimiser, self.stage) * share
+        set_rate(self.optimiser, rate)
+        return rate
+
+    def train_on(self, images: list[Tensor], targets: list[Target]) -> dict[str, float]:
+        """One step of the optimiser. Every loss before its weight, their weighted sum `loss`, `gradient_norm`.
+
+        Raises:
+            NotFinite: a loss or the gradient; the weights are still those before this step.
+        """
+        assert self.optimiser is not None
+        with torch.autocast(
+            self.device.type, dtype=torch.bfloat16, enabled=self.config.precision == "bfloat16"
+        ):
+            losses = self.network.losses(images, targets)
+        weights = vars(self.config.loss_weights)
+        total = torch.stack([weights[name] * loss.float() for name, loss in losses.items()]).sum()
+        named = {**losses, "loss": total}
+        values = torch.stack([value.detach().float() for value in named.values()]).tolist()
+        figures = dict(zip(named, values, strict=True))
+        self._require_finite(figures, targets)
+        self.optimiser.zero_grad(set_to_none=True)
+        total.backward()  # type: ignore[no-untyped-call]
+        trained = [p for group in self.optimiser.param_groups for p in group["params"]]
+        limit = self.config.optimiser.clip_norm or float("inf")
+        figures["gradient_norm"] = float(nn.utils.clip_grad_norm_(trained, limit))
+        self._require_finite(figures, targets)
+        self.optimiser.step()
+        self.step += 1
+        self.images_seen += len(images)
+        return figures
+
+    def save(self) -> Path:
+        """Write the checkpoint; its path.
+
+        Raises:
+            NotFinite: a weight is; the last checkpoint stays as it was.
+        """
+        state = self.network.state_dict()
+        broken = [name for name, value in state.items() if not bool(value.isfinite().all())]
+        if broken:
+            raise NotFinite(f"step {self.step}: {len(broken)} weights are not finite ({broken[0]}). {self._cure()}")
+        path = checkpoint_path(self.config)
+        save_checkpoint(
+            path,
+            {
+                "format": FORMAT,
+                "model": state,
+                "model_config": model_config.to_dict(self.config.model),
+                "training_config": to_dict(self.config),
+                "classes": self.classes.to_dict(),
+                "step": self.step,
+                "stage": self.stage,
+                "finished": self.finished,
+                "optimizer": None if self.optimiser is None else self.optimiser.state_dict(),
+                "sampler": {
+                    "seed": self.config.seed,
+                    "size": self.images,
+                    "position": self.images_seen,
+                },
+                "random": random_state(),
+                "threads": torch.get_num_threads(),
+                "revision": self._revision,
+                "torch": str(torch.__version__),
+            },
+        )
+        return path
+
+    def _require_finite(self, figures: dict[str, float], targets: list[Target]) -> None:
+        if all(abs(value) < float("inf") for value in figures.values()):  # false for NaN too
+            return
+        bad = [name for name, value in figures.items() if not abs(value) < float("inf")]
+        listed = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        images = ", ".join(str(target["image_id"]) for target in targets)
+        raise NotFinite(
+            f"step {self.step + 1}: {bad[0]} is not finite ({listed}); image ids of the batch: {images}. "
+            f"{self._cure()}"
+        )
+
+    def _cure(self) -> str:
+        path = checkpoint_path(self.config)
+        kept = f"{path} holds the last good state" if path.is_file() else "no checkpoint was written yet"
+        return (
+            f"{kept}. Mostly the learning rate is too high: try a lower optimiser.learning_rate, a longer "
+            "schedule.warmup_steps or optimiser.clip_norm=10"
+        )
+
+
+def checkpoint_path(config: TrainingConfig) -> Path:
+    """Where a run keeps its checkpoint."""
+    return Path(config.output.dir) / "checkpoint.pt"
+
+
+def revision() -> str:
+    """The commit of this source, with "-dirty" where files differ from it; "unknown" outside a repository."""
+    try:
+        answer = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--match="],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return answer.stdout.strip()

@@ -1,0 +1,74 @@
+"""Which image is trained on when, and with which seed: a pure function of the run's seed and position.
+
+Nothing here remembers anything. The batch of a step and the augmentation of each of its images follow from
+(seed, position) alone, so a resumed run sees what the uninterrupted one would have seen, whatever the loader's
+workers had fetched ahead when it was stopped.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+_EPOCH, _SAMPLE = 1, 2
+
+
+class SeededBatches(Sampler[list[tuple[int, int]]]):
+    """Batches of (index, sample seed) pairs; each pass over the data is shuffled anew.
+
+    A batch may reach into the next pass, so every batch is full and no image is dropped.
+
+    Args:
+        size: images in the data set, at least 1.
+        batch_size: images a batch, at least 1.
+        batches: how many batches to yield.
+        seed: the run's seed.
+        position: images already seen; 0 at the start of a run.
+    """
+
+    def __init__(self, *, size: int, batch_size: int, batches: int, seed: int, position: int = 0) -> None:
+        if size < 1 or batch_size < 1:
+            raise ValueError(f"{size} images in batches of {batch_size}: both must be at least 1")
+        self.size = size
+        self.batch_size = batch_size
+        self.batches = batches
+        self.seed = seed
+        self.position = position
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch, order = -1, torch.empty(0, dtype=torch.int64)
+        for batch in range(self.batches):
+            start = self.position + batch * self.batch_size
+            pairs = []
+            for at in range(start, start + self.batch_size):
+                if at // self.size != epoch:
+                    epoch = at // self.size
+                    order = shuffled(self.size, seed=self.seed, epoch=epoch)
+                pairs.append((int(order[at % self.size]), sample_seed(seed=self.seed, position=at)))
+            yield pairs
+
+
+def shuffled(size: int, *, seed: int, epoch: int) -> Tensor:
+    """A permutation of `size` indices, int64 [size], the same for the same seed and epoch."""
+    generator = torch.Generator().manual_seed(mixed(seed, _EPOCH, epoch))
+    return torch.randperm(size, generator=generator)
+
+
+def sample_seed(*, seed: int, position: int) -> int:
+    """The seed, 0..2^63-1, from which the augmentation of the image at `position` of the run is drawn."""
+    return mixed(seed, _SAMPLE, position)
+
+
+def mixed(*numbers: int) -> int:
+    """Numbers stirred into one of 63 bits (splitmix64), so that neighbours have nothing in common."""
+    state = 0
+    for number in numbers:
+        state = (state ^ number) + 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
+        state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
+        state = (state ^ state >> 27) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
+        state ^= state >> 31
+    return state >> 1

@@ -1,0 +1,318 @@
+"""Train Mask^X R-CNN: `python -m training.train --config training/presets/shapes.toml [key=value ...]`.
+
+End to end, or stage by stage (Sec. 3.3): the detector first, then the mask branch and the weight transfer
+function on top of it. A run that was stopped or killed goes on with `--resume`, to the same weights.
+"""
+
+import argparse
+import shlex
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from model.build import build_network
+from model.checkpoint import load_checkpoint, load_detector, remove_unfinished, without_pretrained
+from model.classes import ClassTable
+from model.network import MaskXRCNN
+from model.targets import Target
+from training.coco import CocoDataset, collate
+from training.config import (
+    DEFAULT_CONFIG,
+    TrainingConfig,
+    config_from_dict,
+    differing_keys,
+    load_config,
+)
+from training.progress import Progress, counted, progress
+from training.random_state import seed_all
+from training.run import Run, checkpoint_path
+from training.run_log import RunLog
+from training.sampler import SeededBatches
+from training.stopping import Stop, ignore_signals, stop_on_signals
+
+
+class Stopped(Exception):
+    """A training was stopped by a signal, after it had saved its state."""
+
+    def __init__(self, by: signal.Signals, *, step: int, checkpoint: Path) -> None:
+        super().__init__(f"stopped by {by.name} at step {step}, saved {checkpoint}")
+        self.by = by
+
+
+def train(config: TrainingConfig, *, resume: bool = False, restart: bool = False) -> Path:
+    """Train as `config` says, from its beginning or from the run's last checkpoint; the finished checkpoint.
+
+    Args:
+        config: see `training.config`.
+        resume: go on from the checkpoint in `config.output.dir`; where there is none, start.
+        restart: start although there is one, and replace it.
+
+    Raises:
+        ValueError: data, configuration or checkpoint are not fit for it, or a loss is not finite. What was
+            saved before stays.
+        Stopped: Ctrl-C or SIGTERM, after the state was saved.
+    """
+    saved = checkpoint_to_resume(config, resume=resume, restart=restart)
+    device = chosen_device(config.device)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    seed_all(config.seed)
+
+    data = CocoDataset(
+        config.data.train_images,
+        config.data.train_annotations,
+        mask_classes=config.data.mask_classes,
+        augment=config.augment,
+        progress=counted("checking images"),
+    )
+    print(data.report)
+    if saved is not None:
+        require_same_data(saved, data, checkpoint_path(config))
+    network = starting_network(config, data.classes, from_checkpoint=saved is not None)
+    network = network.to(device)
+    if config.channels_last:
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    run = Run(config=config, network=network, classes=data.classes, images=len(data), saved=saved)
+    describe(run, data, device, saved)
+    if run.finished:
+        return checkpoint_path(config)
+    if saved is None:
+        checkpoint_path(config).unlink(missing_ok=True)
+
+    with (
+        stop_on_signals() as stop,
+        RunLog(Path(config.output.dir), step=run.step, tensorboard=config.output.tensorboard) as log,
+        progress(config.schedule.total_steps, "training", unit="steps", done=run.step) as shown,
+    ):
+        coming = batches(run, data)
+        run.restore_random()
+        for stage in run.remaining_stages():
+            run.begin(stage)
+            shown.say(f"stage {stage}: {config.schedule.steps(stage)} steps")
+            train_stage(run, coming, stop=stop, log=log, shown=shown)
+            if stop.by is not None:
+                break
+        path = run.save()
+    if stop.by is not None and not run.finished:
+        raise Stopped(stop.by, step=run.step, checkpoint=path)
+    return path
+
+
+def train_stage(
+    run: Run,
+    coming: Iterator[tuple[list[Tensor], list[Target]]],
+    *,
+    stop: Stop,
+    log: RunLog,
+    shown: Progress[int],
+) -> None:
+    """The remaining steps of the run's present stage, or those before `stop`."""
+    assert run.stage is not None
+    every = run.config.output
+    rate = 0.0
+    while run.stage in run.remaining_stages() and stop.by is None:
+        images, targets = next(coming)
+        rate = run.set_learning_rate()
+        figures = run.train_on(images, targets)
+        log.add(figures, images=len(images))
+        shown.note(f"{run.stage}, learning rate {rate:.3g}, loss {figures['loss']:.4g}")
+        shown.advance()
+        if run.step % every.log_every == 0:
+            log.write(run.step, stage=run.stage, learning_rate=rate)
+        if run.step % every.checkpoint_every == 0 and not run.finished:
+            run.save()
+    log.write(run.step, stage=run.stage, learning_rate=rate)
+
+
+def starting_network(config: TrainingConfig, classes: ClassTable, *, from_checkpoint: bool) -> MaskXRCNN:
+    """The network before its first step; `from_checkpoint`: with weights that are about to be replaced."""
+    if from_checkpoint:
+        return build_network(without_pretrained(config.model), num_classes=classes.num_classes)
+    if not config.data.detector_from:
+        return build_network(config.model, num_classes=classes.num_classes)
+    network = build_network(without_pretrained(config.model), num_classes=classes.num_classes)
+    load_detector(network, config.data.detector_from, classes)
+    return network
+
+
+def batches(run: Run, data: CocoDataset) -> Iterator[tuple[list[Tensor], list[Target]]]:
+    """The batches that are left of a run.
+
+    Raises:
+        ValueError: an image could not be read, or a worker was killed.
+    """
+    config = run.config
+    sampler = SeededBatches(
+        size=len(data),
+        batch_size=config.schedule.batch_size,
+        batches=config.schedule.total_steps - run.step,
+        seed=config.seed,
+        position=run.images_seen,
+    )
+    loader = DataLoader(
+        data,
+        batch_sampler=sampler,
+        collate_fn=collate,
+        num_workers=config.data.workers,
+        worker_init_fn=ignore_signals,
+        pin_memory=run.device.type == "cuda",
+        generator=torch.Generator(),  # else the loader draws from the generator that samples the RoIs
+    )
+    try:
+        yield from loader
+    except (ValueError, OSError) as error:
+        raise ValueError(f"step {run.step + 1}: {without_trace(error)}") from error
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise ValueError(
+            f"step {run.step + 1}: a process that reads images died ({without_trace(error)}). Mostly memory, or "
+            "shared memory (/dev/shm), ran out: try data.workers=0, or a smaller schedule.batch_size"
+        ) from error
+
+
+def checkpoint_to_resume(config: TrainingConfig, *, resume: bool, restart: bool) -> dict[str, Any] | None:
+    """Contents of the checkpoint to go on from, None where the run starts.
+
+    Raises:
+        ValueError: there is one and neither `resume` nor `restart` was asked for, or it is of another training.
+    """
+    path = checkpoint_path(config)
+    remove_unfinished(path)
+    if not path.is_file():
+        if resume:
+            print(f"{path}: no checkpoint yet, starting from the beginning")
+        return None
+    if not resume:
+        if restart:
+            return None
+        raise ValueError(
+            f"{path} is there already: --resume goes on from it, --restart trains anew and replaces it, "
+            "output.dir=FOLDER writes elsewhere"
+        )
+    saved = load_checkpoint(path)
+    missing = [key for key in ("stage", "optimizer", "sampler", "random", "threads") if key not in saved]
+    if missing:
+        raise ValueError(f"{path}: holds weights but no state of a training (missing: {', '.join(missing)})")
+    try:
+        before = config_from_dict(saved["training_config"])
+    except ValueError as error:
+        raise ValueError(f"{path}: configuration of another version: {error}") from error
+    differing = differing_keys(before, config, step=saved["step"])
+    if differing:
+        listed = "; ".join(f"{key} was {was!r}, is {now!r}" for key, was, now in differing)
+        raise ValueError(
+            f"{path}: cannot go on at step {saved['step']} with another configuration: {listed}. "
+            "Give the same values, or another output.dir"
+        )
+    return saved
+
+
+def require_same_data(saved: dict[str, Any], data: CocoDataset, path: Path) -> None:
+    """ValueError where a resumed run would see other images or classes than before."""
+    if saved["classes"] != data.classes.to_dict():
+        raise ValueError(f"{path}: the classes of the data, or which of them have masks, are not those of the run")
+    if saved["sampler"]["size"] != len(data):
+        raise ValueError(
+            f"{path}: the run had {saved['sampler']['size']} training images, the data has {len(data)} now"
+        )
+
+
+def chosen_device(name: str) -> torch.device:
+    """"auto", "cpu" or "cuda" as a device; ValueError where CUDA was asked for and is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"device is cuda, but torch {torch.__version__} finds no usable GPU here; "
+            "use device=cpu, or install a torch built for this machine's driver"
+        )
+    return torch.device(name)
+
+
+def describe(run: Run, data: CocoDataset, device: torch.device, saved: dict[str, Any] | None) -> None:
+    """Say on standard output what is about to be trained."""
+    table, threads = data.classes, torch.get_num_threads()
+    parameters = sum(parameter.numel() for parameter in run.network.parameters())
+    print(
+        f"{len(data)} images; {table.num_classes} classes, {len(table.set_a_labels())} with masks; "
+        f"{parameters / 1e6:.1f} M parameters; {device}, {run.config.precision}, {threads} threads"
+    )
+    if saved is None:
+        return
+    print(f"going on at step {run.step} of {run.config.schedule.total_steps}")
+    if saved["threads"] != threads:
+        print(
+            f"warning: {threads} threads instead of {saved['threads']}: sums are rounded otherwise, so the weights "
+            "will not be those of an uninterrupted run to the last bit",
+            file=sys.stderr,
+        )
+
+
+def without_trace(error: BaseException) -> str:
+    """The message of an error in one line; of one that a loader's worker passed on, its own last line."""
+    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    if not lines[0].startswith("Caught "):
+        return " ".join(line.strip() for line in lines)
+    kind, colon, message = lines[-1].partition(": ")
+    return message if colon and kind.endswith("Error") else lines[-1]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line. 0: trained to the end; 2: a mistake, named; 130 or 143: stopped by Ctrl-C or SIGTERM."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    parser = argparse.ArgumentParser(
+        prog="python -m training.train", description="Train Mask^X R-CNN, or go on with a training."
+    )
+    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help=f"TOML file (default: {DEFAULT_CONFIG})")
+    parser.add_argument("--seed", type=int, help="the same as seed=...")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help="the same as device=...")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--resume", action="store_true", help="go on from the last checkpoint, if there is one")
+    how.add_argument("--restart", action="store_true", help="train anew, replacing the checkpoint that is there")
+    how.add_argument(
+        "--validate-transfer",
+        action="store_true",
+        help="hold out some classes that have masks, and say which form of the weight transfer suits the rest",
+    )
+    parser.add_argument("--trace", action="store_true", help="show where in the source an error was raised")
+    parser.add_argument("changes", nargs="*", metavar="key=value", help="such as schedule.mask_steps=800")
+    options = parser.parse_intermixed_args(arguments)
+    try:
+        config = load_config(options.config, options.changes)
+        if options.seed is not None:
+            config = replace(config, seed=options.seed)
+        if options.device is not None:
+            config = replace(config, device=options.device)
+        if options.validate_transfer:
+            from training import validate_transfer
+
+            validate_transfer.run(config, train)
+            return 0
+        checkpoint = train(config, resume=options.resume, restart=options.restart)
+    except (ValueError, OSError, torch.OutOfMemoryError) as error:
+        if options.trace:
+            raise
+        print(f"error: {without_trace(error)}", file=sys.stderr)
+        return 2
+    except Stopped as stopped:
+        words = [word for word in arguments if word not in ("--resume", "--restart")]
+        again = words if options.validate_transfer else [*words, "--resume"]
+        print(f"{stopped}; go on with:\n    python -m training.train {shlex.join(again)}")
+        return 128 + stopped.by
+    except KeyboardInterrupt:
+        print("interrupted; the last checkpoint, if there was one, stays as it was", file=sys.stderr)
+        return 130
+    print(f"done: {checkpoint}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
