@@ -61,7 +61,13 @@ def draw_detections(
     font = ImageFont.load_default(size=max(12, round(max(drawn.size) / 50)))
     line = max(2, round(max(drawn.size) / 400))
     for one in order:
-        _box(pen, _corners(one, factor, drawn.size), color_of(int(one["category_id"])), line, not _supervised(one))
+        _box(
+            pen,
+            _corners(one, factor, drawn.size),
+            color_of(int(one["category_id"])),
+            line,
+            not _supervised(one),
+        )
     taken: list[tuple[float, float, float, float]] = []
     for one in reversed(order):
         _label(pen, one, _corners(one, factor, drawn.size), font, drawn.size, taken)
@@ -126,7 +132,9 @@ def _tint(pixels: np.ndarray, mask: np.ndarray, color: Color, *, hatched: bool) 
     part[inside] = np.rint(mixed[inside]).astype(np.uint8)
 
 
-def _corners(detection: Mapping[str, Any], factor: int, size: tuple[int, int]) -> tuple[float, float, float, float]:
+def _corners(
+    detection: Mapping[str, Any], factor: int, size: tuple[int, int]
+) -> tuple[float, float, float, float]:
     """Left, top, right, bottom in pixels of the drawn image, inside it."""
     x, y, width, height = (float(value) * factor for value in detection["bbox"])
     right, bottom = min(x + width, size[0] - 1.0), min(y + height, size[1] - 1.0)
@@ -134,7 +142,11 @@ def _corners(detection: Mapping[str, Any], factor: int, size: tuple[int, int]) -
 
 
 def _box(
-    pen: ImageDraw.ImageDraw, corners: tuple[float, float, float, float], color: Color, line: int, dashed: bool
+    pen: ImageDraw.ImageDraw,
+    corners: tuple[float, float, float, float],
+    color: Color,
+    line: int,
+    dashed: bool,
 ) -> None:
     left, top, right, bottom = corners
     if not dashed:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ts.utils.util import PredictionException
+
 from maskx_model import ServedModel
 from maskx_service import Answer, Service
 from maskx_settings import read_settings
-from ts.utils.util import PredictionException
 
 logger = logging.getLogger(__name__)
 

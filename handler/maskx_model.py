@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision  # noqa: F401  (registers the operators that the TorchScript calls)
+from torch import Tensor
+
 from maskx_answer import Category, Detections
 from maskx_request import MAX_DETECTIONS, Wishes
-from torch import Tensor
 
 METADATA_NAME = "metadata.json"
 FORMAT_VERSION = 1
@@ -70,7 +71,9 @@ class ServedModel:
 
     def warm_up(self) -> None:
         """Runs the whole network, masks included, so that the first request is not the slow one."""
-        noise = np.random.default_rng(0).integers(0, 256, (self._warm_up_side, self._warm_up_side, 3), dtype=np.uint8)
+        noise = np.random.default_rng(0).integers(
+            0, 256, (self._warm_up_side, self._warm_up_side, 3), dtype=np.uint8
+        )
         wishes = Wishes(score_threshold=0.0, max_detections=self.defaults.max_detections)
         for _ in range(WARM_UP_RUNS):
             self.predict([noise], [wishes])

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
 from maskx_answer import answer_body, error_body
 from maskx_image import ImageError, decode
 from maskx_model import ServedModel

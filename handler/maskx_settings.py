@@ -62,7 +62,9 @@ def read_settings(config: Mapping[str, Any] | None) -> Settings:
     _refuse_unknown(config, {*SERVER_KEYS, "maskx"}, "model-config.yaml")
     device_type = config.get("deviceType", "")
     if device_type not in ("", *DEVICE_TYPES):
-        raise ValueError(f"model-config.yaml: deviceType is {device_type!r}; allowed are {', '.join(DEVICE_TYPES)}")
+        raise ValueError(
+            f"model-config.yaml: deviceType is {device_type!r}; allowed are {', '.join(DEVICE_TYPES)}"
+        )
     for key in ("batchSize", "maxBatchDelay", "minWorkers", "maxWorkers"):
         if key in config:
             _positive(config[key], f"model-config.yaml: {key}")

@@ -7,7 +7,6 @@ key that is silently ignored is an experiment silently not made.
 
 import dataclasses
 import difflib
-import functools
 import math
 import types
 from collections.abc import Mapping, Sequence
@@ -46,7 +45,7 @@ def from_plain(cls: type[T], mapping: Mapping[str, Any], where: str = "") -> T:
     """
     if not isinstance(mapping, Mapping):
         raise ValueError(f"{where or 'the configuration'}: expected a table of keys, got {_shown(mapping)}")
-    hints = _hints(cls)
+    hints = get_type_hints(cls)
     fields = [field for field in dataclasses.fields(cls) if field.init]  # type: ignore[arg-type]
     known = [field.name for field in fields]
     for key in mapping:
@@ -65,11 +64,6 @@ def from_plain(cls: type[T], mapping: Mapping[str, Any], where: str = "") -> T:
         if where and where not in str(error):
             raise ValueError(f"[{where}] {error}") from error
         raise ValueError(str(error)) from error
-
-
-@functools.cache
-def _hints(cls: type) -> dict[str, Any]:
-    return get_type_hints(cls)
 
 
 def _value(hint: Any, value: Any, path: str) -> Any:

@@ -9,7 +9,6 @@ import contextlib
 import io
 import itertools
 import json
-import warnings
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -238,14 +237,6 @@ def masks_from_counts(rle_counts: Tensor, rle_offsets: Tensor, height: int, widt
     return [dict(mask) for mask in mask_utils.frPyObjects(plain, height, width)] if plain else []
 
 
-def dense_mask(mask: RunLengths) -> NDArray[np.uint8]:
-    """A mask as zeros and ones, uint8 [height, width]."""
-    with warnings.catch_warnings():  # pycocotools answers numpy 2 in numpy 1's way, and numpy complains
-        warnings.filterwarnings("ignore", message="__array__ implementation", category=DeprecationWarning)
-        decoded: NDArray[np.uint8] = mask_utils.decode(mask)
-    return decoded
-
-
 def filled_boxes(boxes: NDArray[np.float64], height: int, width: int) -> list[RunLengths]:
     """Every box (XYXY, [D, 4]) as the mask of all its pixels."""
     if not len(boxes):
@@ -307,7 +298,8 @@ def mask_precision(
             mask = one.mask or filled_boxes(np.array([one.box]), *truth.sizes[image_id])[0]
             record = _annotation(image_id, one) | {"segmentation": mask}
             annotations.append(record | {"iscrowd": int(one.crowd or one.mask is None)})
-    areas = mask_utils.area([r["segmentation"] for r in results]) if results else []
+    # One at a time: pycocotools 2.0.11 cannot take the areas of more than 255 masks at once under numpy 2.
+    areas = [mask_utils.area(r["segmentation"]) for r in results]
     found = [
         {**_only(r, "segmentation"), "area": float(area)} for r, area in zip(results, areas, strict=True)
     ]

@@ -191,9 +191,7 @@ MAY_CHANGE = ("output.", "validate_transfer.", "data.workers", "data.val_", "dev
 """
 
 
-def differing_keys(
-    before: TrainingConfig, now: TrainingConfig, *, step: int
-) -> list[tuple[str, Any, Any]]:
+def differing_keys(before: TrainingConfig, now: TrainingConfig, *, step: int) -> list[tuple[str, Any, Any]]:
     """Where a training that is to go on from `step` differs from the one so far: (key, its value before, now).
 
     Left out are keys of `MAY_CHANGE`, and the number of steps of stages as long as the same steps of the

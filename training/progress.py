@@ -2,9 +2,9 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from types import TracebackType
-from typing import Any, Generic, Self, TextIO, TypeVar
+from typing import Any, Generic, Self, TextIO, TypeVar, overload
 
 from tqdm import tqdm
 
@@ -106,8 +106,29 @@ class Progress(Generic[T]):
         print(line + (f", {self.noted}" if self.noted else ""), file=self.file, flush=True)
 
 
+@overload
 def progress(
-    items: Iterable[T] | int,
+    items: int,
+    label: str,
+    *,
+    unit: str = ...,
+    done: int = ...,
+    file: TextIO | None = ...,
+    seconds_between_lines: float = ...,
+) -> Progress[None]: ...
+@overload
+def progress(
+    items: Iterable[T],
+    label: str,
+    *,
+    total: int | None = ...,
+    unit: str = ...,
+    done: int = ...,
+    file: TextIO | None = ...,
+    seconds_between_lines: float = ...,
+) -> Progress[T]: ...
+def progress(
+    items: Iterable[Any] | int,
     label: str,
     *,
     total: int | None = None,
@@ -115,7 +136,7 @@ def progress(
     done: int = 0,
     file: TextIO | None = None,
     seconds_between_lines: float = SECONDS_BETWEEN_LINES,
-) -> Progress[T]:
+) -> Progress[Any]:
     """Show the progress of a long step on `file` (default: standard error).
 
     On a terminal a bar; elsewhere a plain line every `seconds_between_lines` and one at the end.
@@ -130,13 +151,11 @@ def progress(
         done: items already done before this run; they count for the share, not for the rate.
     """
     if isinstance(items, int):
-        goes_through, total = None, items
-    else:
-        goes_through = items
-        if total is None and hasattr(items, "__len__"):
-            total = len(items)
+        total = items
+    elif total is None and isinstance(items, Sized):
+        total = len(items)
     return Progress(
-        goes_through,
+        None if isinstance(items, int) else items,
         label,
         total=total,
         unit=unit,
@@ -148,7 +167,7 @@ def progress(
 
 def counted(label: str, *, unit: str = "images") -> Callable[[int, int], None]:
     """A function of (items done, items in all) that shows a step which reports in this way."""
-    shown: list[Progress[int]] = []
+    shown: list[Progress[None]] = []
 
     def report(done: int, total: int) -> None:
         if not shown:

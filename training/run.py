@@ -131,7 +131,9 @@ class Run:
         state = self.network.state_dict()
         broken = [name for name, value in state.items() if not bool(value.isfinite().all())]
         if broken:
-            raise NotFinite(f"step {self.step}: {len(broken)} weights are not finite ({broken[0]}). {self._cure()}")
+            raise NotFinite(
+                f"step {self.step}: {len(broken)} weights are not finite ({broken[0]}). {self._cure()}"
+            )
         path = checkpoint_path(self.config)
         save_checkpoint(
             path,

@@ -8,17 +8,16 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from pycocotools import mask as mask_utils
 
-from client.draw import draw_detections
+from client.draw import LEGEND, draw_detections
 from model.classes import ClassTable
 from training.coco import read_picture
-from training.coco_results import GroundTruth, dense_mask
+from training.coco_results import GroundTruth
 
-CELL = 256
+CELL = 384
 """Longer side of one picture on the sheet, in pixels."""
 GAP = 8
-LINE = 18
+LINE = 24
 
 
 def sheet_images(truth: GroundTruth, count: int) -> list[int]:
@@ -29,15 +28,13 @@ def sheet_images(truth: GroundTruth, count: int) -> list[int]:
 
 
 def truth_detections(truth: GroundTruth, image_id: int, classes: ClassTable) -> list[dict[str, Any]]:
-    """The ground truth of an image in the form of detections (score 1); crowds and objects without a mask
-    left out.
-    """
+    """The ground truth of an image as detections without scores; no crowds, no objects without a mask."""
     found = []
     for one in truth.objects[image_id]:
         if one.mask is not None and not one.crowd:
             x0, y0, x1, y1 = one.box
             bbox = [x0, y0, x1 - x0, y1 - y0]
-            found.append(_detection(one.category_id, bbox, 1.0, one.mask, classes))
+            found.append(_detection(one.category_id, bbox, None, one.mask, classes))
     return found
 
 
@@ -53,45 +50,22 @@ def predicted_detections(
 
 
 def _detection(
-    category_id: int, bbox: list[float], score: float, mask: dict[str, Any], classes: ClassTable
+    category_id: int, bbox: list[float], score: float | None, mask: dict[str, Any], classes: ClassTable
 ) -> dict[str, Any]:
     label = classes.label_of_id(category_id)
-    supervised = label in classes.set_a_labels()
-    name = classes.name_of_label(label)
-    return {
+    detection = {
         "category_id": category_id,
-        "category": name if supervised else f"{name} [B]",
+        "category": classes.name_of_label(label),
         "bbox": bbox,
-        "score": score,
-        "area": int(mask_utils.area(mask)),
-        "mask_supervised": supervised,
-        "segmentation": _as_text(mask),
+        "mask_supervised": label in classes.set_a_labels(),
+        "segmentation": mask,
     }
-
-
-def _as_text(mask: dict[str, Any]) -> dict[str, Any]:
-    counts = mask["counts"]
-    return {"size": list(mask["size"]), "counts": counts.decode() if isinstance(counts, bytes) else counts}
-
-
-def enlarged(detection: dict[str, Any], factor: int) -> dict[str, Any]:
-    """The detection in an image `factor` times as large, every pixel of the mask a square of pixels."""
-    pixels = np.kron(dense_mask(detection["segmentation"]), np.ones((factor, factor), dtype=np.uint8))
-    return {
-        **detection,
-        "bbox": [factor * value for value in detection["bbox"]],
-        "area": detection["area"] * factor**2,
-        "segmentation": _as_text(mask_utils.encode(np.asfortranarray(pixels))),
-    }
+    return detection if score is None else {**detection, "score": score}
 
 
 def picture(image: Image.Image, detections: list[dict[str, Any]]) -> Image.Image:
-    """An image with its detections, drawn so that its longer side is about CELL pixels and at most that."""
-    factor = max(1, CELL // max(image.size))
-    large = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
-    drawn = draw_detections(
-        large, [enlarged(one, factor) for one in detections] if factor > 1 else detections
-    )
+    """An image with its detections, within a square of CELL pixels."""
+    drawn = draw_detections(image, detections, min_side=CELL)
     drawn.thumbnail((CELL, CELL))
     return drawn
 
@@ -106,10 +80,10 @@ def write_sheet(
     count: int = 12,
     score_threshold: float = 0.5,
 ) -> None:
-    """Write a PNG with `count` images, two to a row, each as ground truth beside predictions of at least
-    the threshold.
+    """Write a PNG with `count` images, two to a row, each as ground truth beside what was predicted.
 
-    Names of set B, whose masks training never saw, end in "[B]".
+    Drawn are predictions of at least the threshold. Objects of set B, whose masks training never saw, are
+    marked as everywhere (`client.draw`).
     """
     pairs = []
     for image_id in sheet_images(truth, count):
@@ -119,9 +93,8 @@ def write_sheet(
         left = picture(image, truth_detections(truth, image_id, classes))
         right = picture(image, predicted_detections(results, image_id, classes, score_threshold))
         pairs.append((left, right))
-    compose(
-        pairs, f"ground truth | predictions of at least {score_threshold:g}     [B]: no mask in training"
-    ).save(path)
+    title = f"ground truth | predictions of at least {score_threshold:g}          {LEGEND}"
+    compose(pairs, title).save(path)
 
 
 def compose(pairs: Sequence[tuple[Image.Image, Image.Image]], title: str) -> Image.Image:
@@ -130,7 +103,7 @@ def compose(pairs: Sequence[tuple[Image.Image, Image.Image]], title: str) -> Ima
     rows = (len(pairs) + columns - 1) // columns
     pair_width = 2 * CELL + 2 + GAP
     sheet = Image.new("RGB", (GAP + columns * pair_width, LINE + GAP + rows * (CELL + GAP)), "white")
-    ImageDraw.Draw(sheet).text((GAP, GAP // 2), title, fill="black", font=ImageFont.load_default())
+    ImageDraw.Draw(sheet).text((GAP, GAP // 2), title, fill="black", font=ImageFont.load_default(size=14))
     for number, (left, right) in enumerate(pairs):
         x = GAP + number % columns * pair_width
         y = LINE + GAP + number // columns * (CELL + GAP)

@@ -8,7 +8,8 @@ import argparse
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -88,10 +89,10 @@ def train(config: TrainingConfig, *, resume: bool = False, restart: bool = False
 
     with (
         stop_on_signals() as stop,
+        closing(batches(run, data)) as coming,
         RunLog(Path(config.output.dir), step=run.step, tensorboard=config.output.tensorboard) as log,
         progress(config.schedule.total_steps, "training", unit="steps", done=run.step) as shown,
     ):
-        coming = batches(run, data)
         run.restore_random()
         for stage in run.remaining_stages():
             run.begin(stage)
@@ -111,7 +112,7 @@ def train_stage(
     *,
     stop: Stop,
     log: RunLog,
-    shown: Progress[int],
+    shown: Progress[None],
 ) -> None:
     """The remaining steps of the run's present stage, or those before `stop`."""
     assert run.stage is not None
@@ -142,7 +143,7 @@ def starting_network(config: TrainingConfig, classes: ClassTable, *, from_checkp
     return network
 
 
-def batches(run: Run, data: CocoDataset) -> Iterator[tuple[list[Tensor], list[Target]]]:
+def batches(run: Run, data: CocoDataset) -> Generator[tuple[list[Tensor], list[Target]]]:
     """The batches that are left of a run.
 
     Raises:
@@ -165,8 +166,9 @@ def batches(run: Run, data: CocoDataset) -> Iterator[tuple[list[Tensor], list[Ta
         pin_memory=run.device.type == "cuda",
         generator=torch.Generator(),  # else the loader draws from the generator that samples the RoIs
     )
+    coming = iter(loader)
     try:
-        yield from loader
+        yield from coming
     except (ValueError, OSError) as error:
         raise ValueError(f"step {run.step + 1}: {without_trace(error)}") from error
     except RuntimeError as error:
@@ -176,6 +178,10 @@ def batches(run: Run, data: CocoDataset) -> Iterator[tuple[list[Tensor], list[Ta
             f"step {run.step + 1}: a process that reads images died ({without_trace(error)}). Mostly memory, or "
             "shared memory (/dev/shm), ran out: try data.workers=0, or a smaller schedule.batch_size"
         ) from error
+    finally:
+        # The workers ignore SIGTERM, by which Python would end them at its exit, and an error keeps the loader alive.
+        if config.data.workers:
+            coming._shutdown_workers()  # type: ignore[attr-defined]
 
 
 def checkpoint_to_resume(config: TrainingConfig, *, resume: bool, restart: bool) -> dict[str, Any] | None:
@@ -218,7 +224,9 @@ def checkpoint_to_resume(config: TrainingConfig, *, resume: bool, restart: bool)
 def require_same_data(saved: dict[str, Any], data: CocoDataset, path: Path) -> None:
     """ValueError where a resumed run would see other images or classes than before."""
     if saved["classes"] != data.classes.to_dict():
-        raise ValueError(f"{path}: the classes of the data, or which of them have masks, are not those of the run")
+        raise ValueError(
+            f"{path}: the classes of the data, or which of them have masks, are not those of the run"
+        )
     if saved["sampler"]["size"] != len(data):
         raise ValueError(
             f"{path}: the run had {saved['sampler']['size']} training images, the data has {len(data)} now"
@@ -226,7 +234,7 @@ def require_same_data(saved: dict[str, Any], data: CocoDataset, path: Path) -> N
 
 
 def chosen_device(name: str) -> torch.device:
-    """"auto", "cpu" or "cuda" as a device; ValueError where CUDA was asked for and is not there."""
+    """ "auto", "cpu" or "cuda" as a device; ValueError where CUDA was asked for and is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():
@@ -271,12 +279,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m training.train", description="Train Mask^X R-CNN, or go on with a training."
     )
-    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help=f"TOML file (default: {DEFAULT_CONFIG})")
+    parser.add_argument(
+        "--config", type=Path, default=DEFAULT_CONFIG, help=f"TOML file (default: {DEFAULT_CONFIG})"
+    )
     parser.add_argument("--seed", type=int, help="the same as seed=...")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help="the same as device=...")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--resume", action="store_true", help="go on from the last checkpoint, if there is one")
-    how.add_argument("--restart", action="store_true", help="train anew, replacing the checkpoint that is there")
+    how.add_argument(
+        "--restart", action="store_true", help="train anew, replacing the checkpoint that is there"
+    )
     how.add_argument(
         "--validate-transfer",
         action="store_true",

@@ -83,18 +83,29 @@ def test_a_writer_that_fails_at_any_moment_leaves_the_old_file(
             arguments[1].write(b"half of a file")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(*{"save": (torch, "save"), "fsync": (os, "fsync"), "replace": (os, "replace")}[moment], fail)
+    monkeypatch.setattr(
+        *{"save": (torch, "save"), "fsync": (os, "fsync"), "replace": (os, "replace")}[moment], fail
+    )
     with pytest.raises(ValueError, match=r"checkpoint.pt could not be written: No space left on device"):
         save_checkpoint(path, contents(tiny(), step=2))
     assert load_checkpoint(path)["step"] == 1
     assert [p.name for p in path.parent.iterdir()] == ["checkpoint.pt"]
 
 
-def test_the_file_is_on_the_disk_before_it_takes_the_name(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_file_is_on_the_disk_before_it_takes_the_name(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     order: list[str] = []
-    fsync, replace = os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda handle: (order.append("fsync"), fsync(handle)))
-    monkeypatch.setattr(os, "replace", lambda a, b: (order.append("replace"), replace(a, b)))
+
+    def noting(name: str, function: Any) -> None:
+        def noted(*arguments: Any) -> None:
+            order.append(name)
+            function(*arguments)
+
+        monkeypatch.setattr(os, name, noted)
+
+    noting("fsync", os.fsync)
+    noting("replace", os.replace)
     save_checkpoint(path, contents(tiny()))
     assert order[:2] == ["fsync", "replace"]
 
@@ -175,7 +186,9 @@ def test_a_detector_of_other_classes_is_refused_and_another_split_is_not(path: P
     split = ClassTable(ids=(3, 5), names=("brick", "tile"), has_mask=(False, True))
     load_detector(tiny(), path, split)
     others = ClassTable(ids=(3, 5), names=("brick", "slab"), has_mask=(True, False))
-    with pytest.raises(ValueError, match=r"a detector of 2 classes \(brick, tile\); the data has 2 \(brick, slab\)"):
+    with pytest.raises(
+        ValueError, match=r"a detector of 2 classes \(brick, tile\); the data has 2 \(brick, slab\)"
+    ):
         load_detector(tiny(), path, others)
 
 

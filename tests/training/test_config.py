@@ -99,14 +99,19 @@ def test_a_mistaken_override_is_refused_by_name(write: Write, override: str, mes
 
 
 def test_a_mistake_in_the_file_names_the_file(write: Write) -> None:
-    for text, message in (("[modle]", "unknown key modle: did you mean model"), ("a = = 1", "some.toml: .*line 1")):
+    for text, message in (
+        ("[modle]", "unknown key modle: did you mean model"),
+        ("a = = 1", "some.toml: .*line 1"),
+    ):
         with pytest.raises(ValueError, match=message) as caught:
             load_config(write(text))
         assert "some.toml" in str(caught.value)
 
 
 def test_a_missing_file_is_answered_with_those_there_are() -> None:
-    with pytest.raises(ValueError, match=r"nowhere.toml: no such configuration file; there are .*shapes.toml"):
+    with pytest.raises(
+        ValueError, match=r"nowhere.toml: no such configuration file; there are .*shapes.toml"
+    ):
         load_config("nowhere.toml")
 
 
@@ -124,8 +129,19 @@ def test_a_resumed_run_may_write_elsewhere_and_load_otherwise() -> None:
 
 
 def test_every_other_change_of_a_resumed_run_is_named() -> None:
-    changes = ["optimiser.learning_rate=1", "model.transfer.layers=1", "seed=9", "augment.hue=0.1", "data.workers=5"]
-    assert differing(10, *changes) == ["augment.hue", "model.transfer.layers", "optimiser.learning_rate", "seed"]
+    changes = [
+        "optimiser.learning_rate=1",
+        "model.transfer.layers=1",
+        "seed=9",
+        "augment.hue=0.1",
+        "data.workers=5",
+    ]
+    assert differing(10, *changes) == [
+        "augment.hue",
+        "model.transfer.layers",
+        "optimiser.learning_rate",
+        "seed",
+    ]
 
 
 def test_a_run_may_get_more_steps_only_where_none_of_its_steps_becomes_another() -> None:

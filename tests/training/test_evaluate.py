@@ -9,6 +9,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from client.draw import dense_mask
 from model.classes import ClassTable
 from tests.training.coco_scene import (
     CLASSES,
@@ -20,7 +21,7 @@ from tests.training.coco_scene import (
     corner,
     usual_scene,
 )
-from training.coco_results import AveragePrecision, dense_mask, load_ground_truth
+from training.coco_results import AveragePrecision, load_ground_truth
 from training.evaluate import Results, evaluate_network, judge, percent, table
 from training.predictions import predict
 
@@ -210,7 +211,7 @@ def test_every_form_of_segmentation_gives_the_same_mask(tmp_path: Path) -> None:
     annotations.write_text(json.dumps(document))
     for one in load_ground_truth(annotations, CLASSES).objects[1]:
         assert one.mask is not None
-        assert (dense_mask(one.mask) == square).all()
+        assert (dense_mask(one.mask, height=HEIGHT, width=WIDTH) == square).all()
 
 
 @pytest.mark.parametrize(
@@ -269,6 +270,12 @@ def test_a_network_that_finds_nothing_has_precision_zero(tmp_path: Path) -> None
     predictions.results.clear()
     results = judge(predictions, CLASSES)
     assert results.all.box.ap == 0 and results.all.mask.ap == 0 and results.all.mask_iou == 1
+
+
+def test_a_set_may_have_more_detections_than_a_byte_can_count(tmp_path: Path) -> None:
+    scene = usual_scene()
+    results = evaluated(tmp_path, scene, KnowingNetwork(scene, extra=[Thing(2, corner(2, 2, 6))] * 60))
+    assert results.all.mask.ap50 is not None and 0 < results.all.mask.ap50 < 1
 
 
 def test_the_batch_size_changes_no_figure(tmp_path: Path) -> None:

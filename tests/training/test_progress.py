@@ -17,7 +17,9 @@ def test_a_log_gets_plain_lines_with_share_rate_and_no_carriage_return() -> None
     for _ in progress(range(4), "reading", file=log, seconds_between_lines=0):
         pass
     lines = log.getvalue().splitlines()
-    assert lines[0].startswith("reading: 1/4 images (25 %), ") and "images/s" in lines[0] and " left" in lines[0]
+    assert (
+        lines[0].startswith("reading: 1/4 images (25 %), ") and "images/s" in lines[0] and " left" in lines[0]
+    )
     assert lines[-1].startswith("reading: 4/4 images (100 %), ") and " left" not in lines[-1]
     assert "\r" not in log.getvalue() and "\x1b" not in log.getvalue()
 
@@ -67,6 +69,8 @@ def test_a_step_that_reports_by_callback_is_shown_to_its_end(capsys: pytest.Capt
     assert capsys.readouterr().err.startswith("checking: 3/3 images (100 %)")
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00"), (59.6, "1:00"), (3599.7, "1:00:00"), (7325, "2:02:05")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0:00"), (59.6, "1:00"), (3599.7, "1:00:00"), (7325, "2:02:05")]
+)
 def test_durations_carry_into_the_next_unit(seconds: float, text: str) -> None:
     assert duration(seconds) == text

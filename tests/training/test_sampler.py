@@ -35,14 +35,19 @@ def test_no_two_samples_of_a_run_share_a_seed() -> None:
 
 
 def test_another_seed_gives_another_order_and_other_augmentation() -> None:
-    assert [shuffled(20, seed=s, epoch=0).tolist() for s in (0, 1)] != [shuffled(20, seed=0, epoch=0).tolist()] * 2
+    assert [shuffled(20, seed=s, epoch=0).tolist() for s in (0, 1)] != [
+        shuffled(20, seed=0, epoch=0).tolist()
+    ] * 2
     assert sample_seed(seed=0, position=7) != sample_seed(seed=1, position=7)
 
 
 def test_the_order_for_a_seed_stays_what_it_was_in_earlier_versions() -> None:
     """A checkpoint of an earlier version must go on with the same images."""
     assert mixed(0, 1, 2) == 3384391416029321617
-    assert batches(batches=2) == [[(4, 470380925222692991), (2, 7716143592125757362)], [(1, 6992063534824891432), (3, 5801690645536681376)]]
+    assert batches(batches=2) == [
+        [(4, 470380925222692991), (2, 7716143592125757362)],
+        [(1, 6992063534824891432), (3, 5801690645536681376)],
+    ]
 
 
 @pytest.mark.parametrize("changes", [{"size": 0}, {"batch_size": 0}])

@@ -1,5 +1,7 @@
 """The learning rate of every step of a stage."""
 
+from itertools import pairwise
+
 import pytest
 
 from training.schedule import ScheduleConfig
@@ -8,7 +10,9 @@ from training.schedule import ScheduleConfig
 def test_the_papers_schedule_warms_up_and_falls_at_60k_and_80k_of_90k() -> None:
     """Detectron's R-50-FPN: linear from a third over 500 steps, then a tenth at 60k and again at 80k."""
     paper = ScheduleConfig()
-    rates = {step: paper.rate(step, of=90_000) for step in (0, 250, 500, 59_999, 60_000, 79_999, 80_000, 89_999)}
+    rates = {
+        step: paper.rate(step, of=90_000) for step in (0, 250, 500, 59_999, 60_000, 79_999, 80_000, 89_999)
+    }
     assert rates == pytest.approx(
         {0: 1 / 3, 250: 2 / 3, 500: 1, 59_999: 1, 60_000: 0.1, 79_999: 0.1, 80_000: 0.01, 89_999: 0.01}
     )
@@ -19,7 +23,7 @@ def test_cosine_meets_the_warm_up_at_the_top_falls_all_the_way_and_ends_near_fin
     rates = [schedule.rate(step, of=110) for step in range(110)]
     assert rates[0] == 0.0 and rates[5] == pytest.approx(0.5) and rates[10] == 1.0
     assert rates[60] == pytest.approx(0.55)
-    assert all(later < earlier for earlier, later in zip(rates[10:], rates[11:], strict=False))
+    assert all(later < earlier for earlier, later in pairwise(rates[10:]))
     assert rates[-1] == pytest.approx(0.1, abs=1e-3)
 
 

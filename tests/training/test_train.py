@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def test_a_run_ends_with_a_checkpoint_that_loads_and_a_row_for_every_step(
     run: Callable[..., int], out: Path
 ) -> None:
     assert run() == 0
-    network, classes, contents = load_network(out / "checkpoint.pt")
+    _, classes, contents = load_network(out / "checkpoint.pt")
     assert contents["step"] == 4 and contents["finished"] and classes.names == ("brick", "tile", "slab")
     assert classes.has_mask == (True, True, False)
     assert contents["training_config"]["model"] == contents["model_config"]
@@ -126,7 +127,11 @@ def test_a_finished_detector_is_taken_from_another_run(
 ) -> None:
     assert run("schedule.mask_steps=0") == 0
     other = tmp_path / "other"
-    words = [f"data.detector_from={out / 'checkpoint.pt'}", "schedule.detector_steps=0", f"output.dir={other}"]
+    words = [
+        f"data.detector_from={out / 'checkpoint.pt'}",
+        "schedule.detector_steps=0",
+        f"output.dir={other}",
+    ]
     assert run(*words) == 0
     detector, whole = weights(out), weights(other)
     taken = [key for key in whole if not key.startswith(("mask_branch.", "mask_weights."))]
@@ -145,11 +150,19 @@ def test_every_way_to_compute_trains_to_finite_weights(
     assert all(bool(value.isfinite().all()) for value in weights(out).values())
 
 
-def test_clipping_keeps_the_step_of_sgd_within_rate_times_norm(
-    run: Callable[..., int], out: Path
-) -> None:
-    still = ["optimiser.name=sgd", "optimiser.weight_decay=0", "optimiser.momentum=0", "schedule.warmup_steps=0"]
-    only = ["schedule.detector_steps=1", "schedule.mask_steps=0", "optimiser.learning_rate=1", "schedule.decay=none"]
+def test_clipping_keeps_the_step_of_sgd_within_rate_times_norm(run: Callable[..., int], out: Path) -> None:
+    still = [
+        "optimiser.name=sgd",
+        "optimiser.weight_decay=0",
+        "optimiser.momentum=0",
+        "schedule.warmup_steps=0",
+    ]
+    only = [
+        "schedule.detector_steps=1",
+        "schedule.mask_steps=0",
+        "optimiser.learning_rate=1",
+        "schedule.decay=none",
+    ]
     assert run(*still, *only, "optimiser.clip_norm=1e-6") == 0
     clipped = weights(out)
     assert run(*still, *only, "optimiser.clip_norm=0.01", "--restart") == 0
@@ -170,10 +183,9 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
 
 
 def test_tensorboard_gets_the_figures_of_the_log(run: Callable[..., int], out: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
+    accumulator = import_module("tensorboard.backend.event_processing.event_accumulator")
     assert run("output.tensorboard=true") == 0
-    events = EventAccumulator(str(out / "tensorboard"))
+    events = accumulator.EventAccumulator(str(out / "tensorboard"))
     events.Reload()
     shown = {event.step: event.value for event in events.Scalars("loss")}
     assert shown == pytest.approx({int(row["step"]): float(row["loss"]) for row in rows(out)}, rel=1e-4)
@@ -238,7 +250,7 @@ def stop_at(step: int, number: signal.Signals, words: Words, out: Path) -> tuple
     process = subprocess.Popen(
         words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 200
     while time.monotonic() < deadline and process.poll() is None:
         lines = (out / "log.csv").read_text().splitlines() if (out / "log.csv").exists() else []
         if len(lines) > step:
@@ -248,16 +260,17 @@ def stop_at(step: int, number: signal.Signals, words: Words, out: Path) -> tuple
         process.kill()
     else:
         os.killpg(process.pid, number)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=200)
     return process.returncode, output
 
 
+@pytest.mark.timeout(900)  # four processes, each of which starts torch anew
 def test_a_run_killed_and_interrupted_ends_with_the_weights_of_one_left_alone(
     tiny_set: Path, tmp_path: Path
 ) -> None:
     """Bit for bit, with two loader workers, through both stages, the optimiser's state and dropout."""
     alone, broken = tmp_path / "alone", tmp_path / "broken"
-    subprocess.run(command(tiny_set, alone), check=True, capture_output=True)
+    subprocess.run(command(tiny_set, alone), check=True, capture_output=True, timeout=200)
     words = command(tiny_set, broken, "output.checkpoint_every=2", "--resume")
 
     status, output = stop_at(5, signal.SIGKILL, words, broken)
@@ -270,7 +283,7 @@ def test_a_run_killed_and_interrupted_ends_with_the_weights_of_one_left_alone(
     assert f"stopped by SIGINT at step {interrupted_at}" in output and "--resume" in output
     assert "Traceback" not in output
 
-    subprocess.run(words, check=True, capture_output=True)
+    subprocess.run(words, check=True, capture_output=True, timeout=200)
     assert equal(weights(alone), weights(broken))
     assert [row["step"] for row in rows(broken)] == [str(step) for step in range(1, 25)]
     assert [row["loss"] for row in rows(broken)] == [row["loss"] for row in rows(alone)]
@@ -295,9 +308,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_picture_that_breaks_during_the_run_is_one_line_with_its_name(
-    tmp_path: Path, workers: int
-) -> None:
+def test_a_picture_that_breaks_during_the_run_is_one_line_with_its_name(tmp_path: Path, workers: int) -> None:
     folder, out = tmp_path / "set", tmp_path / "run"
     write_tiny_set(folder, images=2)
     for picture in (folder / "images").iterdir():
@@ -305,7 +316,10 @@ def test_a_picture_that_breaks_during_the_run_is_one_line_with_its_name(
         picture.write_bytes(data[: len(data) // 2])  # the header, which is looked at before, is whole
     module = [sys.executable, "-m", "training.train"]
     done = subprocess.run(
-        [*module, *tiny_changes(folder, out), f"data.workers={workers}"], capture_output=True, text=True
+        [*module, *tiny_changes(folder, out), f"data.workers={workers}"],
+        capture_output=True,
+        text=True,
+        timeout=200,
     )
     last = done.stderr.splitlines()[-1]
     assert done.returncode == 2 and "Traceback" not in done.stderr
@@ -315,7 +329,10 @@ def test_a_picture_that_breaks_during_the_run_is_one_line_with_its_name(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["schedule.mask_step=1"], "error: unknown key schedule.mask_step: did you mean schedule.mask_steps?"),
+        (
+            ["schedule.mask_step=1"],
+            "error: unknown key schedule.mask_step: did you mean schedule.mask_steps?",
+        ),
         (["data.train_annotations=gone.json"], "gone.json"),
         (["data.mask_classes=brik"], "brik"),
         (["data.detector_from=gone.pt"], "gone.pt: no such checkpoint"),
@@ -329,7 +346,8 @@ def test_a_users_mistake_is_one_line_and_nothing_is_written(
 ) -> None:
     assert run(*words) == 2
     error = capsys.readouterr().err
-    assert message in error and error.startswith("error: ") and error.count("\n") == 1
+    lines = [line for line in error.splitlines() if not line.startswith("checking images: ")]
+    assert len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0]
     assert not out.exists()
 
 
@@ -342,7 +360,8 @@ def test_a_gpu_that_was_asked_for_and_is_not_there_is_an_error(
 
 
 def test_an_error_of_a_loader_worker_is_shown_by_its_own_message() -> None:
-    passed_on = "Caught ImageError in DataLoader worker process 0.\nOriginal Traceback (...):\n  File x\na.b.ImageError: 7.png: broken"
+    trace = "Original Traceback (...):\n  File x\na.b.ImageError: 7.png: broken"
+    passed_on = f"Caught ImageError in DataLoader worker process 0.\n{trace}"
     assert without_trace(ValueError(passed_on)) == "7.png: broken"
     assert without_trace(ValueError("two\n  lines")) == "two lines"
     assert without_trace(KeyError()) == "KeyError"

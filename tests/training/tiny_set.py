@@ -14,7 +14,8 @@ def write_tiny_set(folder: Path, *, images: int = 6) -> None:
     """`folder`/images and `folder`/train.json: rectangles of three classes on noise, one to three to a picture."""
     random = np.random.default_rng(0)
     (folder / "images").mkdir(parents=True)
-    entries, annotations = [], []
+    entries: list[dict[str, object]] = []
+    annotations: list[dict[str, object]] = []
     for number in range(images):
         pixels = random.integers(0, 80, (SIDE, SIDE, 3), dtype=np.uint8)
         for category in range(number % 3 + 1):

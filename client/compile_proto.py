@@ -1,0 +1,58 @@
+"""client/inference.proto -> client/generated/, the Python code that speaks it.
+
+python -m client.compile_proto
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module, resources
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = "client/generated"
+
+
+def compile_proto(root: Path = ROOT) -> None:
+    """Writes inference_pb2.py and inference_pb2_grpc.py into client/generated/ below `root`.
+
+    Raises:
+        ValueError: grpcio-tools is not installed, or refuses the file.
+    """
+    try:
+        protoc = import_module("grpc_tools.protoc")
+    except ImportError as error:
+        raise ValueError(
+            f"grpcio-tools is not installed ({error}); run make setup, or pip install grpcio-tools"
+        ) from error
+    folder = root / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "__init__.py").write_text('"""Made by client/compile_proto.py; do not edit."""\n')
+    status = protoc.main(
+        [
+            "protoc",
+            # seen as if it lay in client/generated, so that the two generated modules import each other from there
+            f"-I{FOLDER}={Path(__file__).resolve().parent}",
+            f"-I{resources.files('grpc_tools') / '_proto'}",
+            f"--python_out={root}",
+            f"--pyi_out={root}",
+            f"--grpc_python_out={root}",
+            f"{FOLDER}/inference.proto",
+        ]
+    )
+    if status != 0:
+        raise ValueError(f"protoc refused client/inference.proto (status {status}); the reason stands above")
+
+
+def main() -> int:
+    """Command line; returns the exit status."""
+    try:
+        compile_proto()
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
