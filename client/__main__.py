@@ -100,6 +100,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--timeout", type=float, default=120.0, help="seconds an answer may take (default: %(default)s)"
     )
     options = parser.parse_args(arguments)
+    if not options.image.is_file():
+        print(f"error: there is no file {options.image}", file=sys.stderr)
+        return 2
     try:
         data = options.image.read_bytes()
         body = predict(options, data)

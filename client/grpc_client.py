@@ -78,7 +78,7 @@ class GrpcClient:
         return body
 
     def _translated(self, error: grpc.RpcError) -> Exception:
-        details = str(error.details())
+        details = str(error.details()).partition("\n")[0]  # the second line names a class of TorchServe's
         code = error.code()
         refused = error_in(details.encode())
         if refused is not None:

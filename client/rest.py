@@ -31,7 +31,7 @@ class RestClient:
         self.url = url.rstrip("/")
         self._https = parts.scheme == "https"
         self._host = parts.netloc
-        self._path = f"{parts.path.rstrip('/')}/predictions/{urllib.parse.quote(model)}"
+        self._path = f"{parts.path.rstrip('/')}/predictions/{urllib.parse.quote(model, safe='')}"
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._timeout = timeout
 

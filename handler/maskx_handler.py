@@ -44,11 +44,11 @@ class MaskXHandler:
 
         Over gRPC TorchServe drops the status of a single answer, so a client finds the error in the body. Only where
         the bad request is alone in its batch can gRPC be given a true status, by an exception; over REST that
-        exception would put TorchServe's own body in place of ours, so it is raised for gRPC alone.
+        exception would put TorchServe's own body in place of ours, so it is raised for gRPC alone. Its text is the body.
         """
         answers = self._service.answer(requests)
         if len(answers) == 1 and answers[0].status != 200 and came_by_grpc(context, 0):
-            raise PredictionException(answers[0].message, answers[0].status)
+            raise PredictionException(answers[0].body.decode(), answers[0].status)
         for index, answer in enumerate(answers):
             self._describe(context, index, answer)
         return [answer.body for answer in answers]

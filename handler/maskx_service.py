@@ -21,11 +21,10 @@ from maskx_settings import Limits
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """A body, in JSON, and the status that goes with it as HTTP has them; `message` says what was wrong, or ''."""
+    """A body, in JSON, and the status that goes with it as HTTP has them."""
 
     status: int
     body: bytes
-    message: str = ""
 
 
 class Service:
@@ -81,4 +80,4 @@ class Service:
 
 
 def _refused(kind: str, message: str) -> Answer:
-    return Answer(status=400, body=error_body(400, kind, message), message=message)
+    return Answer(status=400, body=error_body(400, kind, message))

@@ -18,7 +18,9 @@ def build_network(config: ModelConfig, *, num_classes: int) -> MaskXRCNN:
     if num_classes < 1:
         raise ValueError(f"num_classes is {num_classes}; at least one class is needed")
     if len(config.rpn.anchor_sizes) != 5:
-        raise ValueError(f"rpn.anchor_sizes has {len(config.rpn.anchor_sizes)} sizes; the pyramid has 5 levels")
+        raise ValueError(
+            f"rpn.anchor_sizes has {len(config.rpn.anchor_sizes)} sizes; the pyramid has 5 levels"
+        )
     backbone = build_backbone(
         name=config.backbone.name,
         weights=config.backbone.weights,

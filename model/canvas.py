@@ -1,7 +1,5 @@
 """From uint8 images of any size to one float canvas on the device: resize, normalise, pad."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 
@@ -9,7 +7,7 @@ from torch import Tensor, nn
 def resized_size(height: int, width: int, min_size: int, max_size: int) -> tuple[int, int]:
     """Height and width after the shorter side is brought to `min_size`, the longer kept within `max_size`."""
     scale = min(float(min_size) / float(min(height, width)), float(max_size) / float(max(height, width)))
-    return max(int(round(height * scale)), 1), max(int(round(width * scale)), 1)
+    return max(int(height * scale + 0.5), 1), max(int(width * scale + 0.5), 1)
 
 
 def canvas_side(side: int, step: int) -> int:
@@ -18,9 +16,14 @@ def canvas_side(side: int, step: int) -> int:
 
 
 class Canvas(nn.Module):
-    """Resizes (bilinear, half-pixel centres), normalises and pads images on the device they lie on."""
+    """Resizes (bilinear, half-pixel centres), normalises and pads images on the device of its statistics."""
 
-    def __init__(self, *, min_size: int, max_size: int, step: int, mean: list[float], std: list[float]) -> None:
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, *, min_size: int, max_size: int, step: int, mean: list[float], std: list[float]
+    ) -> None:
         super().__init__()
         self.min_size = min_size
         self.max_size = max_size

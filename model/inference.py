@@ -3,8 +3,6 @@
 Evaluation and export run this very code; there is no second implementation.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
@@ -21,6 +19,9 @@ from model.run_lengths import mask_run_lengths
 
 class Inference(nn.Module):
     """Mask^X R-CNN for one batch; every wish (threshold, count, classes, masks) is per image."""
+
+    mask_table: Tensor
+    mask_bias: Tensor
 
     def __init__(
         self,
@@ -148,7 +149,9 @@ class Inference(nn.Module):
         for i, box in enumerate(boxes):
             wanted.append(box if bool(with_masks[i].item()) else box[:0])
         probabilities = self.mask_probabilities(
-            features, wanted, torch.cat([label[: box.shape[0]] for label, box in zip(labels, wanted)])
+            features,
+            wanted,
+            torch.cat([labels[i][: box.shape[0]] for i, box in enumerate(wanted)]),
         )
         answers: list[dict[str, Tensor]] = []
         start = 0
@@ -223,7 +226,7 @@ class Inference(nn.Module):
     ) -> list[tuple[Tensor, Tensor]]:
         """Run lengths (counts, offsets) of the mask branch on given boxes (XYXY, each image's own pixels)."""
         answers: list[tuple[Tensor, Tensor]] = []
-        for image, box, label in zip(images, boxes, labels):
+        for image, box, label in zip(images, boxes, labels, strict=True):
             height, width = self.canvas.padded_size_of(image)
             h, w = self.canvas.size_of(image)
             features: dict[str, Tensor] = self.backbone(self.canvas([image], height, width))

@@ -136,9 +136,7 @@ class MaskXRCNN(nn.Module):
             features = self.backbone(canvas)
             needs_proposals = self.stage != "mask" or not self.masks_on_ground_truth
             if needs_proposals:
-                rpn_targets = [
-                    {"boxes": b, "crowd_boxes": c} for b, c in zip(boxes, crowds, strict=True)
-                ]
+                rpn_targets = [{"boxes": b, "crowd_boxes": c} for b, c in zip(boxes, crowds, strict=True)]
                 proposals, rpn_losses = self.rpn(ImageList(canvas, sizes), features, rpn_targets)
                 rois, roi_labels, roi_matched = self.sampled(proposals, boxes, labels, crowds)
         if self.stage != "mask":
@@ -217,9 +215,7 @@ class MaskXRCNN(nn.Module):
             mask_size = 2 * self.mask_pool.size
             of_a.append(roi[mine])
             of_a_labels.append(label[mine])
-            goals.append(
-                mask_targets(roi[mine] / scale, match[mine], target["masks"], windows, mask_size)
-            )
+            goals.append(mask_targets(roi[mine] / scale, match[mine], target["masks"], windows, mask_size))
         table, bias = self.mask_table()
         weights = table[torch.cat(of_a_labels)]
         logits = self.mask_branch(self.mask_pool(features, of_a), weights, bias)

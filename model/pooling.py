@@ -72,7 +72,7 @@ class PyramidRoIAlign(nn.Module):
         side = ((rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2])).clamp(min=0).sqrt()
         level = torch.floor(2 + torch.log2(side / self.canonical_size + 1e-6)).clamp(0, self.levels - 1)
         channels = features["0"].shape[1]
-        if not torch.jit.is_scripting():
+        if not torch.jit.is_scripting():  # noqa: SIM102  (TorchScript leaves out a branch by this condition alone)
             if self.training and features["0"].shape[2] * features["0"].shape[3] <= SMALL_LEVEL:
                 return self.by_matrix_products(features, rois, level)
         pooled = torch.zeros(

@@ -13,10 +13,14 @@ class WeightTransfer(nn.Module):
     code has it; `zero_init` starts the last layer at zero, which the residual form needs.
     """
 
-    def __init__(self, *, input_width: int, output_width: int, layers: int, relu: bool, zero_init: bool) -> None:
+    def __init__(
+        self, *, input_width: int, output_width: int, layers: int, relu: bool, zero_init: bool
+    ) -> None:
         super().__init__()
         if not 1 <= layers <= 3:
-            raise ValueError(f"transfer.layers is {layers}; the weight transfer function has 1, 2 or 3 layers")
+            raise ValueError(
+                f"transfer.layers is {layers}; the weight transfer function has 1, 2 or 3 layers"
+            )
         widths = [input_width] + [output_width] * layers
         blocks: list[nn.Module] = []
         for i in range(layers):

@@ -3,7 +3,9 @@
 import os
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes that tests start; two test processes share two cores
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # the processes that tests start; two test processes share two cores
 
 import pytest
 import torch

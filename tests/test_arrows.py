@@ -44,7 +44,9 @@ def imports(root: Path) -> dict[str, set[str]]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             for wanted in _names(node, package):
                 full = wanted if wanted.partition(".")[0] in FOLDERS else f"handler.{wanted}"
-                while full and full not in known:  # `from model.config import ModelConfig`: the module is model.config
+                while (
+                    full and full not in known
+                ):  # `from model.config import ModelConfig`: the module is model.config
                     full = full.rpartition(".")[0]
                 if full and full != name:
                     graph[name].add(full)
@@ -129,7 +131,9 @@ def test_the_handler_imports_its_modules_flat_as_they_lie_in_the_archive(root: P
         assert path.stem.startswith("maskx_"), f"{path.name}: modules of the archive have the prefix maskx_"
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             for name in _names(node, "handler"):
-                assert name.partition(".")[0] not in FOLDERS, f"{path.name}:{getattr(node, 'lineno', '')} imports {name}"
+                assert name.partition(".")[0] not in FOLDERS, (
+                    f"{path.name}:{getattr(node, 'lineno', '')} imports {name}"
+                )
 
 
 @pytest.mark.parametrize(

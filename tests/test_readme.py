@@ -38,7 +38,9 @@ def started_with(word: str) -> list[str]:
 def run(*words: str, cwd: Path = ROOT, **variables: str) -> subprocess.CompletedProcess[str]:
     """A process as a user starts it; a make above this test passes nothing on."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
-    return subprocess.run(words, cwd=cwd, env=environment | variables, text=True, capture_output=True, timeout=120)
+    return subprocess.run(
+        words, cwd=cwd, env=environment | variables, text=True, capture_output=True, timeout=120
+    )
 
 
 @cache
@@ -123,8 +125,12 @@ def test_curl_asks_the_address_that_the_server_is_configured_to_listen_on(comman
 
 
 def test_every_file_that_the_readme_names_exists() -> None:
-    folders = "model|training|export|handler|serve_config|client|benchmarks|deploy|examples|tests|requirements"
-    named = set(re.findall(rf"\b((?:{folders})/[\w./-]*)", README)) | set(re.findall(r"\]\(([\w./-]+)\)", README))
+    folders = (
+        "model|training|export|handler|serve_config|client|benchmarks|deploy|examples|tests|requirements"
+    )
+    named = set(re.findall(rf"\b((?:{folders})/[\w./-]*)", README)) | set(
+        re.findall(r"\]\(([\w./-]+)\)", README)
+    )
     assert len(named) > 10
     assert {path for path in named if not (ROOT / path).exists()} == set()
 

@@ -10,7 +10,13 @@ from packaging.requirements import Requirement
 
 from tests.test_arrows import FOLDERS
 
-DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "grpc": "grpcio", "grpc_tools": "grpcio-tools", "google": "protobuf"}
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "yaml": "pyyaml",
+    "grpc": "grpcio",
+    "grpc_tools": "grpcio-tools",
+    "google": "protobuf",
+}
 """Distribution of an imported name, where the two differ."""
 GIVEN = {"ts", "model_archiver"}
 """Imported by the names of their packages' inside: torchserve, torch-model-archiver."""
@@ -70,7 +76,9 @@ def test_a_package_has_one_version_in_all_files(root: Path) -> None:
         ("tests", ["serve", "train", "client", "dev"]),
     ],
 )
-def test_a_folder_imports_only_what_its_requirement_file_installs(root: Path, folder: str, files: list[str]) -> None:
+def test_a_folder_imports_only_what_its_requirement_file_installs(
+    root: Path, folder: str, files: list[str]
+) -> None:
     asked = {name for file in files for name in pinned(root / "requirements" / f"{file}.txt")}
     if folder == "tests":
         asked.add("packaging")  # of pytest's own

@@ -139,8 +139,9 @@ class TrainingConfig:
     """Of the weights' start, the order of the images, their augmentation and the sampling of RoIs."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where there is one."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16: convolutions and matrix products under autocast; the weights stay float32."""
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    """bfloat16: convolutions and matrix products under autocast; the weights stay float32. auto: bfloat16
+    where the processor computes it, float32 elsewhere."""
     channels_last: bool = False
     """Memory format of the convolutions: faster on recent GPUs, and on CPUs with bfloat16 units."""
     threads: int = 0

@@ -19,6 +19,18 @@ from training.random_state import random_state, restore_random_state
 from training.schedule import STAGES, Stage
 
 
+def under_bfloat16(precision: str, device: torch.device) -> bool:
+    """Whether `precision` means bfloat16 on `device`; "auto" asks for it where the hardware computes it.
+
+    A CPU without such units converts back and forth, and is slower than in float32.
+    """
+    if precision != "auto":
+        return precision == "bfloat16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
+
+
 class NotFinite(ValueError):
     """A loss, the gradient or a weight is infinite or not a number: the run cannot go on."""
 
@@ -48,6 +60,7 @@ class Run:
         self.classes = classes
         self.images = images
         self.device = next(network.parameters()).device
+        self.precision = "bfloat16" if under_bfloat16(config.precision, self.device) else "float32"
         self.step = 0
         self.images_seen = 0
         self.stage: Stage | None = None
@@ -101,21 +114,18 @@ class Run:
             NotFinite: a loss or the gradient; the weights are still those before this step.
         """
         assert self.optimiser is not None
-        with torch.autocast(
-            self.device.type, dtype=torch.bfloat16, enabled=self.config.precision == "bfloat16"
-        ):
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"):
             losses = self.network.losses(images, targets)
         weights = vars(self.config.loss_weights)
         total = torch.stack([weights[name] * loss.float() for name, loss in losses.items()]).sum()
-        named = {**losses, "loss": total}
-        values = torch.stack([value.detach().float() for value in named.values()]).tolist()
-        figures = dict(zip(named, values, strict=True))
-        self._require_finite(figures, targets)
         self.optimiser.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
         trained = [p for group in self.optimiser.param_groups for p in group["params"]]
-        limit = self.config.optimiser.clip_norm or float("inf")
-        figures["gradient_norm"] = float(nn.utils.clip_grad_norm_(trained, limit))
+        norm = nn.utils.clip_grad_norm_(trained, self.config.optimiser.clip_norm or float("inf"))
+        named = {**losses, "loss": total, "gradient_norm": norm}
+        # All in one tensor, so that the host waits for the device once a step.
+        values = torch.stack([value.detach().float() for value in named.values()]).tolist()
+        figures = dict(zip(named, values, strict=True))
         self._require_finite(figures, targets)
         self.optimiser.step()
         self.step += 1

@@ -12,11 +12,11 @@ STAGES: tuple[Stage, ...] = ("end_to_end", "detector", "mask")
 class ScheduleConfig:
     """How long, and how the learning rate moves; it starts anew in every stage.
 
-    Defaults are those of the paper's own code (R-50-FPN, 16 images a batch).
+    But for the steps, defaults are those of the paper's own code (R-50-FPN, 16 images a batch).
     """
 
-    end_to_end_steps: int = 90_000
-    """Everything at once (Sec. 3.3); 0 leaves the stage out."""
+    end_to_end_steps: int = 0
+    """Everything at once (Sec. 3.3); the paper: 90 000. 0 leaves a stage out."""
     detector_steps: int = 0
     """Stage-wise training, first part: all but the mask branch."""
     mask_steps: int = 0
@@ -38,8 +38,6 @@ class ScheduleConfig:
         for stage in STAGES:
             if self.steps(stage) < 0:
                 raise ValueError(f"{stage}_steps is {self.steps(stage)}; give 0 (no such stage) or more")
-        if self.total_steps == 0:
-            raise ValueError("no steps: one of end_to_end_steps, detector_steps, mask_steps must be above 0")
         if self.batch_size < 1:
             raise ValueError(f"batch_size is {self.batch_size}; give 1 or more")
         if self.warmup_steps < 0:

@@ -60,6 +60,8 @@ def train(config: TrainingConfig, *, resume: bool = False, restart: bool = False
             saved before stays.
         Stopped: Ctrl-C or SIGTERM, after the state was saved.
     """
+    if config.schedule.total_steps == 0:
+        raise ValueError("[schedule] no steps: set end_to_end_steps, detector_steps or mask_steps above 0")
     saved = checkpoint_to_resume(config, resume=resume, restart=restart)
     device = chosen_device(config.device)
     if config.threads:
@@ -251,7 +253,7 @@ def describe(run: Run, data: CocoDataset, device: torch.device, saved: dict[str,
     parameters = sum(parameter.numel() for parameter in run.network.parameters())
     print(
         f"{len(data)} images; {table.num_classes} classes, {len(table.set_a_labels())} with masks; "
-        f"{parameters / 1e6:.1f} M parameters; {device}, {run.config.precision}, {threads} threads"
+        f"{parameters / 1e6:.1f} M parameters; {device}, {run.precision}, {threads} threads"
     )
     if saved is None:
         return

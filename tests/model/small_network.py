@@ -21,9 +21,7 @@ from model.targets import Target, mask_windows
 
 SMALL = ModelConfig(
     input=InputConfig(min_size=64, max_size=96),
-    backbone=BackboneConfig(
-        name="small", weights="none", norm="batch", trainable_layers=5, fpn_channels=16
-    ),
+    backbone=BackboneConfig(name="small", weights="none", norm="batch", trainable_layers=5, fpn_channels=16),
     rpn=RpnConfig(
         anchor_sizes=(8, 16, 32, 48, 64),
         pre_nms_train=50,

@@ -1,5 +1,7 @@
 """The served form of the network: scripted equal to eager, batches, thresholds, class filters, baked T."""
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor
@@ -11,7 +13,7 @@ CLASSES = 5
 
 
 def ask(
-    served: Inference,
+    served: torch.nn.Module,
     images: list[Tensor],
     *,
     sizes: list[list[int]] | None = None,
@@ -77,7 +79,7 @@ def test_answers_are_in_the_originals_pixels(served: Inference) -> None:
     large = ask(served, [image()], sizes=[[192, 320]])[0]
     torch.testing.assert_close(large["boxes"], small["boxes"] * torch.tensor([5.0, 3.0, 5.0, 3.0]))
     offsets = large["rle_offsets"].tolist()
-    for begin, end in zip(offsets, offsets[1:], strict=False):
+    for begin, end in itertools.pairwise(offsets):
         assert int(large["rle_counts"][begin:end].sum()) == 192 * 320
 
 

@@ -49,7 +49,9 @@ def test_each_roi_gets_the_mask_of_its_own_object() -> None:
 
 def test_losses_over_nothing_are_zero_and_differentiable() -> None:
     logits = torch.zeros((0, 4), requires_grad=True)
-    (class_loss(logits, torch.zeros(0, dtype=torch.int64)) + box_loss(logits, torch.zeros((0, 4)), 0)).backward()
+    (
+        class_loss(logits, torch.zeros(0, dtype=torch.int64)) + box_loss(logits, torch.zeros((0, 4)), 0)
+    ).backward()
     assert logits.grad is not None
 
 

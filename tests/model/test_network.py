@@ -216,5 +216,3 @@ def test_every_mlp_trains_and_answers(mlp: str) -> None:
     assert gradients(network, "mask_branch.mlp") > 0 or mlp == "none"
     answer = network.eval()([image()])[0]
     assert answer["rle_offsets"][-1] == answer["rle_counts"].numel()
-
-

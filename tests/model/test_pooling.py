@@ -31,7 +31,9 @@ def test_training_and_evaluation_pool_the_same_numbers_in_the_same_order() -> No
     pool = PyramidRoIAlign(size=7, sampling_ratio=2, canonical_size=56)
     features = {str(k): torch.randn(3, 4, 32 >> k, 32 >> k) for k in range(4)}
     boxes = [random_boxes(20).clamp(0, 128), torch.zeros(0, 4), random_boxes(9).clamp(0, 128)]
-    torch.testing.assert_close(pool.train()(features, boxes), pool.eval()(features, boxes), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        pool.train()(features, boxes), pool.eval()(features, boxes), atol=1e-4, rtol=1e-4
+    )
 
 
 def test_a_box_is_pooled_from_the_level_of_its_size() -> None:

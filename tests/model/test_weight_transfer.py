@@ -23,8 +23,12 @@ def weights(**changes: object) -> MaskWeights:
     return MaskWeights(**(options | changes))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("given", "width", "parameters"), [("cls+box", 5120, 1_376_768), ("cls", 1024, 328_192)])
-def test_the_two_layer_function_has_the_official_number_of_parameters(given: str, width: int, parameters: int) -> None:
+@pytest.mark.parametrize(
+    ("given", "width", "parameters"), [("cls+box", 5120, 1_376_768), ("cls", 1024, 328_192)]
+)
+def test_the_two_layer_function_has_the_official_number_of_parameters(
+    given: str, width: int, parameters: int
+) -> None:
     table = weights(input=given, box_width=1024, mask_width=256)
     assert table.detection_weights(torch.zeros(3, 1024), torch.zeros(12, 1024)).shape == (3, width)
     assert sum(p.numel() for p in table.parameters()) == parameters

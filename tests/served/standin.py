@@ -4,13 +4,17 @@ Label 1 is red, 2 green, 3 blue: the pixels above 200 in that channel and below 
 object; its box is their bounding box, its mask exactly those pixels, its score their share of the box.
 """
 
+import io
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
-METADATA = {
+METADATA: dict[str, Any] = {
     "format_version": 1,
     "categories": [
         {"label": 1, "id": 7, "name": "red", "mask_supervised": True},
@@ -80,8 +84,33 @@ class StandIn(nn.Module):
         return answers
 
 
-def write_standin(path: Path, metadata: dict[str, object] | None = None) -> Path:
+def write_standin(path: Path, metadata: dict[str, Any] | None = None) -> Path:
     """The stand-in as a maskx.pt, with the metadata given (its own by default)."""
     scripted = torch.jit.script(StandIn().eval())
     torch.jit.save(scripted, str(path), _extra_files={"metadata.json": json.dumps(metadata or METADATA)})
     return path
+
+
+def scene(
+    *,
+    width: int = 40,
+    height: int = 30,
+    red: tuple[int, int, int, int] | None = None,
+    green: tuple[int, int, int, int] | None = None,
+    blue: tuple[int, int, int, int] | None = None,
+) -> np.ndarray:
+    """A grey image, uint8 [height, width, 3], with a rectangle (x, y, width, height) of each colour given."""
+    pixels = np.full((height, width, 3), 128, np.uint8)
+    for channel, box in enumerate((red, green, blue)):
+        if box is not None:
+            x, y, w, h = box
+            pixels[y : y + h, x : x + w] = 0
+            pixels[y : y + h, x : x + w, channel] = 255
+    return pixels
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """The image as a PNG file."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()

@@ -117,7 +117,7 @@ class KnowingNetwork:
     labels: int = 0
     """Labels are moved on by so many."""
     noise: int | None = None
-    """Seed of random shifts of boxes and of random scores."""
+    """Seed of random shifts of boxes and masks and of random scores."""
     extra: list[Thing] = field(default_factory=list)
     """False detections in every image."""
     detection_calls: list[tuple[list[float], int]] = field(default_factory=list)
@@ -149,11 +149,8 @@ class KnowingNetwork:
         class_mask: Tensor,
         with_masks: Tensor,
     ) -> list[dict[str, Tensor]]:
-        assert (
-            class_mask.all()
-            and with_masks.all()
-            and class_mask.shape == (len(images), CLASSES.num_classes + 1)
-        )
+        assert class_mask.all() and with_masks.all()
+        assert class_mask.shape == (len(images), CLASSES.num_classes + 1)
         self.detection_calls.append((score_threshold.tolist(), len(images)))
         answers = []
         for image, size in zip(images, sizes.tolist(), strict=True):
@@ -162,11 +159,15 @@ class KnowingNetwork:
             found = [*self.scene.things[image_id], *self.extra]
             boxes = torch.tensor([thing.box for thing in found]).reshape(-1, 4)
             scores = torch.full((len(found),), 0.9)
+            masks = [self._mask(thing) for thing in found]
             if self.noise is not None:
                 random = torch.Generator().manual_seed(100 * self.noise + image_id)
-                boxes = boxes + torch.randint(-3, 4, boxes.shape, generator=random)
+                reach = size[0] // 16
+                boxes = boxes + torch.randint(-reach, reach + 1, boxes.shape, generator=random)
                 scores = torch.rand(len(found), generator=random)
-            counts, offsets = run_lengths([self._mask(thing) for thing in found])
+                shifts = torch.randint(reach, (len(found),), generator=random).tolist()
+                masks = [np.roll(mask, shift, axis=1) for mask, shift in zip(masks, shifts, strict=True)]
+            counts, offsets = run_lengths(masks)
             labels = torch.tensor([self._label(thing.category_id) for thing in found], dtype=torch.int64)
             answers.append(
                 {

@@ -38,10 +38,10 @@ def test_the_presets_are_the_ones_the_documents_name() -> None:
     assert {"shapes", "photos", "paper"} <= {preset.stem for preset in PRESETS}
 
 
-def test_an_empty_file_is_the_papers_own_setting(write: Write) -> None:
+def test_an_empty_file_is_the_papers_own_setting_but_for_the_steps(write: Write) -> None:
     config = load_config(write(""))
     assert config == TrainingConfig()
-    assert (config.optimiser.learning_rate, config.schedule.end_to_end_steps) == (0.02, 90_000)
+    assert (config.optimiser.learning_rate, config.schedule.warmup_steps) == (0.02, 500)
     assert (config.schedule.batch_size, config.optimiser.weight_decay) == (16, 1e-4)
 
 
@@ -86,7 +86,6 @@ def test_a_later_override_wins_over_an_earlier_one_and_over_the_file(write: Writ
         ("schedule.mask_steps", "expected key.of.table=value"),
         ("precision=float16", "precision: expected one of 'float32', 'bfloat16', got 'float16'"),
         ("schedule.batch_size=0", r"\[schedule\] batch_size is 0; give 1 or more"),
-        ("schedule.end_to_end_steps=0", "no steps: one of"),
         ("schedule.milestones=[0.9, 0.5]", "rising shares"),
         ("optimiser.learning_rate=0", "learning_rate is 0.0; it must be above 0"),
         ("loss_weights.loss_mask=-1", "loss_mask is -1.0"),

@@ -86,6 +86,7 @@ def test_slices_of_one_evaluation_equal_cocoeval_restricted_to_the_group(tmp_pat
             evaluation.stats[:6]
         )
         assert mine.ap is not None and 0 < mine.ap < 1 and mine.ap_medium != mine.ap_large
+        assert mine.ap75 != mine.ap50
 
 
 def _in_order(precision: AveragePrecision) -> list[float | None]:
@@ -250,6 +251,14 @@ def test_objects_outside_their_image_are_left_out_and_counted(tmp_path: Path) ->
     results = evaluate_network(KnowingNetwork(scene), CLASSES, images, annotations)
     assert results.skipped == {"objects without area inside their image": 2}
     assert results.all.objects == 10
+
+
+def test_a_box_that_reaches_out_of_its_image_is_cut_at_the_border(tmp_path: Path) -> None:
+    _, annotations = usual_scene().write(tmp_path)
+    document = json.loads(annotations.read_text())
+    document["annotations"][0]["bbox"] = [-3, -2, WIDTH + 9, HEIGHT + 9]
+    annotations.write_text(json.dumps(document))
+    assert load_ground_truth(annotations, CLASSES).objects[1][0].box == (0, 0, WIDTH, HEIGHT)
 
 
 def test_a_group_without_classes_has_no_figures(tmp_path: Path) -> None:

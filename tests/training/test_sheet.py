@@ -75,21 +75,25 @@ def test_images_are_taken_from_the_whole_set_and_never_without_objects() -> None
     assert len(sheet.sheet_images(truth, 100)) == 20
 
 
-def test_the_sheet_holds_every_pair_at_its_place(tmp_path: Path, predicted: tuple[Path, Predictions]) -> None:
+def test_the_sheet_has_truth_on_the_left_predictions_on_the_right_and_every_pair_at_its_place(
+    tmp_path: Path, predicted: tuple[Path, Predictions]
+) -> None:
     images, predictions = predicted
     path = tmp_path / "sheet.png"
-    sheet.write_sheet(path, images, predictions.truth, predictions.results, CLASSES, count=3)
+    results = [
+        result for result in predictions.results if result["image_id"] != 1
+    ]  # in image 1 nothing was found
+    sheet.write_sheet(path, images, predictions.truth, results, CLASSES, count=3)
     pixels = np.asarray(Image.open(path))
-    cell, gap = sheet.CELL, sheet.GAP
-    assert pixels.shape == (sheet.LINE + gap + 2 * (cell + gap), gap + 2 * (2 * cell + 2 + gap), 3)
-    first = pixels[sheet.LINE + gap :, gap : gap + cell]
-    second = pixels[sheet.LINE + gap :, gap + cell + 2 : gap + 2 * cell + 2]
-    height = 8 * HEIGHT  # 48 pixels fit eight times into a cell of 384
-    coloured = [np.ptp(half[:height, : 8 * WIDTH], axis=2).max() for half in (first, second)]
-    assert min(coloured) > 50  # both halves carry drawn masks
-    assert (
-        pixels[sheet.LINE + gap + cell + gap :, gap + 2 * cell + 2 + gap :] == 255
-    ).all()  # no fourth pair
+    cell, gap, top = sheet.CELL, sheet.GAP, sheet.LINE + sheet.GAP
+    assert pixels.shape == (top + 2 * (cell + gap), gap + 2 * (2 * cell + 2 + gap), 3)
+    next_pair = 2 * cell + 2 + gap
+    colours = []
+    for row, left in ((top, gap), (top, gap + next_pair), (top + cell + gap, gap)):
+        halves = [pixels[row : row + 8 * HEIGHT, x : x + 8 * WIDTH] for x in (left, left + cell + 2)]
+        colours.append([int(np.ptp(half, axis=2).max()) > 50 for half in halves])
+    assert colours == [[True, False], [True, True], [True, True]]
+    assert (pixels[top + cell + gap :, gap + next_pair :] == 255).all()  # no fourth pair
 
 
 def test_a_large_image_is_drawn_within_its_cell() -> None:

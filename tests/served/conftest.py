@@ -1,0 +1,46 @@
+"""One TorchServe with the stand-in for all tests that only ask it."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from export.archive import ROOT, build_archive
+from tests.served.machine import Machine, make_machine
+from tests.served.standin import write_standin
+
+
+@pytest.fixture(scope="session")
+def standin_archive(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Packs the stand-in with the shipped model-config.yaml, changed by the keys given."""
+    folder = tmp_path_factory.mktemp("standin")
+    torchscript = write_standin(folder / "maskx.pt")
+
+    def pack(name: str, **changes: Any) -> Path:
+        config = yaml.safe_load((ROOT / "serve_config" / "model-config.yaml").read_text())
+        (folder / name).mkdir()
+        configuration = folder / name / "model-config.yaml"
+        configuration.write_text(yaml.safe_dump({**config, **changes}))
+        archive = folder / name / "maskx.mar"
+        build_archive(torchscript, archive, configuration=configuration)
+        return archive
+
+    return pack
+
+
+@pytest.fixture(scope="session")
+def server(
+    standin_archive: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Machine]:
+    """The stand-in, served with batches of 8 that are waited for."""
+    archive = standin_archive("batched", batchSize=8, maxBatchDelay=300)
+    machine = make_machine(tmp_path_factory.mktemp("machine"), archive)
+    try:
+        started = machine.start()
+        assert started.returncode == 0, started.stderr
+        machine.started = started.stdout
+        yield machine
+    finally:
+        machine.end()

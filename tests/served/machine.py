@@ -1,0 +1,94 @@
+"""A machine that serves: a folder with the archive and serve_config/, and nothing else of the project."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from client.grpc_client import GrpcClient
+from client.rest import RestClient
+from export.archive import ROOT
+from serve_config.processes import Ports, load_running, server_processes
+
+SECRET = "MASKX_TEST_API_TOKEN"
+
+
+@dataclass
+class Machine:
+    """`folder` holds all of it; `started` is what the command said when the server was up."""
+
+    folder: Path
+    started: str = ""
+    clients: list[GrpcClient] = field(default_factory=list)
+
+    @property
+    def state(self) -> Path:
+        return self.folder / "build" / "serve"
+
+    @property
+    def ports(self) -> Ports:
+        running = load_running(self.state)
+        assert running is not None
+        return running.ports
+
+    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """`python -m serve_config.server ...`, without anything else of the project on the path."""
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        environment |= {SECRET: "never to be seen by the worker", "MASKX_TEST_PLAIN": "may be seen"}
+        return subprocess.run(
+            [sys.executable, "-m", "serve_config.server", *arguments],
+            cwd=self.folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def start(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return self.command("start", "--ports", "free", *arguments)
+
+    def rest(self, token: str = "") -> RestClient:
+        return RestClient(f"http://127.0.0.1:{self.ports.inference}", token=token, timeout=60)
+
+    def grpc(self) -> GrpcClient:
+        client = GrpcClient(f"127.0.0.1:{self.ports.grpc}", timeout=60)
+        self.clients.append(client)
+        return client
+
+    def processes(self) -> list[psutil.Process]:
+        return server_processes(self.state)
+
+    def worker(self) -> psutil.Process:
+        """The one process that runs the handler."""
+        (found,) = [
+            p for p in self.processes() if any("model_service_worker" in part for part in p.cmdline())
+        ]
+        return found
+
+    def batches(self) -> int:
+        """How many batches the worker was given so far."""
+        return (self.state / "logs" / "model_log.log").read_text().count("Backend received inference")
+
+    def key(self) -> str:
+        return str(json.loads((self.state / "key_file.json").read_text())["inference"]["key"])
+
+    def end(self) -> None:
+        for client in self.clients:
+            client.close()
+        self.command("stop")
+
+
+def make_machine(folder: Path, archive: Path) -> Machine:
+    """The archive, its sha256 and serve_config/, copied into a folder."""
+    shutil.copytree(
+        ROOT / "serve_config", folder / "serve_config", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    (folder / "build").mkdir()
+    for name in (archive.name, archive.name + ".sha256"):
+        shutil.copyfile(archive.with_name(name), folder / "build" / name.replace(archive.name, "maskx.mar"))
+    return Machine(folder)

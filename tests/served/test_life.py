@@ -1,0 +1,158 @@
+"""Starting and stopping a real TorchServe, with the tiny network as it is exported, and starts that must fail."""
+
+import io
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from client.errors import ServerRefused
+from export.archive import build_archive
+from export.metadata import build_metadata
+from export.torchscript import export_network
+from maskx_model import ServedModel
+from maskx_service import Service
+from maskx_settings import Limits
+from tests.export.tiny import CLASSES, CONFIG, tiny_network
+from tests.served.machine import Machine, make_machine
+
+WISHES = {"score_threshold": 0.01, "max_detections": 20}
+
+
+def photo(seed: int, width: int, height: int) -> bytes:
+    """Soft noise: enough for random weights to detect something in."""
+    rough = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(rough).resize((width, height), Image.Resampling.BICUBIC).save(file, "JPEG")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def torchscript(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny network, exported."""
+    path = tmp_path_factory.mktemp("tiny") / "maskx.pt"
+    sizes = {"min_size": CONFIG.input.min_size, "max_size": CONFIG.input.max_size}
+    metadata = build_metadata(CLASSES, mask_size=14, max_detections=30, **sizes)
+    path.write_bytes(export_network(tiny_network(), metadata))
+    return path
+
+
+@pytest.fixture(scope="module")
+def machine(torchscript: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    """The tiny network, archived as it is shipped and served with tokens."""
+    archive = torchscript.with_name("maskx.mar")
+    build_archive(torchscript, archive)
+    machine = make_machine(tmp_path_factory.mktemp("machine"), archive)
+    try:
+        started = machine.start("--tokens")
+        assert started.returncode == 0, started.stderr
+        yield machine
+    finally:
+        machine.end()
+
+
+def test_without_the_token_nothing_is_answered(machine: Machine) -> None:
+    with pytest.raises(ServerRefused, match="InvalidKeyException"):
+        machine.rest().predict(photo(0, 64, 64))
+
+
+@pytest.mark.parametrize(("width", "height"), [(64, 64), (97, 50), (33, 140)])
+def test_the_served_answer_is_byte_for_byte_the_offline_one(
+    machine: Machine, torchscript: Path, width: int, height: int
+) -> None:
+    image = photo(width, width, height)
+    service = Service(ServedModel(torchscript, torch.device("cpu")), Limits(), name="maskx", version="1.0")
+    parameters = {name: str(value).encode() for name, value in WISHES.items()}
+    offline = service.answer([{"data": image, **parameters}])[0].body
+    assert machine.rest(machine.key()).predict(image, WISHES) == offline
+    assert len(json.loads(offline)["detections"]) > 3
+
+
+def test_the_served_answer_is_the_trained_networks(machine: Machine) -> None:
+    image = photo(1, 90, 70)
+    answer = json.loads(machine.rest(machine.key()).predict(image, WISHES))
+    pixels = torch.from_numpy(np.array(Image.open(io.BytesIO(image)).convert("RGB"))).permute(2, 0, 1)
+    with torch.inference_mode():
+        network = tiny_network().inference()
+        (expected,) = network(
+            [pixels.contiguous()],
+            torch.tensor([[70, 90]]),
+            torch.tensor([0.01]),
+            torch.tensor([20]),
+            torch.ones((1, CLASSES.num_classes + 1), dtype=torch.bool),
+            torch.tensor([True]),
+        )
+    found = answer["detections"]
+    assert [one["category_id"] for one in found] == [CLASSES.id_of_label(int(c)) for c in expected["labels"]]
+    assert [one["mask_supervised"] for one in found] == [
+        CLASSES.has_mask[int(c) - 1] for c in expected["labels"]
+    ]
+    assert np.abs(np.array([one["score"] for one in found]) - expected["scores"].numpy()).max() < 1e-4
+    corners = np.array([one["bbox"] for one in found])
+    corners[:, 2:] += corners[:, :2]
+    assert np.abs(corners - expected["boxes"].numpy()).max() < 0.02
+    for d, one in enumerate(found):
+        counts = expected["rle_counts"][expected["rle_offsets"][d] : expected["rle_offsets"][d + 1]]
+        values = np.arange(len(counts)) % 2
+        mask = np.repeat(values, counts.numpy()).reshape(90, 70).T
+        decoded = coco_mask.decode(one["segmentation"])
+        assert one["area"] == int(decoded.sum())
+        assert int((decoded != mask).sum()) <= 2  # frozen weights are rounded otherwise
+
+
+def test_stopping_leaves_no_process_no_port_and_no_token_and_can_be_said_twice(machine: Machine) -> None:
+    processes, address = machine.processes(), machine.rest(machine.key())
+    assert len(processes) >= 3  # TorchServe's starter, Java, a worker
+    assert machine.command("stop").stdout == "stopped\n"
+    assert machine.processes() == []
+    # one that ended and was not yet waited for by the machine's first process is no process any more
+    assert {p.status() for p in processes if p.is_running()} <= {psutil.STATUS_ZOMBIE}
+    with pytest.raises(ConnectionError):
+        address.predict(b"")
+    assert {path.name for path in machine.state.iterdir()} == {".maskx-server", "logs"}
+    again = machine.command("stop")
+    assert (again.returncode, again.stdout) == (0, "no server was running\n")
+    assert machine.command("ready").returncode == 1
+
+
+def test_a_model_that_cannot_be_served_is_told_in_one_line_and_nothing_is_left_running(
+    standin_archive: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A GPU that is asked for where TorchServe sees none; the worker would be restarted for five minutes."""
+    machine = make_machine(tmp_path, standin_archive("gpu", deviceType="gpu", deviceIds=[]))
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    try:
+        failed = machine.start()
+        assert failed.returncode == 2
+        assert failed.stderr.count("\n") == 1
+        assert (
+            "error: the model cannot be served: ValueError: model-config.yaml asks for deviceType gpu"
+            in failed.stderr
+        )
+        assert machine.processes() == []
+    finally:
+        machine.end()
+
+
+def test_an_archive_that_is_cut_short_is_told_in_one_line(
+    standin_archive: Callable[..., Path], tmp_path: Path
+) -> None:
+    archive = standin_archive("short")
+    archive.write_bytes(archive.read_bytes()[:5000])
+    machine = make_machine(tmp_path, archive)
+    assert "it was changed or not copied whole" in machine.start().stderr
+    (tmp_path / "build" / "maskx.mar.sha256").unlink()
+    failed = machine.start()
+    try:
+        assert failed.returncode == 2 and failed.stderr.count("\n") == 1
+        assert "the model cannot be served: java.util.zip.ZipException" in failed.stderr
+        assert machine.processes() == []
+    finally:
+        machine.end()
