@@ -84,7 +84,7 @@ def test_a_later_override_wins_over_an_earlier_one_and_over_the_file(write: Writ
         ("schedule=3", "schedule: expected a table of keys, got 3"),
         ("seed.x=3", "seed: expected an integer, got"),
         ("schedule.mask_steps", "expected key.of.table=value"),
-        ("precision=float16", "precision: expected one of 'float32', 'bfloat16', got 'float16'"),
+        ("precision=float16", "precision: expected one of 'auto', 'float32', 'bfloat16', got 'float16'"),
         ("schedule.batch_size=0", r"\[schedule\] batch_size is 0; give 1 or more"),
         ("schedule.milestones=[0.9, 0.5]", "rising shares"),
         ("optimiser.learning_rate=0", "learning_rate is 0.0; it must be above 0"),
