@@ -44,7 +44,7 @@ class MaskXHandler:
 
         Over gRPC TorchServe drops the status of a single answer, so a client finds the error in the body. Only where
         the bad request is alone in its batch can gRPC be given a true status, by an exception; over REST that
-        exception would put TorchServe's own body in place of ours, so it is raised for gRPC alone. Its text is the body.
+        exception would put TorchServe's own body in place of ours, so it is raised for gRPC alone, our body its text.
         """
         answers = self._service.answer(requests)
         if len(answers) == 1 and answers[0].status != 200 and came_by_grpc(context, 0):
