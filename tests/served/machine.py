@@ -55,8 +55,8 @@ class Machine:
     def rest(self, token: str = "") -> RestClient:
         return RestClient(f"http://127.0.0.1:{self.ports.inference}", token=token, timeout=60)
 
-    def grpc(self) -> GrpcClient:
-        client = GrpcClient(f"127.0.0.1:{self.ports.grpc}", timeout=60)
+    def grpc(self, token: str = "") -> GrpcClient:
+        client = GrpcClient(f"127.0.0.1:{self.ports.grpc}", token=token, timeout=60)
         self.clients.append(client)
         return client
 

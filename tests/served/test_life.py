@@ -57,9 +57,15 @@ def machine(torchscript: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         machine.end()
 
 
-def test_without_the_token_nothing_is_answered(machine: Machine) -> None:
+def test_with_tokens_on_nothing_is_answered_without_one_and_the_same_over_both_protocols_with_it(
+    machine: Machine,
+) -> None:
+    image = photo(0, 64, 64)
     with pytest.raises(ServerRefused, match="InvalidKeyException"):
-        machine.rest().predict(photo(0, 64, 64))
+        machine.rest().predict(image)
+    with pytest.raises(ServerRefused, match="403 PERMISSION_DENIED"):
+        machine.grpc().predict(image)
+    assert machine.rest(machine.key()).predict(image) == machine.grpc(machine.key()).predict(image)
 
 
 @pytest.mark.parametrize(("width", "height"), [(64, 64), (97, 50), (33, 140)])

@@ -27,10 +27,17 @@ THREE = png(scene(width=61, height=47, red=(3, 2, 20, 11), green=(30, 4, 13, 21)
 def post(
     machine: Machine, body: bytes, headers: dict[str, str], path: str = "/predictions/maskx"
 ) -> tuple[int, dict[str, str], bytes]:
-    """One request as it is, without our client."""
-    connection = http.client.HTTPConnection("127.0.0.1", machine.ports.inference, timeout=60)
+    """One prediction as it is, without our client."""
+    return ask(machine.ports.inference, "POST", path, body, headers)
+
+
+def ask(
+    port: int, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
+) -> tuple[int, dict[str, str], bytes]:
+    """One HTTP request to one of the server's ports."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     try:
-        connection.request("POST", path, body=body, headers=headers)
+        connection.request(method, path, body=body, headers=headers or {})
         answer = connection.getresponse()
         return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
     finally:
@@ -220,6 +227,24 @@ def test_the_worker_has_lived_through_it_all_and_sees_neither_the_project_nor_a_
     assert str(server.state) in worker.cwd()
     project = str(server.command.__globals__["ROOT"])
     assert not any(project in part for part in environment.get("PYTHONPATH", "").split(":"))
+
+
+def test_metrics_count_the_requests_in_prometheus_form(server: Machine) -> None:
+    def count() -> float:
+        text = ask(server.ports.metrics, "GET", "/metrics")[2].decode()
+        lines = [line for line in text.splitlines() if line.startswith("ts_inference_requests_total{")]
+        return sum(float(line.rpartition(" ")[2]) for line in lines)
+
+    before = count()
+    server.rest().predict(THREE)
+    assert count() == before + 1
+
+
+def test_no_model_can_be_registered_or_removed(server: Machine) -> None:
+    url = f"/models?url=file://{server.state}/model-store/maskx.mar&model_name=other"
+    assert ask(server.ports.management, "POST", url)[0] == 405
+    assert ask(server.ports.management, "DELETE", "/models/maskx")[0] == 405
+    assert server.command("ready").stdout == "ready\n"
 
 
 def test_nothing_listens_but_on_loopback_and_the_worker_has_no_network_connection(server: Machine) -> None:

@@ -250,7 +250,7 @@ def stop_at(step: int, number: signal.Signals, words: Words, out: Path) -> tuple
     process = subprocess.Popen(
         words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 400
     while time.monotonic() < deadline and process.poll() is None:
         lines = (out / "log.csv").read_text().splitlines() if (out / "log.csv").exists() else []
         if len(lines) > step:
@@ -260,17 +260,17 @@ def stop_at(step: int, number: signal.Signals, words: Words, out: Path) -> tuple
         process.kill()
     else:
         os.killpg(process.pid, number)
-    output, _ = process.communicate(timeout=200)
+    output, _ = process.communicate(timeout=400)
     return process.returncode, output
 
 
-@pytest.mark.timeout(900)  # four processes, each of which starts torch anew
+@pytest.mark.timeout(1800)  # four processes, each of which starts torch anew
 def test_a_run_killed_and_interrupted_ends_with_the_weights_of_one_left_alone(
     tiny_set: Path, tmp_path: Path
 ) -> None:
     """Bit for bit, with two loader workers, through both stages, the optimiser's state and dropout."""
     alone, broken = tmp_path / "alone", tmp_path / "broken"
-    subprocess.run(command(tiny_set, alone), check=True, capture_output=True, timeout=200)
+    subprocess.run(command(tiny_set, alone), check=True, capture_output=True, timeout=400)
     words = command(tiny_set, broken, "output.checkpoint_every=2", "--resume")
 
     status, output = stop_at(5, signal.SIGKILL, words, broken)
@@ -283,7 +283,7 @@ def test_a_run_killed_and_interrupted_ends_with_the_weights_of_one_left_alone(
     assert f"stopped by SIGINT at step {interrupted_at}" in output and "--resume" in output
     assert "Traceback" not in output
 
-    subprocess.run(words, check=True, capture_output=True, timeout=200)
+    subprocess.run(words, check=True, capture_output=True, timeout=400)
     assert equal(weights(alone), weights(broken))
     assert [row["step"] for row in rows(broken)] == [str(step) for step in range(1, 25)]
     assert [row["loss"] for row in rows(broken)] == [row["loss"] for row in rows(alone)]
@@ -319,7 +319,7 @@ def test_a_picture_that_breaks_during_the_run_is_one_line_with_its_name(tmp_path
         [*module, *tiny_changes(folder, out), f"data.workers={workers}"],
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=400,
     )
     last = done.stderr.splitlines()[-1]
     assert done.returncode == 2 and "Traceback" not in done.stderr
