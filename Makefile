@@ -131,7 +131,8 @@ endif
 $(RUN)/finished: $(DATA) $(OTHER_SETTINGS) | setup
 	@mkdir -p $(RUN)
 	@test -e $(RUN)/checkpoint.pt || $(remember)
-	@$(PY) -m training.train --config $(CONFIG) --resume output.dir=$(RUN) $(ARGS)
+	@$(PY) -m training.train --config $(CONFIG) --resume output.dir=$(RUN) $(ARGS) || { status=$$?; \
+	  test -e $(RUN)/checkpoint.pt || rm -f $(RUN)/settings.mk; exit $$status; }
 	@$(remember)
 	@touch $@
 
@@ -143,8 +144,9 @@ build/run.txt: FORCE
 build/evaluation/results.json: $(RUN)/finished build/run.txt $(if $(EVALUATE_ARGS),FORCE)
 	@$(PY) -m training.evaluate --checkpoint $(RUN)/checkpoint.pt --out build/evaluation $(EVALUATE_ARGS)
 
+# TorchScript's deprecation is known (see pyproject.toml) and would be the only thing read of this step.
 build/maskx.pt: $(RUN)/finished build/run.txt $(wildcard model/*.py export/*.py)
-	@$(PY) -m export.torchscript --checkpoint $(RUN)/checkpoint.pt --out $@
+	@PYTHONWARNINGS=ignore::FutureWarning $(PY) -m export.torchscript --checkpoint $(RUN)/checkpoint.pt --out $@
 
 build/maskx.mar: build/maskx.pt $(wildcard handler/*.py serve_config/model-config.yaml)
 	@$(PY) -m export.archive --torchscript build/maskx.pt --out $@

@@ -36,7 +36,7 @@ def not_ready_because(state: Path, running: Running, *, model: str, timeout: flo
             timeout,
             tiny_png(),
         )
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: a key file half written
         return f"it does not answer: {type(error).__name__}: {error}"
     if status != 200 or not _is_answer(body):
         return f"a prediction is answered with {status}: {body[:200].decode(errors='replace')}"

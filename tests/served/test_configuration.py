@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from serve_config import java, server
+from serve_config.probe import not_ready_because
 from serve_config.processes import (
     Ports,
     Running,
@@ -152,6 +153,16 @@ def test_stopping_what_never_ran_and_asking_it_are_no_errors(
         capsys.readouterr().out
         == f"no server was running\nnot ready: no server was started from {tmp_path}\n"
     )
+
+
+@pytest.mark.parametrize("content", [None, "", '{"management": {"key'])
+def test_a_key_file_that_is_not_there_yet_or_half_written_means_not_ready(
+    tmp_path: Path, content: str | None
+) -> None:
+    if content is not None:
+        (tmp_path / "key_file.json").write_text(content)
+    running = Running(ports=free_ports(), temporary=str(tmp_path), tokens=True)
+    assert "does not answer" in not_ready_because(tmp_path, running, model="maskx")
 
 
 def test_a_long_state_folder_gets_its_sockets_elsewhere(tmp_path: Path) -> None:
