@@ -6,7 +6,7 @@ RUN    ?= build/train
 -include $(RUN)/settings.mk
 CONFIG ?= $(or $(TRAINED_CONFIG),training/presets/shapes.toml)
 ARGS   ?= $(TRAINED_ARGS)
-IMAGE  ?= $(firstword $(sort $(wildcard build/shapes/val/*.png)))
+IMAGE  ?= $(wildcard build/shapes/val/000001.png)
 OUT    ?= build/overlay.png
 DATA_ARGS ?=
 EVALUATE_ARGS ?=
@@ -69,7 +69,7 @@ demo:                ## all of it: setup, data, train, evaluate, archive, serve,
 	  times="$$times  $$step $$(($$(date +%s) - begin)) s"; \
 	done; \
 	echo "wall time:$$times"; \
-	echo "masks of $(or $(IMAGE),the first image of build/shapes/val), as TorchServe answered: $(OUT)"; \
+	echo "masks of $(or $(IMAGE),build/shapes/val/000001.png), as TorchServe answered: $(OUT)"; \
 	echo "more of them beside the ground truth: build/evaluation/sheet.png"
 
 check: $(VENV)/.stamp-dev $(GENERATED)  ## ruff, formatting, mypy, the arrows between folders
@@ -86,7 +86,7 @@ MYPY_PACKAGES = handler/maskx_image.py model training export serve_config client
 MYPY_FLAT = $(wildcard handler/*.py) tests/handler tests/served
 
 test: $(VENV)/.stamp-dev $(GENERATED)  ## every test, the served ones with a real TorchServe
-	@$(PY) -m pytest -n 2 --dist loadgroup $(TEST_ARGS)
+	@$(PY) -m pytest -n 2 --dist loadfile $(TEST_ARGS)
 
 clean:               ## remove all that was made but .venv
 	@if test -d build/serve && test -x $(PY); then $(PY) -m serve_config.server stop || true; fi
