@@ -5,7 +5,9 @@ import itertools
 import pytest
 import torch
 from torch import Tensor
+from torchvision.ops import batched_nms, clip_boxes_to_image
 
+from model.box_coding import decode_boxes
 from model.inference import Inference
 from tests.model.small_network import image, small_network, transfer
 
@@ -113,10 +115,6 @@ def test_without_masks_the_boxes_stay_and_no_run_is_made(served: Inference) -> N
 
 def test_fewer_candidates_than_k_give_the_straightforward_answer(served: Inference) -> None:
     """Against all classes decoded for all proposals."""
-    from torchvision.ops import batched_nms, clip_boxes_to_image
-
-    from model.box_coding import decode_boxes
-
     features, proposals = torch.randn(30, 32), torch.rand(30, 2) * 30
     boxes = torch.cat([proposals, proposals + 8 + torch.rand(30, 2) * 20], dim=1)
     logits = served.box_predictor(features)

@@ -1,6 +1,7 @@
 """Losses and mask targets against plain definitions."""
 
 import torch
+from torchvision.models.detection._utils import BoxCoder
 
 from model.box_coding import decode_boxes, encode_boxes
 from model.losses import box_loss, class_loss, mask_targets
@@ -16,8 +17,6 @@ def test_boxes_come_back_from_their_deltas() -> None:
 
 
 def test_box_coding_is_torchvisions() -> None:
-    from torchvision.models.detection._utils import BoxCoder
-
     proposals = torch.tensor([[3.0, 4, 20, 30]])
     deltas = torch.tensor([[0.3, -0.2, 0.7, -1.1]])
     expected = BoxCoder((10.0, 10.0, 5.0, 5.0)).decode(deltas, [proposals])[0]

@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.config import MaskConfig
+from model.mask_branch import OfficialMaskMLP
+from model.sampling import match_to_objects
 from tests.model.small_network import SMALL, image, small_network, target, transfer
 
 
@@ -141,8 +143,6 @@ def test_a_small_network_learns_one_image_by_heart() -> None:
 
 
 def test_crowd_regions_are_no_negatives() -> None:
-    from model.sampling import match_to_objects
-
     proposals = torch.tensor([[0.0, 0, 10, 10], [20, 20, 30, 30], [50, 50, 60, 60]])
     boxes, labels = torch.tensor([[0.0, 0, 10, 10]]), torch.tensor([3])
     crowd = torch.tensor([[18.0, 18, 40, 40]])
@@ -202,8 +202,6 @@ def test_losses_ask_for_a_target_per_image() -> None:
 
 
 def test_the_official_mlp_has_its_157_million_weights() -> None:
-    from model.mask_branch import OfficialMaskMLP
-
     with torch.device("meta"):
         mlp = OfficialMaskMLP(width=256, mask_size=28)
     assert sum(p.numel() for p in mlp.parameters()) == 157_352_720
