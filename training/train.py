@@ -286,6 +286,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seed", type=int, help="the same as seed=...")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help="the same as device=...")
+    parser.add_argument(
+        "--mask-classes",
+        metavar="WHICH",
+        help="the same as data.mask_classes=...: all, voc, nonvoc, names with commas between, or a file of names",
+    )
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--resume", action="store_true", help="go on from the last checkpoint, if there is one")
     how.add_argument(
@@ -303,6 +308,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = load_config(options.config, options.changes)
         if options.seed is not None:
             config = replace(config, seed=options.seed)
+        if options.mask_classes is not None:
+            config = replace(config, data=replace(config.data, mask_classes=options.mask_classes))
         if options.device is not None:
             config = replace(config, device=options.device)
         if options.validate_transfer:

@@ -335,6 +335,7 @@ def test_a_picture_that_breaks_during_the_run_is_one_line_with_its_name(tmp_path
         ),
         (["data.train_annotations=gone.json"], "gone.json"),
         (["data.mask_classes=brik"], "brik"),
+        (["--mask-classes", "brik"], "brik"),
         (["data.detector_from=gone.pt"], "gone.pt: no such checkpoint"),
         (["--config", "gone.toml"], "gone.toml: no such configuration file"),
         (["schedule.detector_steps=0", "schedule.mask_steps=0"], "no steps: set end_to_end_steps"),
