@@ -51,7 +51,7 @@ def mask_targets(
         crop = masks[n].to(boxes.device, torch.float32)[None, None]
         # A ring of zeros: RoIAlign would otherwise carry the border's value half a pixel outwards.
         crop = F.pad(crop, (1, 1, 1, 1))
-        corner = windows[n, :2].to(boxes.dtype) - 1.0
+        corner = windows[n, :2].to(boxes) - 1.0
         local = boxes[rois] - torch.cat([corner, corner])
         targets[rois] = roi_align(crop, [local], (mask_size, mask_size), 1.0, 2, aligned=True)[:, 0]
     return (targets >= 0.5).to(boxes.dtype)
