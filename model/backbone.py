@@ -21,6 +21,7 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops import FrozenBatchNorm2d as ReferenceFrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
+from model.convolution import with_winograd
 from model.efficientnet_lite import CLASSIFIER_PREFIXES, EfficientNetLite0
 
 NAMES = ("resnet50", "resnet101", "efficientnet_lite0", "small")
@@ -157,6 +158,34 @@ class SmallResNet(nn.Module):
         ]
 
 
+class Pyramid(FeaturePyramidNetwork):
+    """torchvision's FPN under its own parameter names; the coarser level is added in place, never upsampled aside."""
+
+    def __init__(self, inputs: list[int], outputs: int) -> None:
+        super().__init__(inputs, outputs, extra_blocks=LastLevelMaxPool())
+        with_winograd(self.layer_blocks, many=False)
+
+    def forward(self, x: dict[str, Tensor]) -> dict[str, Tensor]:
+        """C2 to C5 as "0" to "3" -> P2 to P5 under the same names, and P6 under "pool"."""
+        top = self.get_result_from_inner_blocks(x["3"], 3)
+        coarse = self.get_result_from_layer_blocks(top, 3)
+        levels: list[Tensor] = [coarse]
+        for k in (2, 1, 0):
+            top = with_nearest(self.get_result_from_inner_blocks(x[str(k)], k), top)
+            levels.append(self.get_result_from_layer_blocks(top, k))
+        pool = F.max_pool2d(coarse, kernel_size=1, stride=2)
+        return {"0": levels[3], "1": levels[2], "2": levels[1], "3": coarse, "pool": pool}
+
+
+def with_nearest(fine: Tensor, coarse: Tensor) -> Tensor:
+    """`fine` [N, F, H, W] plus `coarse` [N, F, h, w] at its nearest cells; where H = 2h and W = 2w, in place."""
+    n, channels, h, w = coarse.shape
+    if fine.shape[2] != 2 * h or fine.shape[3] != 2 * w:
+        return fine + F.interpolate(coarse, size=fine.shape[-2:], mode="nearest")
+    fine.view(n, channels, h, 2, w, 2).add_(coarse.view(n, channels, h, 1, w, 1))
+    return fine
+
+
 Body = ResNet | EfficientNetLite0 | SmallResNet
 
 
@@ -171,7 +200,7 @@ class Backbone(nn.Module):
     def __init__(self, body: Body, *, fpn_channels: int, pixel_mean: Pixel, pixel_std: Pixel) -> None:
         super().__init__()
         self.body = body
-        self.fpn = FeaturePyramidNetwork(list(body.channels), fpn_channels, extra_blocks=LastLevelMaxPool())
+        self.fpn = Pyramid(list(body.channels), fpn_channels)
         self.out_channels = fpn_channels
         self.strides = (4, 8, 16, 32, 64)
         self.pixel_mean = pixel_mean

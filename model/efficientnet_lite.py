@@ -55,7 +55,7 @@ class SameConv2d(nn.Conv2d):
             top, bottom = same_padding(input.shape[2], self.kernel, self.step)
             left, right = same_padding(input.shape[3], self.kernel, self.step)
             input = F.pad(input, [left, right, top, bottom])
-        return F.conv2d(input, self.weight, None, self.stride, self.padding, self.dilation, self.groups)
+        return F.conv2d(input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
 
 class InvertedResidual(nn.Module):

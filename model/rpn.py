@@ -1,9 +1,17 @@
 """The region proposal network of Faster R-CNN on FPN: torchvision's, with crowd regions never negatives."""
 
+import math
+
 import torch
 from torch import Tensor
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+from torchvision.ops import batched_nms, clip_boxes_to_image, nms
+
+from model.convolution import with_winograd
+
+LARGEST_LOG_SCALE = math.log(1000.0 / 16)
+"""Decoded sides are kept below 62.5 times the anchor's, as Detectron does."""
 
 
 def covered_by(boxes_R4: Tensor, regions_M4: Tensor) -> Tensor:
@@ -19,6 +27,10 @@ def covered_by(boxes_R4: Tensor, regions_M4: Tensor) -> Tensor:
 
 class Float32RPNHead(RPNHead):
     """torchvision's head with float32 answers: anchors are decoded in float32 whatever the features' type."""
+
+    def __init__(self, channels: int, anchors: int) -> None:
+        super().__init__(channels, anchors)
+        with_winograd(self.conv, many=False)
 
     def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Objectness and box deltas per level."""
@@ -45,6 +57,78 @@ class CrowdAwareRPN(RegionProposalNetwork):
             in_crowd = covered_by(anchor, target["crowd_boxes"]) > 0.5
             kept.append(torch.where(in_crowd & (label == 0), torch.full_like(label, -1.0), label))
         return kept, matched
+
+    def proposals(
+        self, features: list[Tensor], height: int, width: int, image_sizes: list[tuple[int, int]]
+    ) -> list[Tensor]:
+        """What `forward` proposes in evaluation, boxes XYXY [R_i, 4] per image, the best first.
+
+        An anchor is placed and its box decoded only where it is among the best of its level; torchvision decodes
+        all of them (257 000 at 800 x 1333).
+
+        Args:
+            features: the pyramid's levels [N, F, h_k, w_k].
+            height, width: of the canvas the levels come from.
+            image_sizes: height and width of each image on the canvas.
+        """
+        logits, deltas = self.head(features)
+        images = len(image_sizes)
+        boxes: list[list[Tensor]] = []
+        scores: list[list[Tensor]] = []
+        for _ in range(images):
+            boxes.append([])
+            scores.append([])
+        for k, (logit, delta) in enumerate(zip(logits, deltas)):  # noqa: B905  (TorchScript knows no `strict`)
+            rows, columns = logit.shape[2], logit.shape[3]
+            cell_anchors = self.anchor_generator.cell_anchors[k].to(logit.device)
+            score = logit.permute(0, 2, 3, 1).reshape(images, -1)
+            score, index = score.topk(min(self._pre_nms_top_n["testing"], score.shape[1]), dim=1)
+            cell = torch.div(index, cell_anchors.shape[0], rounding_mode="floor")
+            row = torch.div(cell, columns, rounding_mode="floor")
+            x = (cell - row * columns) * (width // columns)
+            y = row * (height // rows)
+            shift = torch.stack([x, y, x, y], dim=2)
+            anchor = shift + cell_anchors[index - cell * cell_anchors.shape[0]]
+            of_anchor = delta.permute(0, 2, 3, 1).reshape(images, -1, 4)
+            of_anchor = of_anchor.gather(1, index[:, :, None].expand(-1, -1, 4))
+            box = decoded_anchors(of_anchor, anchor)
+            for i in range(images):
+                clipped = clip_boxes_to_image(box[i], image_sizes[i])
+                size = clipped[:, 2:] - clipped[:, :2]
+                # NaN, of weights that are not finite, is no proposal either.
+                real = torch.where((size >= self.min_size).all(1) & (score[i] == score[i]))[0]
+                boxes[i].append(clipped[real])
+                scores[i].append(torch.sigmoid(score[i, real]))
+        kept: list[Tensor] = []
+        for i in range(images):
+            box, score = torch.cat(boxes[i]), torch.cat(scores[i])
+            keep = nms_by_level(boxes[i], scores[i], self.nms_thresh)
+            kept.append(box[keep[: self._post_nms_top_n["testing"]]])
+        return kept
+
+
+def decoded_anchors(deltas: Tensor, anchors: Tensor, largest_log_scale: float = LARGEST_LOG_SCALE) -> Tensor:
+    """Boxes XYXY [..., 4] of an RPN's deltas (weights 1, 1, 1, 1)."""
+    size = anchors[..., 2:] - anchors[..., :2]
+    centre = deltas[..., :2] * size + (anchors[..., :2] + 0.5 * size)
+    half = 0.5 * torch.exp(deltas[..., 2:].clamp(max=largest_log_scale)) * size
+    return torch.cat([centre - half, centre + half], dim=-1)
+
+
+def nms_by_level(boxes: list[Tensor], scores: list[Tensor], iou: float) -> Tensor:
+    """Non-maximum suppression within each level: what is kept, as indices into all levels, the best first."""
+    if boxes[0].device.type != "cpu":
+        levels: list[Tensor] = []
+        for k, score in enumerate(scores):
+            levels.append(torch.full_like(score, float(k)))
+        return batched_nms(torch.cat(boxes), torch.cat(scores), torch.cat(levels), iou)
+    keep: list[Tensor] = []
+    start = 0
+    for k, box in enumerate(boxes):
+        keep.append(nms(box, scores[k], iou) + start)
+        start += box.shape[0]
+    kept = torch.cat(keep)
+    return kept[torch.cat(scores)[kept].sort(descending=True, stable=True)[1]]
 
 
 def build_rpn(
