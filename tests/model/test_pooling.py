@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.ops import roi_align
 
-from model.pooling import PyramidRoIAlign, separable_roi_align
+from model.pooling import PyramidRoIAlign, gathered_roi_align, separable_roi_align
 
 
 def random_boxes(count: int, *, least: float = 1.0) -> torch.Tensor:
@@ -50,3 +50,28 @@ def test_no_boxes_give_no_rows() -> None:
     features = {str(k): torch.randn(1, 3, 16 >> k, 16 >> k) for k in range(4)}
     for mode in (True, False):
         assert pool.train(mode)(features, [torch.zeros(0, 4)]).shape == (0, 3, 7, 7)
+
+
+@pytest.mark.parametrize("size", [7, 14])
+@pytest.mark.parametrize("scale", [0.25, 1 / 32])
+def test_gathered_cells_equal_the_operator(size: int, scale: float) -> None:
+    torch.manual_seed(2)
+    feature = torch.randn(3, 6, 24, 33).contiguous(memory_format=torch.channels_last)
+    far = torch.tensor(
+        [[-300.0, -300, -200, -200], [-50, -60, 400, 500], [5, 5, 5, 5], [131.9, 95.9, 400, 400]]
+    )
+    boxes = torch.cat([random_boxes(40), far])
+    rois = torch.cat([torch.randint(0, 3, (44, 1)).float(), boxes], dim=1)
+    ours = gathered_roi_align(feature, rois, size, scale, 2).permute(0, 3, 1, 2)
+    theirs = roi_align(feature, rois, (size, size), scale, 2, aligned=True)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+def test_in_bfloat16_only_the_last_bits_are_lost() -> None:
+    torch.manual_seed(3)
+    feature = torch.randn(1, 6, 24, 33)
+    rois = torch.cat([torch.zeros(40, 1), random_boxes(40).clamp(0, 90)], dim=1)
+    exact = gathered_roi_align(feature, rois, 7, 0.25, 2)
+    low = gathered_roi_align(feature.bfloat16(), rois, 7, 0.25, 2)
+    assert low.dtype == torch.bfloat16
+    torch.testing.assert_close(low.float(), exact, atol=0.03, rtol=0)
