@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from model.convolution import with_winograd
+
 
 class MaskHead(nn.Module):
     """The FCN `v1up4convs`: 3x3 convolutions with ReLU, then a 2x2 deconvolution of stride 2 (Mask R-CNN, Fig. 4)."""
@@ -21,11 +23,23 @@ class MaskHead(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
                 assert module.bias is not None
                 nn.init.zeros_(module.bias)
+        with_winograd(self.convs, many=True)
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
-        """Pooled [R, channels, S, S] -> features before [R, F, S, S] and after [R, F, 2S, 2S] the deconvolution."""
+        """Pooled [R, channels, S, S] -> features before [R, F, S, S] and after the deconvolution [R, S, S, 2, 2, F].
+
+        Where stride and kernel are equal a deconvolution is one matrix product a cell; its 2 x 2 answers of a cell
+        stay together, for nothing after it looks at neighbours.
+        """
         before = self.convs(pooled)
-        return before, torch.relu(self.deconv(before))
+        rois, channels, size = before.shape[0], before.shape[1], before.shape[2]
+        weight = self.deconv.weight
+        width = weight.shape[1]
+        bias = self.deconv.bias
+        assert bias is not None
+        cells = before.permute(0, 2, 3, 1).reshape(rois * size * size, channels)
+        after = torch.addmm(bias.repeat(4), cells, weight.permute(0, 2, 3, 1).reshape(channels, 4 * width))
+        return before, torch.relu(after).view(rois, size, size, 2, 2, width)
 
 
 class OfficialMaskMLP(nn.Module):
@@ -39,9 +53,10 @@ class OfficialMaskMLP(nn.Module):
 
     def forward(self, before: Tensor, after: Tensor) -> Tensor:
         """Logits [R, M, M]."""
-        size = after.shape[-1]
-        logits: Tensor = self.fc(after.flatten(1))
-        return logits.view(-1, size, size)
+        rois, cells, width = after.shape[0], after.shape[1], after.shape[5]
+        as_channels = after.permute(0, 5, 1, 3, 2, 4).reshape(rois, width * 4 * cells * cells)
+        logits: Tensor = self.fc(as_channels)
+        return logits.view(rois, 2 * cells, 2 * cells)
 
 
 class SlimMaskMLP(nn.Module):
@@ -59,9 +74,9 @@ class SlimMaskMLP(nn.Module):
 
     def forward(self, before: Tensor, after: Tensor) -> Tensor:
         """Logits [R, M, M]."""
-        size = after.shape[-1]
+        size = 2 * before.shape[2]
         logits: Tensor = self.fc(torch.relu(self.reduce(before)).flatten(1))
-        return logits.view(-1, size, size)
+        return logits.view(before.shape[0], size, size)
 
 
 class MaskBranch(nn.Module):
@@ -78,9 +93,12 @@ class MaskBranch(nn.Module):
         The MLP's logits are added before the sigmoid (Sec. 3.4).
         """
         before, after = self.head(pooled)
-        size = after.shape[-1]
-        weights = weights_RF.to(after.dtype).unsqueeze(1)
-        logits = torch.bmm(weights, after.flatten(2)).view(-1, size, size).float() + bias
+        rois, cells, width = after.shape[0], after.shape[1], after.shape[5]
+        weights = weights_RF.to(after.dtype).unsqueeze(2)
+        of_cells = torch.bmm(after.view(rois, cells * cells * 4, width), weights).float() + bias
+        logits = (
+            of_cells.view(rois, cells, cells, 2, 2).permute(0, 1, 3, 2, 4).reshape(rois, 2 * cells, 2 * cells)
+        )
         if self.mlp is not None:
             logits = logits + self.mlp(before, after).float()
         return logits
