@@ -7,6 +7,7 @@ import torch
 import torchvision
 
 from model.classes import ClassTable
+from model.serving import REDUCIBLE
 
 FORMAT_VERSION = 1
 """Raised when a reader of older files could misread the new ones."""
@@ -26,6 +27,8 @@ def build_metadata(
         max_detections: detections per image where a request does not say.
         min_size, max_size: the network's shorter side and bound of the longer, in pixels; a decoder may shrink a
             greater image to them.
+
+    `reducible` names the modules whose weights may be cast to a lower precision before the file is frozen, all or none.
     """
     return {
         "format_version": FORMAT_VERSION,
@@ -41,6 +44,7 @@ def build_metadata(
         "mask_size": mask_size,
         "defaults": {"score_threshold": 0.5, "max_detections": max_detections},
         "input": {"min_size": min_size, "max_size": max_size},
+        "reducible": list(REDUCIBLE),
         "versions": {
             "torch": torch.__version__,
             "torchvision": torchvision.__version__,

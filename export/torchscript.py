@@ -6,7 +6,6 @@ The file is float32 and not frozen; `metadata.json` rides inside. The same check
 """
 
 import argparse
-import copy
 import io
 import os
 import sys
@@ -22,6 +21,7 @@ from export.metadata import build_metadata, metadata_json
 from export.verify import ExportError, verify
 from model.checkpoint import load_network
 from model.network import MaskXRCNN
+from model.serving import prepared_for_serving
 
 HASH_SEED = "0"
 
@@ -35,8 +35,7 @@ def export_network(network: MaskXRCNN, metadata: dict[str, Any]) -> bytes:
     Raises:
         ExportError: the file does not answer as the network does.
     """
-    # A copy, for its weights are there to run with, not to train; the network keeps its own.
-    served = copy.deepcopy(network.inference()).eval().requires_grad_(False)
+    served = prepared_for_serving(network.inference())
     scripted = torch.jit.script(served)
     buffer = io.BytesIO()
     torch.jit.save(scripted, buffer, _extra_files={METADATA_NAME: metadata_json(metadata)})

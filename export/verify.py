@@ -1,8 +1,8 @@
 """Is the exported file the network that was trained? Asked before anything is written; any doubt is an error.
 
-eager == scripted == reloaded in a process without the project's source, exactly; frozen within 1e-4; for images of
-several sizes, a batch of unequal sizes, scaled-down images, and an image in which nothing is found. Row c of the baked
-table is T at label c. No device is written into the code.
+Eager == scripted == reloaded in a process without the project's source, exactly; frozen within 1e-4, and so the network
+as it was trained; for images of several sizes, a batch of unequal sizes, scaled-down images, and an image in which
+nothing is found. Row c of the baked table is T at label c. No device is written into the code.
 """
 
 import io
@@ -50,7 +50,7 @@ def verify(network: MaskXRCNN, served: nn.Module, scripted: torch.jit.ScriptModu
 
     Args:
         network: the trained network, for the detection weights and T.
-        served: `network.inference()`, eager.
+        served: `prepared_for_serving(network.inference())`, eager.
         scripted: `served` scripted, before it was saved.
         data: the TorchScript file.
     """
@@ -65,6 +65,8 @@ def verify(network: MaskXRCNN, served: nn.Module, scripted: torch.jit.ScriptModu
                 "the network found nothing at threshold 0 in any verification image, so nothing can be "
                 "compared; is it trained, and are its weights finite?"
             )
+        unprepared = network.inference()
+        require_close([unprepared(*case) for case in cases], eager, cases, "prepared for serving")
         # TorchScript records types in its first run and optimises for them in the second.
         for run in ("first", "second"):
             for k, case in enumerate(cases):

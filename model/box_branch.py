@@ -13,9 +13,13 @@ class BoxHead(nn.Module):
         super().__init__()
         self.fc6 = nn.Linear(channels * roi_size**2, width)
         self.fc7 = nn.Linear(width, width)
+        self.cell_by_cell = False
+        """Whether fc6 wants all channels of a cell together; so it is in the network as it is served."""
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Pooled features [R, F, S, S] -> [R, D]."""
+        if self.cell_by_cell:
+            pooled = pooled.permute(0, 2, 3, 1)
         x = torch.relu(self.fc6(pooled.flatten(1)))
         return torch.relu(self.fc7(x))
 

@@ -5,10 +5,10 @@ import itertools
 import pytest
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms, clip_boxes_to_image
+from torchvision.ops import batched_nms, clip_boxes_to_image, nms
 
 from model.box_coding import decode_boxes
-from model.inference import Inference
+from model.inference import Inference, nms_by_class
 from tests.model.small_network import image, small_network, transfer
 
 CLASSES = 5
@@ -163,3 +163,28 @@ def test_masks_on_given_boxes_are_those_of_the_detections() -> None:
         b = counts[int(offsets[i]) : int(offsets[i + 1])]
         same_masks += int(a.shape == b.shape and bool((a - b).abs().sum() <= 4))
     assert same_masks >= 0.9 * (len(begins) - 1)
+
+
+@pytest.mark.parametrize("classes", [1, 3000])
+def test_suppression_within_classes_is_that_of_each_class_alone(classes: int) -> None:
+    torch.manual_seed(5)
+    corner = torch.rand(400, 2) * 60 + torch.tensor([1200.0, 700.0])
+    boxes = torch.cat([corner, corner + 4 + torch.rand(400, 2) * 60], dim=1)
+    scores, labels = torch.rand(400), torch.randint(max(classes - 4, 0), classes, (400,)) + 1
+    kept = []
+    for label in labels.unique():
+        mine = torch.where(labels == label)[0]
+        kept += mine[nms(boxes[mine], scores[mine], 0.5)].tolist()
+    expected = sorted(kept, key=lambda i: -float(scores[i]))
+    assert nms_by_class(boxes, scores, labels, 0.5).tolist() == expected
+    assert len(expected) < 400
+    assert nms_by_class(boxes[:0], scores[:0], labels[:0], 0.5).shape == (0,)
+
+
+def test_every_stage_has_its_name_in_a_profile(served: Inference) -> None:
+    scripted = torch.jit.freeze(torch.jit.script(served))
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as profile:
+        ask(scripted, [image()])
+    named = {event.key for event in profile.key_averages() if event.key.startswith("maskx::")}
+    stages = ("resize", "backbone", "rpn", "box_head", "mask_head", "run_lengths")
+    assert named == {f"maskx::{stage}" for stage in stages}

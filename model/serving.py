@@ -1,0 +1,81 @@
+"""The network as it goes into maskx.pt: the same numbers from fewer operations, still float32 and not frozen."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from model.backbone import FrozenBatchNorm2d
+from model.inference import Inference
+
+REDUCIBLE = ("backbone", "rpn.head", "box_head", "mask_branch")
+"""Modules whose weights may be cast to a lower precision, all of them or none; all others stay float32."""
+
+
+@torch.no_grad()
+def prepared_for_serving(inference: Inference) -> Inference:
+    """A copy of `inference` with batch normalisation folded into its convolutions and fc6 reading cell by cell.
+
+    Raises:
+        ValueError: a normalisation does not follow a convolution, so that it cannot be folded.
+    """
+    served = copy.deepcopy(inference).eval().requires_grad_(False)
+    side = 2 * served.canvas.step
+    fold_batch_norms(served.backbone, torch.zeros(1, 3, side, side, device=served.canvas.mean.device))
+    box_head, size = served.box_head, served.box_pool.size
+    weight = box_head.fc6.weight
+    by_cell = weight.view(weight.shape[0], -1, size, size).permute(0, 2, 3, 1)
+    box_head.fc6.weight = nn.Parameter(by_cell.reshape(weight.shape[0], -1).contiguous(), requires_grad=False)
+    box_head.cell_by_cell = True
+    return served
+
+
+def fold_batch_norms(network: nn.Module, example: Tensor) -> None:
+    """Folds every batch normalisation into the convolution before it, in place and in float64.
+
+    Which convolution that is, one forward pass of `example` tells: the one whose answer the normalisation is given.
+    """
+    norms = {
+        name: module
+        for name, module in network.named_modules()
+        if isinstance(module, nn.BatchNorm2d | FrozenBatchNorm2d)
+    }
+    # Answers are kept alive, so that no two of them have the same identity.
+    answers: list[tuple[Tensor, nn.Conv2d]] = []
+    before: dict[nn.Module, nn.Conv2d] = {}
+
+    def remember(module: nn.Module, _: tuple[Tensor, ...], answer: Tensor) -> None:
+        assert isinstance(module, nn.Conv2d)
+        answers.append((answer, module))
+
+    def find(module: nn.Module, given: tuple[Tensor, ...]) -> None:
+        for answer, convolution in answers:
+            if answer is given[0]:
+                before[module] = convolution
+
+    hooks = [m.register_forward_hook(remember) for m in network.modules() if isinstance(m, nn.Conv2d)]
+    hooks += [norm.register_forward_pre_hook(find) for norm in norms.values()]
+    try:
+        network(example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for name, norm in norms.items():
+        if norm not in before:
+            raise ValueError(f"{name} does not normalise the answer of a convolution, so it cannot be folded")
+        _fold(before[norm], norm)
+        parent, _, own = name.rpartition(".")
+        setattr(network.get_submodule(parent), own, nn.Identity())
+
+
+def _fold(convolution: nn.Conv2d, norm: nn.BatchNorm2d | FrozenBatchNorm2d) -> None:
+    mean, variance = norm.running_mean, norm.running_var
+    assert mean is not None and variance is not None
+    scale = norm.weight.double() * torch.rsqrt(variance.double() + norm.eps)
+    bias = torch.zeros_like(mean) if convolution.bias is None else convolution.bias
+    shift = norm.bias.double() + (bias.double() - mean.double()) * scale
+    folded = convolution.weight.double() * scale[:, None, None, None]
+    convolution.weight = nn.Parameter(folded.to(convolution.weight.dtype), requires_grad=False)
+    convolution.bias = nn.Parameter(shift.to(convolution.weight.dtype), requires_grad=False)

@@ -1,0 +1,87 @@
+"""The network prepared for serving gives the answers of the network that was trained."""
+
+import pytest
+import torch
+from torch import nn
+
+from model.backbone import FrozenBatchNorm2d, build_backbone
+from model.serving import REDUCIBLE, fold_batch_norms, prepared_for_serving
+from tests.model.small_network import image, small_network
+
+
+def with_statistics(module: nn.Module) -> nn.Module:
+    """Normalisations that do something: nothing in them is 0 or 1."""
+    generator = torch.Generator().manual_seed(0)
+    for norm in module.modules():
+        if isinstance(norm, nn.BatchNorm2d | FrozenBatchNorm2d):
+            shape = norm.running_mean.shape
+            norm.running_mean.copy_(torch.randn(shape, generator=generator) * 0.1)
+            norm.running_var.copy_(torch.rand(shape, generator=generator) + 0.5)
+            norm.weight.data.copy_(torch.rand(shape, generator=generator) + 0.5)
+            norm.bias.data.copy_(torch.randn(shape, generator=generator) * 0.1)
+    return module.eval()
+
+
+@pytest.mark.parametrize("name", ["resnet50", "efficientnet_lite0", "small"])
+@pytest.mark.parametrize("norm", ["batch", "frozen"])
+@torch.no_grad()
+def test_folded_backbones_give_the_same_features_without_any_normalisation(name: str, norm: str) -> None:
+    torch.manual_seed(0)
+    backbone = with_statistics(
+        build_backbone(name=name, weights="none", fpn_channels=8, norm=norm, trainable_layers=5)
+    )
+    x = torch.randn(1, 3, 64, 96)
+    expected = backbone(x)
+    fold_batch_norms(backbone, torch.zeros(1, 3, 64, 64))
+    assert not [m for m in backbone.modules() if isinstance(m, nn.BatchNorm2d | FrozenBatchNorm2d)]
+    for level, features in backbone(x).items():
+        scale = float(expected[level].abs().max())
+        torch.testing.assert_close(features, expected[level], atol=1e-4 * scale, rtol=0)
+
+
+def test_a_normalisation_without_a_convolution_before_it_is_named() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.BatchNorm2d(4)).eval()
+    with pytest.raises(ValueError, match="2 does not normalise the answer of a convolution"):
+        fold_batch_norms(module, torch.zeros(1, 3, 4, 4))
+
+
+@torch.no_grad()
+def test_the_prepared_network_answers_as_before_and_the_trained_one_is_untouched() -> None:
+    network = with_statistics(small_network())
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    inference = network.inference()
+    arguments = (
+        [image(90, 70)],
+        torch.tensor([[90, 70]]),
+        torch.zeros(1),
+        torch.full((1,), 20),
+        torch.ones(1, 6, dtype=torch.bool),
+        torch.ones(1, dtype=torch.bool),
+    )
+    prepared = prepared_for_serving(inference)
+    (a,), (b,) = inference(*arguments), prepared(*arguments)
+    torch.testing.assert_close(a["scores"], b["scores"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(a["boxes"], b["boxes"], atol=1e-2, rtol=0)
+    assert all(torch.equal(network.state_dict()[key], value) for key, value in before.items())
+    assert prepared.box_head.cell_by_cell and not network.box_head.cell_by_cell
+
+
+@torch.no_grad()
+def test_the_reducible_parts_and_no_others_compute_in_bfloat16() -> None:
+    prepared = prepared_for_serving(small_network().eval().inference())
+    for name in REDUCIBLE:
+        prepared.get_submodule(name).to(torch.bfloat16)
+    (answer,) = prepared(
+        [image(90, 70)],
+        torch.tensor([[90, 70]]),
+        torch.zeros(1),
+        torch.full((1,), 20),
+        torch.ones(1, 6, dtype=torch.bool),
+        torch.ones(1, dtype=torch.bool),
+    )
+    assert answer["boxes"].dtype == answer["scores"].dtype == torch.float32
+    assert answer["labels"].shape == (20,)
+    weights = {n for n, p in prepared.named_parameters() if p.dtype == torch.float32}
+    assert weights == {
+        f"box_predictor.{n}.{p}" for n in ("cls_score", "bbox_pred") for p in ("weight", "bias")
+    }
