@@ -5,6 +5,7 @@ It opens no network connection and writes no file. TorchServe wants exactly one 
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -32,20 +33,32 @@ class MaskXHandler:
         properties = context.system_properties
         device = choose_device(settings.device_type, properties.get("gpu_id"), torch.cuda.is_available())
         manifest = context.manifest["model"]
-        model = ServedModel(Path(properties["model_dir"]) / manifest["serializedFile"], device)
+        path = Path(properties["model_dir"]) / manifest["serializedFile"]
+        model = ServedModel(path, device, precision=settings.precision)
         model.warm_up()
+        self._description = json.dumps(model.description() | {"precision_asked": settings.precision}).encode()
         self._service = Service(
             model, settings.limits, name=context.model_name, version=str(manifest["modelVersion"])
         )
-        logger.info("%s is ready on %s, %d categories", context.model_name, device, len(model.categories))
+        logger.info(
+            "%s is ready on %s in %s, %d categories",
+            context.model_name,
+            device,
+            model.precision,
+            len(model.categories),
+        )
 
     def handle(self, requests: list[dict[str, Any]], context: Any) -> list[bytes]:
-        """One answer per request, in order. A bad request costs its own caller a 400 and nobody else.
+        """One answer per request, in order; to the describe call, what runs here.
+
+        A bad request costs its own caller a 400 and nobody else.
 
         Over gRPC TorchServe drops the status of a single answer, so a client finds the error in the body. Only where
         the bad request is alone in its batch can gRPC be given a true status, by an exception; over REST that
         exception would put TorchServe's own body in place of ours, so it is raised for gRPC alone, our body its text.
         """
+        if is_describe_call(context, len(requests)):
+            return [self._description]
         answers = self._service.answer(requests)
         if len(answers) == 1 and answers[0].status != 200 and came_by_grpc(context, 0):
             raise PredictionException(answers[0].body.decode(), answers[0].status)
@@ -57,6 +70,17 @@ class MaskXHandler:
         context.set_response_content_type(index, "application/json")
         if answer.status != 200:
             context.set_response_status(code=answer.status, phrase="Bad Request", idx=index)
+
+
+def is_describe_call(context: Any, requests: int) -> bool:
+    """Whether this is TorchServe's own question (GET /models/maskx?customized=true of the management port).
+
+    It comes alone, with one header and no Host; a client that sends that header has its prediction all the same.
+    """
+    if requests != 1 or not came_by_grpc(context, 0):
+        return False
+    headers = context.get_all_request_header(0)
+    return any(name.lower() == "describe" and value == "True" for name, value in headers.items())
 
 
 def came_by_grpc(context: Any, index: int) -> bool:

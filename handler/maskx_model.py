@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchvision  # noqa: F401  (registers the operators that the TorchScript calls)
+import torchvision  # registers the operators that the TorchScript calls
 from torch import Tensor
 
 from maskx_answer import Category, Detections
+from maskx_engine import choose_precision, keep_freed_memory, ready_to_run
 from maskx_request import MAX_DETECTIONS, Wishes
 
 METADATA_NAME = "metadata.json"
@@ -28,17 +29,30 @@ WARM_UP_RUNS = 3
 class ServedModel:
     """The network of one maskx.pt on one device, frozen.
 
-    `categories` maps labels to what they stand for; `defaults` are the wishes of a request that has none.
+    `categories` maps labels to what they stand for; `defaults` are the wishes of a request that has none; `precision`
+    is what the network computes in; the network brings an image's shorter side to `min_size` pixels, its longer
+    within `max_size`.
     """
 
-    def __init__(self, path: Path, device: torch.device) -> None:
-        """Reads the file. Raises ValueError where it is no maskx.pt or its metadata is not understood."""
+    def __init__(self, path: Path, device: torch.device, *, precision: str = "auto") -> None:
+        """Reads the file.
+
+        Args:
+            path: of the maskx.pt.
+            device: to run on.
+            precision: "auto", "float32", "bfloat16" or "float16" (`maskx_engine.choose_precision`).
+
+        Raises:
+            ValueError: the file is no maskx.pt, its metadata is not understood, or the precision is not for it.
+        """
         extra = {METADATA_NAME: ""}
         try:
             module = torch.jit.load(str(path), map_location=device, _extra_files=extra)
         except RuntimeError as error:
             raise ValueError(f"{path.name} cannot be loaded as TorchScript: {error}") from error
         metadata = _metadata(extra[METADATA_NAME], path.name)
+        reducible = metadata.get("reducible", ())
+        self.precision = choose_precision(precision, device, reducible)
         self.device = device
         self.categories = {
             entry["label"]: Category(
@@ -50,18 +64,33 @@ class ServedModel:
             score_threshold=float(metadata["defaults"]["score_threshold"]),
             max_detections=min(int(metadata["defaults"]["max_detections"]), MAX_DETECTIONS),
         )
-        self._warm_up_side = int(metadata["input"]["min_size"])
-        self._module = torch.jit.freeze(module.eval())
+        self.min_size = int(metadata["input"]["min_size"])
+        self.max_size = int(metadata["input"]["max_size"])
+        if device.type == "cpu":
+            keep_freed_memory()
+        self._module = ready_to_run(module.eval(), self.precision, reducible)
 
     @torch.inference_mode()
-    def predict(self, images: Sequence[np.ndarray], wishes: Sequence[Wishes]) -> list[Detections]:
-        """Detections of each image (uint8 [h, w, 3], RGB, upright), in order; the images may differ in size."""
+    def predict(
+        self,
+        images: Sequence[np.ndarray],
+        wishes: Sequence[Wishes],
+        sizes: Sequence[tuple[int, int]] | None = None,
+    ) -> list[Detections]:
+        """Detections of each image, in order, in pixels of the original; the images may differ in size.
+
+        Args:
+            images: uint8 [h, w, 3], RGB, upright, perhaps scaled down by the decoder.
+            wishes: one for each image.
+            sizes: height and width of each upright original; None where no image was scaled down.
+        """
         if not images:
             return []
         count = len(images)
+        originals = [image.shape[:2] for image in images] if sizes is None else list(sizes)
         answers: list[dict[str, Tensor]] = self._module(
-            [torch.from_numpy(image).to(self.device).permute(2, 0, 1).contiguous() for image in images],
-            torch.tensor([image.shape[:2] for image in images], dtype=torch.int64),
+            [self._on_device(image) for image in images],
+            torch.tensor(originals, dtype=torch.int64),
             torch.tensor([wish.score_threshold for wish in wishes], dtype=torch.float32),
             torch.tensor([wish.max_detections for wish in wishes], dtype=torch.int64),
             torch.ones((count, len(self.categories) + 1), dtype=torch.bool),
@@ -69,11 +98,27 @@ class ServedModel:
         )
         return [Detections(**{name: tensor.cpu().numpy() for name, tensor in one.items()}) for one in answers]
 
+    def _on_device(self, image: np.ndarray) -> Tensor:
+        """uint8 [3, h, w], a view of [h, w, 3]: on a CPU of the very pixels, on a GPU copied while the CPU goes on."""
+        pixels = torch.from_numpy(image)
+        if self.device.type == "cuda":
+            pixels = pixels.pin_memory().to(self.device, non_blocking=True)
+        return pixels.permute(2, 0, 1)
+
+    def description(self) -> dict[str, Any]:
+        """What runs here, for whoever operates it."""
+        return {
+            "device": str(self.device),
+            "precision": self.precision,
+            "threads": torch.get_num_threads(),
+            "categories": len(self.categories),
+            "input": {"min_size": self.min_size, "max_size": self.max_size},
+            "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
+        }
+
     def warm_up(self) -> None:
         """Runs the whole network, masks included, so that the first request is not the slow one."""
-        noise = np.random.default_rng(0).integers(
-            0, 256, (self._warm_up_side, self._warm_up_side, 3), dtype=np.uint8
-        )
+        noise = np.random.default_rng(0).integers(0, 256, (self.min_size, self.min_size, 3), dtype=np.uint8)
         wishes = Wishes(score_threshold=0.0, max_detections=self.defaults.max_detections)
         for _ in range(WARM_UP_RUNS):
             self.predict([noise], [wishes])

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from maskx_engine import PRECISIONS
 from maskx_image import MAX_PIXELS, MAX_SIDE
 
 SERVER_KEYS = {
@@ -33,7 +34,7 @@ DEVICE_TYPES = ("cpu", "gpu")
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Section `maskx`: what a single request may cost.
+    """Of section `maskx`: what a single request may cost.
 
     max_pixels, max_side: of an image, checked from its header before it is decoded. max_answer_bytes: must stay below
     the server's max_response_size, for an answer above that kills the worker.
@@ -46,9 +47,13 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What of model-config.yaml concerns the handler; `device_type` is "cpu", "gpu" or "" (take what there is)."""
+    """What of model-config.yaml concerns the handler; `device_type` is "cpu", "gpu" or "" (take what there is).
+
+    `precision` is what the network computes in, see `maskx_engine.choose_precision`.
+    """
 
     device_type: str
+    precision: str
     limits: Limits
 
 
@@ -71,10 +76,20 @@ def read_settings(config: Mapping[str, Any] | None) -> Settings:
     own = config.get("maskx") or {}
     if not isinstance(own, Mapping):
         raise ValueError(f"model-config.yaml: maskx is {own!r}; a section of keys and values is expected")
-    _refuse_unknown(own, {field.name for field in fields(Limits)}, "model-config.yaml, section maskx")
-    for key, value in own.items():
-        _positive(value, f"model-config.yaml: maskx.{key}")
-    return Settings(device_type=device_type, limits=Limits(**own))
+    limits = {field.name for field in fields(Limits)}
+    _refuse_unknown(own, {"precision", *limits}, "model-config.yaml, section maskx")
+    precision = own.get("precision", "auto")
+    if precision not in PRECISIONS:
+        raise ValueError(
+            f"model-config.yaml: maskx.precision is {precision!r}; allowed are {', '.join(PRECISIONS)}"
+        )
+    for key in limits & own.keys():
+        _positive(own[key], f"model-config.yaml: maskx.{key}")
+    return Settings(
+        device_type=device_type,
+        precision=precision,
+        limits=Limits(**{key: own[key] for key in limits & own.keys()}),
+    )
 
 
 def _refuse_unknown(given: Mapping[str, Any], known: Collection[str], where: str) -> None:
