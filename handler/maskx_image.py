@@ -1,4 +1,4 @@
-"""Image bytes -> the upright RGB pixels that the network sees, the same in training and in serving.
+"""Image bytes -> the upright RGB pixels that the network sees, by the same rules in training and in serving.
 
 Imports only Pillow, NumPy and the standard library; opens no file, writes nothing to standard output.
 
@@ -14,6 +14,13 @@ What becomes of each kind of image:
 * Greyscale, palette, bilevel, CMYK, YCCK, YCbCr, HSV go through Pillow's own conversion; colour profiles
   are ignored.
 * Of an animation the first frame is taken.
+
+Memory: 4 bytes per pixel inside Pillow while an image is decoded and 3 in the array that is returned;
+conversion and turning go strip by strip and add nothing of the image's size. Measured peaks per pixel: 7 bytes for
+JPEG, PNG, TIFF, BMP; 10 for a progressive JPEG without chroma subsampling and AVIF; 16 for WebP; 20 for
+JPEG2000 and floating point. A JPEG for serving (`decode_to_fit`) is decoded at 1/2, 1/4 or 1/8 of its sides
+where the network would shrink it at least that much: 2 bytes per pixel of the original, or fewer (a progressive one
+4 to 7, for its coefficients are needed whole).
 """
 
 from __future__ import annotations
@@ -38,6 +45,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF
 # less (it warns first) and would stand in the way of whoever allows more.
 Image.MAX_IMAGE_PIXELS = None
 
+STRIP_PIXELS = 2**18
+"""Pixels that are converted, turned and copied at a time: 1 MiB in Pillow, which stays in a core's cache."""
+
 _ORIENTATION_TAG = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -48,6 +58,8 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# Orientations whose first stored row becomes the last row or column of the upright image.
+_FROM_THE_END = (3, 4, 6, 7)
 # What Pillow's decoders are known to raise on bytes that are broken, cut short or meant to do harm.
 _DECODER_ERRORS = (
     OSError,
@@ -96,14 +108,61 @@ def read_header(file: BinaryIO) -> ImageHeader:
     return _header(image, file)
 
 
-def open_image(
+@dataclass(frozen=True, kw_only=True)
+class DecodedImage:
+    """An image for the network, and the size that answers refer to.
+
+    pixels: uint8 [h, w, 3], RGB, upright, contiguous and writable; perhaps scaled down.
+    height, width: of the upright original, in pixels.
+    """
+
+    pixels: np.ndarray
+    height: int
+    width: int
+
+
+def decode(
     data: bytes, *, max_pixels: int = MAX_PIXELS, max_side: int = MAX_SIDE, upright: bool = True
-) -> Image.Image:
-    """`data` as an RGB Pillow image, upright unless `upright=False` asks for the pixels as stored.
+) -> np.ndarray:
+    """`data` in its own size as a contiguous, writable uint8 array [height, width, 3] in RGB order.
+
+    Upright unless `upright=False` asks for the pixels as stored.
 
     Raises ImageError: empty, unknown, cut short or broken data; more than `max_pixels` pixels or a side
     longer than `max_side` (both checked from the header, before pixels are decoded).
     """
+    image, header = _open(data, max_pixels, max_side)
+    return _pixels(image, header, header.orientation if upright else 1)
+
+
+def decode_to_fit(
+    data: bytes, *, min_size: int, max_size: int, max_pixels: int = MAX_PIXELS, max_side: int = MAX_SIDE
+) -> DecodedImage:
+    """As `decode`, upright; a JPEG that the network would halve at least is scaled down while it is decoded.
+
+    The network brings the shorter side to `min_size` pixels and keeps the longer within `max_size`. A JPEG is
+    decoded at 1/2, 1/4 or 1/8 (the DCT of its 8 x 8 blocks evaluated at fewer points), whichever is the
+    smallest that is on neither side below that target, so that the network still only shrinks. Sides are
+    rounded up; what that stretches an image by is less than one pixel of what the network sees. All other
+    formats are decoded in full. The limits are those of the original's size; errors as of `decode`.
+    """
+    image, header = _open(data, max_pixels, max_side)
+    height, width = fitted_size(header.height, header.width, min_size=min_size, max_size=max_size)
+    image.draft(None, (width, height))  # does nothing where the format is not JPEG or the image is too small
+    upright_width, upright_height = header.upright_size
+    return DecodedImage(
+        pixels=_pixels(image, header, header.orientation), height=upright_height, width=upright_width
+    )
+
+
+def fitted_size(height: int, width: int, *, min_size: int, max_size: int) -> tuple[int, int]:
+    """Height and width of the network's input: the shorter side `min_size`, the longer at most `max_size`."""
+    scale = min(min_size / min(height, width), max_size / max(height, width))
+    return max(int(height * scale + 0.5), 1), max(int(width * scale + 0.5), 1)
+
+
+def _open(data: bytes, max_pixels: int, max_side: int) -> tuple[Image.Image, ImageHeader]:
+    """Pillow's lazy image, within the limits, and its header. Raises ImageError as `decode` says."""
     if not data:
         raise ImageError("the image is empty (0 bytes)")
     file = io.BytesIO(data)
@@ -114,22 +173,33 @@ def open_image(
             f"the image is too large: {header.width} x {header.height} pixels, at most {max_pixels} pixels "
             f"and {max_side} to a side are allowed"
         )
+    return image, header
+
+
+def _pixels(image: Image.Image, header: ImageHeader, orientation: int) -> np.ndarray:
+    """Decodes; uint8 [h, w, 3], turned upright from `orientation`. Raises ImageError on broken data.
+
+    A strip of stored rows becomes rows of the upright image or columns, counted from one end or the other.
+    """
     try:
         image.load()
-        rgb = _to_rgb(image)
+        if image.mode == "F":  # its scale is the whole image's
+            image = Image.fromarray(_to_8_bits(np.asarray(image)))
+        width, height = image.size
+        sideways = orientation >= 5
+        pixels = np.empty((width, height, 3) if sideways else (height, width, 3), dtype=np.uint8)
+        step = max(1, STRIP_PIXELS // width)
+        for top in range(0, height, step):
+            bottom = min(top + step, height)
+            strip = _to_rgb(image.crop((0, top, width, bottom)))
+            if orientation in _TURNS:
+                strip = strip.transpose(_TURNS[orientation])
+            first, last = (height - bottom, height - top) if orientation in _FROM_THE_END else (top, bottom)
+            part = pixels[:, first:last] if sideways else pixels[first:last]
+            part[...] = np.asarray(strip)
     except _DECODER_ERRORS as error:
         raise ImageError(f"the {header.format} image is broken or cut short: {error}") from error
-    if upright and header.orientation in _TURNS:
-        rgb = rgb.transpose(_TURNS[header.orientation])
-    return rgb
-
-
-def decode(
-    data: bytes, *, max_pixels: int = MAX_PIXELS, max_side: int = MAX_SIDE, upright: bool = True
-) -> np.ndarray:
-    """As `open_image`, as a contiguous, writable uint8 array [height, width, 3] in RGB order."""
-    image = open_image(data, max_pixels=max_pixels, max_side=max_side, upright=upright)
-    return np.array(image, dtype=np.uint8, order="C")
+    return pixels
 
 
 def _identify(file: BinaryIO) -> Image.Image:
@@ -201,7 +271,10 @@ def _late_png_exif(file: BinaryIO) -> bytes | None:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
+    """Any mode but `F` -> RGB, pixel by pixel, by the rules at the top; the image itself where it is RGB."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I"):
         return Image.fromarray(_to_8_bits(np.asarray(image))).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         pixels = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from handler.maskx_image import ImageError, decode, exif_orientation, open_image, read_header
+from handler.maskx_image import ImageError, decode, exif_orientation, read_header
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
 
@@ -153,6 +153,44 @@ def test_floating_point_is_read_as_a_fraction_or_as_levels() -> None:
     assert decode(encoded(Image.fromarray(levels), "TIFF"))[0, :, 0].tolist() == [0, 0, 200, 255]
 
 
+def picture(mode: str) -> bytes:
+    """13 x 9 pixels of one of Pillow's modes, as a file that is read back in that mode."""
+    ramp = np.arange(13 * 9, dtype=np.int32).reshape(9, 13)
+    if mode in ("I", "I;16", "F"):
+        kind = {"I": np.int32, "I;16": np.uint16, "F": np.float32}[mode]
+        return encoded(Image.fromarray((ramp / 116 if mode == "F" else ramp * 500).astype(kind)), "TIFF")
+    colours = np.stack([ramp, 255 - ramp, ramp * 2, 255 - 2 * ramp], axis=-1).astype(np.uint8)
+    rgb = Image.fromarray(colours[..., :3])
+    if mode == "P":
+        return encoded(rgb.convert("P", palette=Image.Palette.ADAPTIVE), "PNG", transparency=b"\x80" * 40)
+    if mode == "RGB":
+        return encoded(rgb, "PNG", transparency=(0, 255, 0))
+    return encoded(Image.fromarray(colours) if mode == "RGBA" else rgb.convert(mode), "TIFF")
+
+
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "P", "RGB", "LA", "RGBA", "CMYK", "YCbCr", "LAB", "I", "I;16", "F"]
+)
+def test_an_image_of_many_strips_is_that_of_one(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = picture(mode)
+    assert read_header(io.BytesIO(data)).mode == mode
+    whole = decode(data)
+    assert len(np.unique(whole)) > 1
+    for pixels in (1, 26, 30, 104):  # strips of 1, 2, 2, 8 of 9 rows
+        monkeypatch.setattr("handler.maskx_image.STRIP_PIXELS", pixels)
+        assert np.array_equal(decode(data), whole)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_strips_are_turned_to_where_they_belong(orientation: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(Image.fromarray(RGB), exif=exif(orientation))
+    with Image.open(io.BytesIO(data)) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image))
+    for pixels in (1, 18, 36):  # strips of 1, 2, 4 of 6 rows
+        monkeypatch.setattr("handler.maskx_image.STRIP_PIXELS", pixels)
+        assert np.array_equal(decode(data), expected)
+
+
 def test_of_an_animation_the_first_frame_counts() -> None:
     frames = [Image.new("RGB", (5, 4), colour) for colour in ((255, 0, 0), (0, 255, 0))]
     data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
@@ -200,11 +238,11 @@ def test_limits_are_checked_before_decoding() -> None:
 
 def test_limits_hold_at_exactly_the_given_number() -> None:
     data = encoded(Image.fromarray(RGB))
-    assert open_image(data, max_pixels=54, max_side=9).size == (9, 6)
+    assert decode(data, max_pixels=54, max_side=9).shape == (6, 9, 3)
     with pytest.raises(ImageError, match="at most 53 pixels"):
-        open_image(data, max_pixels=53, max_side=9)
+        decode(data, max_pixels=53, max_side=9)
     with pytest.raises(ImageError, match="8 to a side"):
-        open_image(data, max_pixels=54, max_side=8)
+        decode(data, max_pixels=54, max_side=8)
 
 
 @settings(max_examples=60, deadline=None)
