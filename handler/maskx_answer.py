@@ -1,9 +1,9 @@
 """Detections of one image -> the body of the answer (border 5), compact JSON in ASCII.
 
 The same detections always give the same bytes. Boxes are rounded to hundredths of a pixel, scores to millionths. Run
-lengths become COCO's compressed text by pycocotools; no mask is ever drawn here.
+lengths become COCO's compressed text; no mask is ever drawn here.
 
-Knows nothing of the server; NumPy and pycocotools are all it needs.
+Knows nothing of the server; NumPy is all it needs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as coco_mask
+
+from maskx_strings import run_length_strings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,21 +51,34 @@ def answer_body(
     model_name: str,
     model_version: str,
 ) -> bytes:
-    """The body of a good answer; `categories` maps labels to what they stand for."""
+    """The body of a good answer; `categories` maps labels to what they stand for.
+
+    Raises:
+        ValueError: run lengths that do not cover the image exactly.
+    """
+    areas = mask_areas(detections.rle_counts, detections.rle_offsets, height=height, width=width)
+    strings = run_length_strings(detections.rle_counts, detections.rle_offsets)
+    boxes = detections.boxes.astype(np.float64)
+    boxes[:, 2:] -= boxes[:, :2]
     found = []
-    for d in range(len(detections.labels)):
-        category = categories[int(detections.labels[d])]
-        x1, y1, x2, y2 = (float(value) for value in detections.boxes[d])
-        counts = detections.rle_counts[detections.rle_offsets[d] : detections.rle_offsets[d + 1]]
+    for label, (x, y, w, h), score, area, text in zip(
+        detections.labels.tolist(),
+        boxes.tolist(),
+        detections.scores.tolist(),
+        areas.tolist(),
+        strings,
+        strict=True,
+    ):
+        category = categories[label]
         found.append(
             {
                 "category_id": category.id,
                 "category": category.name,
-                "bbox": [round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1)],
-                "score": round(float(detections.scores[d]), 6),
-                "area": int(counts[1::2].sum()),
+                "bbox": [round(x, 2), round(y, 2), round(w, 2), round(h, 2)],
+                "score": round(score, 6),
+                "area": area,
                 "mask_supervised": category.mask_supervised,
-                "segmentation": run_length_text(counts, height=height, width=width),
+                "segmentation": {"size": [height, width], "counts": text},
             }
         )
     return _compact(
@@ -76,18 +90,27 @@ def answer_body(
     )
 
 
-def run_length_text(counts: np.ndarray, *, height: int, width: int) -> dict[str, Any]:
-    """One mask's column-major run lengths in COCO's compressed form, `{"size": [h, w], "counts": "..."}`.
+def mask_areas(counts: np.ndarray, offsets: np.ndarray, *, height: int, width: int) -> np.ndarray:
+    """Pixels of each mask, int64 [D], from run lengths as `Detections` has them.
 
     Raises:
-        ValueError: the run lengths do not cover the image exactly.
+        ValueError: run lengths of a mask that do not cover the image exactly.
     """
-    if int(counts.sum()) != height * width:
+    # Of the places before i, i // 2 are odd ones and (i + 1) // 2 even ones.
+    odd = np.diff(_sums(counts[1::2])[offsets // 2])
+    even = np.diff(_sums(counts[::2])[(offsets + 1) // 2])
+    covered = odd + even
+    wrong = covered[covered != height * width]
+    if len(wrong) > 0:
         raise ValueError(
-            f"run lengths cover {int(counts.sum())} pixels of an image of {height} x {width} = {height * width}"
+            f"run lengths cover {wrong[0]} pixels of an image of {height} x {width} = {height * width}"
         )
-    rle = coco_mask.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
-    return {"size": [height, width], "counts": rle["counts"].decode("ascii")}
+    return np.where(offsets[:-1] % 2 == 0, odd, even)
+
+
+def _sums(values: np.ndarray) -> np.ndarray:
+    """Sums of the first 0, 1, ..., all values, int64."""
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(values, dtype=np.int64)])
 
 
 def error_body(code: int, kind: str, message: str) -> bytes:

@@ -2,8 +2,9 @@
 
 A pixel belongs to the object where the mask, sampled bilinearly at the pixel's centre, is at least 0.5. Down one
 image column a bilinear mask is linear between its own M rows, so the rows where it crosses 0.5 have a closed form:
-column profiles -> sign changes -> crossing rows -> flat column-major positions -> run lengths. Time and memory grow
-with the width of the boxes, not with the area of the image.
+column profiles -> sign changes -> crossing rows -> flat column-major positions -> run lengths. Sign changes are looked
+for only in those cells between mask samples that see both sides of 0.5: a few in a column. Time and memory grow with
+the width of the boxes, not with the area of the image.
 
 Everything here runs on the device of its inputs and can be scripted by `torch.jit.script`.
 """
@@ -24,7 +25,8 @@ def mask_run_lengths(
     where that is >= 0.5. A box is cut at the image's border, never moved.
 
     Args:
-        probabilities_DMM: mask probabilities in [0, 1], any floating type (computed in float32).
+        probabilities_DMM: mask probabilities in [0, 1], any floating type (computed in float32). One that is not a
+            number counts as 0.
         boxes: [D, 4] XYXY in pixels of the image, any floating type (computed in float32). A box without area, or
             with a coordinate that is not finite, has an empty mask.
         height, width: size of the image in pixels, at least 1.
@@ -48,7 +50,7 @@ def mask_run_lengths(
     if height < 1 or width < 1:
         raise ValueError(f"the image is {height} x {width} pixels; expected at least 1 x 1")
 
-    masks_DMM = probabilities_DMM.detach().to(torch.float32)
+    masks_DMM = probabilities_DMM.detach().to(torch.float32).nan_to_num(nan=0.0, posinf=1.0, neginf=0.0)
     boxes = boxes.detach().to(torch.float32)
     device = boxes.device
     sizes = boxes[:, 2:] - boxes[:, :2]
@@ -63,21 +65,42 @@ def mask_run_lengths(
     seen_D = torch.isfinite(boxes).all(1) & torch.isfinite(sizes).all(1) & (sizes > 0).all(1)
     seen_D = seen_D & (boxes[:, 1] < height) & (boxes[:, 3] > 0)
     columns_D = torch.where(seen_D, last_D - first_D, torch.zeros_like(first_D)).clamp(min=0)
+    end_D = columns_D.cumsum(0)
+    begin_D = end_D - columns_D
     total = int(columns_D.sum())
-    detections = torch.arange(boxes.size(0), device=device)
-    detection_T = torch.repeat_interleave(detections, columns_D, output_size=total)
-    begin_D = first_D - columns_D.cumsum(0) + columns_D
-    column_T = torch.arange(total, device=device) + begin_D.index_select(0, detection_T)
 
-    # Transposed and with a ring of zeros: a row is a mask column, ready to be a profile.
-    padded = F.pad(masks_DMM.transpose(1, 2), [1, 1, 1, 1]).flatten(0, 1)
-    step = max(1, max_elements // padded.size(1))
-    runs = [torch.zeros([3, 0], dtype=torch.int64, device=device)]
+    # Transposed, less 0.5 and with a ring of zero probability: a row is a mask column, ready to be a profile.
+    levels = F.pad(masks_DMM.transpose(1, 2) - 0.5, [1, 1, 1, 1], value=-0.5).flatten(0, 1)
+    knot_A, cells_L = _mixed_cells(levels)
+    to_column_D = first_D - begin_D
+    detections = torch.arange(boxes.size(0), device=device)
+    # A mask's positions run from 0 to height * width, both included.
+    to_position_D = to_column_D * height + detections * (height * width + 1)
+    # Places in the profiles of one step are int32.
+    step = max(1, min(max_elements, 1 << 30) // levels.size(1))
+    positions = [torch.zeros([0], dtype=torch.int64, device=device)]
     for start in range(0, total, step):
-        detection_t = detection_T[start : start + step]
-        column_t = column_T[start : start + step]
-        runs.append(_column_runs(padded, detection_t, column_t, origins_int, fractions, sizes, height))
-    return _counts_of_runs(torch.cat(runs, dim=1), boxes.size(0), height * width)
+        end = min(start + step, total)
+        columns_of_D = end_D.clamp(start, end) - begin_D.clamp(start, end)
+        detection_T = torch.repeat_interleave(columns_of_D.to(torch.int32), output_size=end - start)
+        t_T = torch.arange(start, end, device=device)
+        x_T = t_T + (to_column_D - origins_int[:, 0]).index_select(0, detection_T)
+        crossing_C, t_C = _crossings(
+            levels, knot_A, cells_L, x_T, detection_T, fractions[:, 0] - 0.5, sizes[:, 0]
+        )
+        detection_C = detection_T.index_select(0, t_C)
+        # In units of rows, 0 at the centre of the box's first pixel.
+        row_of_sample = sizes[:, 1] / (levels.size(1) - 2)
+        crossing_C = crossing_C * row_of_sample.index_select(0, detection_C)
+        crossing_C += (fractions[:, 1] - 0.5).index_select(0, detection_C)
+        crossing_C = crossing_C.clamp_(-1e18, 1e18)
+        rows = crossing_C.ceil()
+        rows[1::2] = crossing_C[1::2].floor() + 1
+        row_C = rows.to(torch.int64)
+        row_C += origins_int[:, 1].index_select(0, detection_C)
+        column_start_T = torch.add(to_position_D.index_select(0, detection_T), t_T, alpha=height)
+        positions.append(row_C.clamp_(0, height) + column_start_T.index_select(0, t_C))
+    return _counts_of_positions(torch.cat(positions), boxes.size(0), height * width)
 
 
 def run_lengths_area(counts: Tensor, offsets: Tensor) -> Tensor:
@@ -92,84 +115,114 @@ def run_lengths_area(counts: Tensor, offsets: Tensor) -> Tensor:
     return torch.zeros_like(detections).index_add_(0, detection, counts * is_object)
 
 
-def _column_runs(
-    padded: Tensor,
-    detection_T: Tensor,
-    column_T: Tensor,
-    origins_int: Tensor,
-    fractions: Tensor,
-    sizes: Tensor,
-    height: int,
-) -> Tensor:
-    """Runs of object pixels in T image columns, int64 [3, R]: detection, first flat position, flat position after.
+def _mixed_cells(levels: Tensor) -> tuple[Tensor, Tensor]:
+    """The cells between four samples of which some are inside (>= 0) and some outside: only there a profile crosses 0.
 
     Args:
-        padded: [D * (M + 2), M + 2] the masks' columns with a zero at each end, a zero column at each side.
-        detection_T, column_T: int64, which detection and which column of the image; sorted.
-        origins_int, fractions, sizes: [D, 2] first pixel, place in it, and extent of each box, x before y.
+        levels: [D * (M + 2), M + 2], every mask column between two outside ones, each beginning and ending outside.
+
+    Returns:
+        knot_A int32: the sample above each cell, sorted by mask column, then by sample.
+        cells_L int32 [D * (M + 2)]: how many of them lie between each mask column and the next.
     """
-    side = padded.size(1) - 2
-    origin_x = origins_int[:, 0].index_select(0, detection_T)
-    fraction_x = fractions[:, 0].index_select(0, detection_T)
-    size_x = sizes[:, 0].index_select(0, detection_T)
-    u_T = ((column_T - origin_x).to(torch.float32) + 0.5 - fraction_x) / size_x * side - 0.5
-    u_T = u_T.clamp(-1, side)
-    left_T = u_T.floor().clamp(max=side - 1)
-    row_T = detection_T * (side + 2) + 1 + left_T.to(torch.int64)
-    # a + f (b - a), so that between equal samples the value is exactly theirs.
-    left, right = padded.index_select(0, row_T), padded.index_select(0, row_T + 1)
-    profiles = torch.lerp(left, right, (u_T - left_T)[:, None]).flatten()
-
-    # Profiles begin and end with a zero, so that no change lies between two of them, and those of each alternate:
-    # in, out, in, out.
-    inside = profiles >= 0.5
-    change = torch.nonzero(inside[1:] != inside[:-1]).flatten()
-    above, below = profiles.index_select(0, change), profiles.index_select(0, change + 1)
-    column = torch.div(change, side + 2, rounding_mode="floor")
-    knot = (change - column * (side + 2)).to(torch.float32)
-    detection, column = detection_T.index_select(0, column), column_T.index_select(0, column[0::2])
-    from_mask_top = knot - 0.5 + ((0.5 - above) / (below - above)).clamp(0, 1)
-    # In units of rows, 0 at the centre of the box's first pixel.
-    row_of_sample, first_centre = (sizes[:, 1] / side), fractions[:, 1] - 0.5
-    crossing = from_mask_top * row_of_sample.index_select(0, detection) + first_centre.index_select(
-        0, detection
-    )
-    crossing = crossing.clamp(-1e18, 1e18)
-    detection = detection[0::2]
-    first_row = origins_int[:, 1].index_select(0, detection)
-    top = (first_row + crossing[0::2].ceil().to(torch.int64)).clamp(0, height)
-    bottom = (first_row + crossing[1::2].floor().to(torch.int64) + 1).clamp(0, height)
-    runs = torch.stack([detection, column * height + top, column * height + bottom])
-    return runs.index_select(1, torch.nonzero(bottom > top).flatten())
+    knots = levels.size(1)
+    inside = (levels >= 0).flatten()
+    # In the flat tensor a cell is the samples i, i + 1, i + knots, i + knots + 1. The ring makes every such four
+    # that wraps into the next column or the next mask all outside.
+    across = inside[knots:] != inside[:-knots]
+    down = inside[1:] != inside[:-1]
+    mixed = F.pad(across[:-1] | down[:-knots] | down[knots:], [0, knots + 1])[: inside.size(0)]
+    cells_L = mixed.view(levels.size(0), knots).to(torch.float32).sum(1).to(torch.int32)
+    return torch.nonzero(mixed).flatten().remainder(knots).to(torch.int32), cells_L
 
 
-def _counts_of_runs(runs: Tensor, detections: int, area: int) -> tuple[Tensor, Tensor]:
-    """Counts and offsets of `mask_run_lengths` from sorted runs int64 [3, R] of (detection, first, after)."""
-    # A run to the bottom of a column and one from the top of the next are one run.
-    joined = (runs[0, 1:] == runs[0, :-1]) & (runs[1, 1:] <= runs[2, :-1])
-    starts = F.pad(~joined, [1, 0], value=True)[: runs.size(1)]
-    first = torch.nonzero(starts).flatten()
-    last = torch.cat([first[1:], torch.full_like(first[:1], runs.size(1))]) - 1
-    detection, begin, end = (
-        runs[0].index_select(0, first),
-        runs[1].index_select(0, first),
-        runs[2].index_select(0, last),
-    )
+def _crossings(
+    levels: Tensor,
+    knot_A: Tensor,
+    cells_L: Tensor,
+    x_T: Tensor,
+    detection_T: Tensor,
+    first_centre_D: Tensor,
+    sizes_D: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Where the profiles of T image columns cross 0: in, out, in, out, ..., sorted by column, then downwards.
 
-    # Each mask has the ends of all its runs: zeros, ones, zeros, ..., the end of the image.
-    each = torch.arange(detections + 1, device=runs.device)
-    slots = 2 * torch.searchsorted(detection, each) + each
-    position = torch.full([2 * begin.size(0) + detections], area, dtype=torch.int64, device=runs.device)
-    begin_slot = 2 * torch.arange(begin.size(0), device=runs.device) + detection
-    position[begin_slot] = begin
-    position[begin_slot + 1] = end
-    previous = F.pad(position, [1, 0])[: position.size(0)]
-    previous[slots[:-1]] = 0
-    counts = position - previous
+    Args:
+        levels: [D * (M + 2), M + 2] the masks' columns less 0.5, -0.5 around each mask.
+        knot_A, cells_L: `_mixed_cells` of levels.
+        x_T: int64, column of the image, from the first pixel of the box.
+        detection_T: int32, sorted.
+        first_centre_D: left border of the box less the centre of its first pixel; sizes_D: width of the box.
+
+    Returns:
+        crossing_C: in mask samples from the upper border of the box.
+        t_C: int32, column of each, 0..T-1.
+    """
+    knots = levels.size(1)
+    offset_T = x_T.to(torch.float32) - first_centre_D.index_select(0, detection_T)
+    u_T = offset_T / sizes_D.index_select(0, detection_T) * (knots - 2) + 0.5
+    u_T = u_T.clamp_(0, knots - 1)
+    left_T = u_T.floor().clamp_(max=knots - 2)
+    fraction_T = u_T - left_T
+    row_T = torch.add(left_T.to(torch.int32), detection_T, alpha=knots)
+    # (1 - f) a + f b: of two levels inside it is inside, of two outside it is outside, in any rounding.
+    profiles = F.embedding_bag(
+        torch.stack([row_T, row_T + 1], dim=1),
+        levels,
+        mode="sum",
+        per_sample_weights=torch.stack([1 - fraction_T, fraction_T], dim=1),
+    ).flatten()
+
+    cells_T = cells_L.index_select(0, row_T)
+    end_T = cells_T.cumsum(0, dtype=torch.int32)
+    pairs = int(end_T[-1])
+    t_E = torch.repeat_interleave(cells_T, output_size=pairs)
+    to_cell_T = (cells_L.cumsum(0, dtype=torch.int32) - cells_L).index_select(0, row_T) - end_T + cells_T
+    cell_E = to_cell_T.index_select(0, t_E)
+    cell_E += torch.arange(pairs, dtype=torch.int32, device=levels.device)
+    place_E = torch.add(knot_A.index_select(0, cell_E), t_E, alpha=knots)
+    above, below = profiles.index_select(0, place_E), profiles[1:].index_select(0, place_E)
+    change = torch.nonzero((above >= 0) != (below >= 0)).flatten()
+    above, below = above.index_select(0, change), below.index_select(0, change)
+    t_C = t_E.index_select(0, change)
+    knot_C = torch.add(place_E.index_select(0, change), t_C, alpha=-knots)
+    return knot_C.to(torch.float32).sub_(0.5).add_(above / (above - below)), t_C
+
+
+def _counts_of_positions(position: Tensor, detections: int, area: int) -> tuple[Tensor, Tensor]:
+    """Counts and offsets of `mask_run_lengths`.
+
+    Args:
+        position: int64, first pixel of a run of object pixels, pixel after it, first pixel of the next, ...; sorted but
+            for ties; those of mask d have d * (area + 1) added.
+    """
+    # Of a mask that does no more than touch 0.5 between two rows, the pixel there would be in two runs.
+    position[2::2] = torch.maximum(position[2::2], position[1:-1:2])
+    # Equal positions cancel in pairs: a run without pixels, or a run to the bottom of a column and one from the top
+    # of the next. What is left of each group of equals is its last if their number is odd.
+    changes = F.pad(position[1:] != position[:-1], [0, 1], value=1.0)[: position.size(0)]
+    last = torch.nonzero(changes).flatten()
+    odd = last.bitwise_and(1)
+    keep = torch.nonzero(odd != F.pad(odd, [1, 0], value=1.0)[: odd.size(0)]).flatten()
+    position = position.index_select(0, last.index_select(0, keep))
+
+    base_D = torch.arange(detections, device=position.device) * (area + 1)
+    end_D = torch.searchsorted(position, base_D + area, right=True)
+    begin_D = F.pad(end_D, [1, 0])[:detections]
+    some_D = end_D > begin_D
+    bordered = F.pad(position, [1, 1])
+    first_D = torch.where(some_D, bordered.index_select(0, begin_D + 1) - base_D, area)
+    last_D = torch.where(some_D, bordered.index_select(0, end_D) - base_D, 0)
     # An object that reaches the last pixel has no zeros after it.
-    trailing = slots[1:] - 1
-    empty_D = counts[trailing] == 0
-    keep = torch.ones_like(counts, dtype=torch.bool)
-    keep[trailing] = ~empty_D
-    offsets = slots - F.pad(empty_D.to(torch.int64).cumsum(0), [1, 0])
-    return counts.index_select(0, torch.nonzero(keep).flatten()), offsets
+    zeros_D = (last_D < area).to(torch.int64)
+    zeros_up_to_D = zeros_D.cumsum(0)
+    offsets = F.pad(end_D + zeros_up_to_D, [1, 0])
+
+    counts = torch.empty([position.size(0) + detections], dtype=torch.int64, device=position.device)
+    slot = torch.repeat_interleave(zeros_up_to_D - zeros_D, end_D - begin_D, output_size=position.size(0))
+    slot += torch.arange(position.size(0), device=position.device)
+    counts.scatter_(0, slot, position - bordered[: position.size(0)])
+    counts.scatter_(0, offsets[:-1], first_D)
+    final = offsets[1:] - 1
+    counts.scatter_(0, final, torch.where(zeros_D > 0, area - last_D, counts.index_select(0, final)))
+    return counts[: int(offsets[-1])], offsets

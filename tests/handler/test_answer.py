@@ -1,14 +1,14 @@
 """The body of an answer (border 5)."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from pycocotools import mask as coco_mask
 
-from maskx_answer import Category, Detections, answer_body, error_body, run_length_text
+from maskx_answer import Category, Detections, answer_body, error_body, mask_areas
 
 CATEGORIES = {
     1: Category(id=7, name="red", mask_supervised=True),
@@ -75,24 +75,35 @@ def test_an_image_without_detections_has_an_empty_list() -> None:
     assert json.loads(body_of(nothing))["detections"] == []
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**32 - 1), st.floats(0, 1))
-def test_run_lengths_become_the_text_that_pycocotools_gives_the_same_mask(
-    height: int, width: int, seed: int, share: float
+@settings(deadline=None)
+@given(st.lists(st.lists(st.integers(0, 2**31), min_size=1, max_size=7), max_size=9))
+def test_the_area_of_a_mask_is_the_sum_of_its_every_second_run(masks: list[list[int]]) -> None:
+    pixels = max((sum(runs) for runs in masks), default=0)
+    masks = [[*runs, pixels - sum(runs)] for runs in masks]
+    counts = np.array([run for runs in masks for run in runs], dtype=np.int64)
+    offsets = np.cumsum([0, *map(len, masks)])
+    areas = mask_areas(counts, offsets, height=1, width=pixels)
+    assert areas.dtype == np.int64
+    assert areas.tolist() == [sum(runs[1::2]) for runs in masks]
+
+
+@pytest.mark.parametrize(
+    ("counts", "offsets", "covered"),
+    [([3, 3, 6, 5, 6], [0, 3, 5], 11), ([3, 3, 7, 12], [0, 3, 4], 13), ([12], [0, 0, 1], 0)],
+)
+def test_run_lengths_of_another_image_size_are_never_answered(
+    counts: list[int], offsets: list[int], covered: int
 ) -> None:
-    mask = np.random.default_rng(seed).random((height, width)) < share
-    flat = mask.T.reshape(-1)
-    edges = np.flatnonzero(np.diff(np.concatenate(([False], flat)))).tolist()
-    counts = np.diff(np.array([0, *edges, flat.size]))
-    text = run_length_text(counts, height=height, width=width)
-    expected = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
-    assert text == {"size": [height, width], "counts": expected["counts"].decode()}
-    assert int(counts[1::2].sum()) == int(mask.sum()) == int(coco_mask.area(text))
+    detections = replace(two_detections(), rle_counts=np.array(counts), rle_offsets=np.array(offsets))
+    with pytest.raises(ValueError, match=f"cover {covered} pixels of an image of 3 x 4 = 12"):
+        body_of(detections)
 
 
-def test_run_lengths_of_another_image_size_are_never_answered() -> None:
-    with pytest.raises(ValueError, match="cover 11 pixels of an image of 3 x 4 = 12"):
-        run_length_text(np.array([5, 6]), height=3, width=4)
+def test_the_detections_themselves_are_left_as_they_were() -> None:
+    detections, same = two_detections(), two_detections()
+    body_of(detections)
+    for name, array in vars(detections).items():
+        assert np.array_equal(array, getattr(same, name)), name
 
 
 def test_an_error_is_an_object_of_code_type_and_message() -> None:

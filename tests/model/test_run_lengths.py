@@ -1,5 +1,6 @@
 """Run lengths against the dense definition: bilinear sampling in float64 of the same float32 boxes."""
 
+import itertools
 import math
 
 import numpy as np
@@ -113,6 +114,42 @@ def test_huge_boxes_in_a_20000_pixel_image_equal_the_dense_definition(height: in
     assert different <= pixels / 100_000
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_masks_in_a_20000_pixel_image_equal_the_dense_definition(dtype: torch.dtype) -> None:
+    masks = smooth_masks(10, 28, 21).to(dtype)
+    different, pixels = differing_pixels(masks, random_boxes(10, 40, 20_000, 22), 40, 20_000)
+    assert different <= pixels / 100_000
+
+
+def test_boxes_of_about_one_pixel_equal_the_dense_definition() -> None:
+    generator = torch.Generator().manual_seed(23)
+    corner = torch.rand(400, 2, generator=generator) * 22 - 1
+    corner[::2] = corner[::2].floor()
+    extent = 0.5 + torch.rand(400, 2, generator=generator)
+    extent[::4] = 1.0
+    masks = torch.rand(400, 28, 28, generator=generator)
+    different, pixels = differing_pixels(masks, torch.cat([corner, corner + extent], dim=1), 20, 20)
+    assert different <= pixels / 100_000
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["whole pixels", "any place"])
+def test_masks_from_the_top_to_the_bottom_row_equal_the_dense_definition(whole: bool) -> None:
+    """Their runs go on in the next column; here and there a hole or a border parts them."""
+    height, width = 24, 90
+    generator = torch.Generator().manual_seed(24)
+    x = torch.rand(200, 2, generator=generator).sort(dim=1)[0] * width
+    y = torch.tensor([-0.4, height + 0.4]) * (1 + torch.rand(200, 1, generator=generator))
+    y[::2] = torch.tensor([0.0, height])
+    boxes = torch.stack([x[:, 0], y[:, 0], x[:, 1] + 1, y[:, 1]], dim=1)
+    masks = 1 - smooth_masks(200, 14, 25) * (torch.rand(200, 1, 1, generator=generator) < 0.7)
+    boxes = boxes.round() if whole else boxes
+    different, pixels = differing_pixels(masks, boxes, height, width)
+    assert different <= pixels / 100_000
+    counts, offsets = mask_run_lengths(masks, boxes, height, width)
+    longest = torch.stack([counts[a + 1 : b : 2].max() for a, b in itertools.pairwise(offsets.tolist())])
+    assert (longest > 3 * height).sum() > 50, "hardly a run goes on in the next column"
+
+
 def test_boxes_beyond_every_border_are_cut_and_not_moved() -> None:
     height, width = 50, 70
     boxes = [
@@ -160,6 +197,16 @@ def test_sub_pixel_boxes_own_a_pixel_only_over_its_centre() -> None:
     assert counts[offsets[0] : offsets[1]].tolist() == [3 * 8 + 2, 1, 80 - 27]
 
 
+def test_a_pixel_whose_centre_lies_on_the_border_of_a_full_mask_belongs_to_it() -> None:
+    """Its value is exactly 0.5, at each of the four borders."""
+    counts, offsets = mask_run_lengths(torch.ones(1, 28, 28), torch.tensor([[0.5, 1.5, 7.5, 8.5]]), 12, 10)
+    expected = torch.zeros(12, 10, dtype=torch.bool)
+    expected[1:9, 0:8] = True
+    # But for the corners, where half of a half is left.
+    expected[[1, 1, 8, 8], [0, 7, 0, 7]] = False
+    assert torch.equal(decode(counts[offsets[0] : offsets[1]], 12, 10), expected)
+
+
 def test_degenerate_boxes_are_empty() -> None:
     inf, nan = float("inf"), float("nan")
     boxes = [[3.0, 3.0, 3.0, 6.0], [3.0, 3.0, 6.0, 3.0], [6.0, 6.0, 3.0, 3.0], [nan, 0.0, 5.0, 5.0]]
@@ -202,6 +249,34 @@ def test_a_mask_of_exactly_one_half_belongs_to_the_object() -> None:
     assert run_lengths_area(counts, offsets).tolist() == [86 * 76]
 
 
+def test_full_masks_over_the_whole_image_and_beyond_equal_the_dense_definition() -> None:
+    boxes = torch.tensor([[0.0, 0.0, 50.0, 40.0], [-3.3, -7.7, 51.2, 40.1], [-1e6, -1e6, 1e6, 1e6]])
+    different, _ = differing_pixels(torch.ones(3, 28, 28), boxes, 40, 50)
+    assert different == 0
+    different, _ = differing_pixels(torch.zeros(3, 28, 28), boxes, 40, 50)
+    assert different == 0
+
+
+def test_a_sample_that_is_not_a_number_counts_as_zero() -> None:
+    masks, boxes = smooth_masks(20, 28, 26), random_boxes(20, 60, 80, 27)
+    broken = masks.masked_fill(masks > 0.9, float("nan"))
+    mended = masks.masked_fill(masks > 0.9, 0.0)
+    assert (masks > 0.9).any()
+    same = mask_run_lengths(mended, boxes, 60, 80)
+    assert all(torch.equal(a, b) for a, b in zip(mask_run_lengths(broken, boxes, 60, 80), same, strict=True))
+
+
+def test_a_mask_that_falls_below_one_half_at_a_single_pixel_centre_has_no_run_of_no_pixels() -> None:
+    """Above and below that centre both runs end there, in float32 both on it: a tie, and neither is counted twice."""
+    below = torch.nextafter(torch.tensor(0.5), torch.tensor(0.0)).item()
+    mask = torch.ones(1, 5, 5)
+    mask[:, 2] = below
+    different, _ = differing_pixels(mask, torch.tensor([[0.0, 0.0, 5.0, 5.0]]), 5, 5)
+    counts, _ = mask_run_lengths(mask, torch.tensor([[0.0, 0.0, 5.0, 5.0]]), 5, 5)
+    assert different in (0, 5)
+    assert counts.sum() == 25
+
+
 def test_no_detections_have_no_counts() -> None:
     counts, offsets = mask_run_lengths(torch.zeros(0, 28, 28), torch.zeros(0, 4), 8, 10)
     assert counts.tolist() == []
@@ -222,7 +297,7 @@ def test_counts_are_those_that_pycocotools_writes() -> None:
 def test_chunks_do_not_change_the_answer() -> None:
     masks, boxes = smooth_masks(30, 28, 10), random_boxes(30, 60, 80, 11)
     whole = mask_run_lengths(masks, boxes, 60, 80)
-    for max_elements in (1, 300, 5000):
+    for max_elements in (1, 300, 5000, 2**40):
         parts = mask_run_lengths(masks, boxes, 60, 80, max_elements)
         assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
 
@@ -295,3 +370,21 @@ def test_every_pixel_is_right_but_for_ties(
 ) -> None:
     side = math.isqrt(len(mask))
     differing_pixels(torch.tensor(mask).reshape(1, side, side), torch.tensor([box]), height, width)
+
+
+corners = st.tuples(coordinates, coordinates)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(
+    st.lists(st.tuples(corners, st.floats(0.25, 80, width=32), st.floats(0.25, 80, width=32)), max_size=6),
+    st.sampled_from([2, 7, 28]),
+    st.integers(1, 60),
+    st.integers(1, 60),
+    st.integers(0, 1000),
+)
+def test_every_pixel_of_several_detections_is_right_but_for_ties(
+    placed: list[tuple[tuple[float, float], float, float]], side: int, height: int, width: int, seed: int
+) -> None:
+    boxes = torch.tensor([[x, y, x + w, y + h] for (x, y), w, h in placed]).reshape(-1, 4)
+    differing_pixels(smooth_masks(len(boxes), side, seed), boxes, height, width)
