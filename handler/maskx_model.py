@@ -68,7 +68,7 @@ class ServedModel:
         self.max_size = int(metadata["input"]["max_size"])
         if device.type == "cpu":
             keep_freed_memory()
-        self._module = ready_to_run(module.eval(), self.precision, reducible)
+        self._module = ready_to_run(module.eval(), device, self.precision, reducible)
 
     @torch.inference_mode()
     def predict(

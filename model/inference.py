@@ -26,6 +26,7 @@ class Inference(nn.Module):
 
     mask_table: Tensor
     mask_bias: Tensor
+    pixels_together: int
 
     def __init__(
         self,
@@ -56,6 +57,9 @@ class Inference(nn.Module):
         self.register_buffer("mask_bias", mask_bias.detach().clone())
         self.nms_iou = nms_iou
         self.candidates_per_image = candidates_per_image
+        self.pixels_together = 0
+        """Pixels of canvas that go through the network together, which bounds its memory; 0 for no bound. For whoever
+        loads the network to set; at least one image goes."""
 
     def forward(
         self,
@@ -93,19 +97,24 @@ class Inference(nn.Module):
                     if not done[i] and h == height and w == width:
                         group.append(i)
                         done[i] = True
-                index = torch.tensor(group, dtype=torch.int64, device=sizes.device)
-                of_group = self.one_canvas(
-                    [images[i] for i in group],
-                    height,
-                    width,
-                    sizes[index],
-                    score_threshold[index],
-                    max_detections[index],
-                    class_mask[index],
-                    with_masks[index],
-                )
-                for k, i in enumerate(group):
-                    answers[i] = of_group[k]
+                together = len(group)
+                if self.pixels_together > 0:
+                    together = max(self.pixels_together // (height * width), 1)
+                for start in range(0, len(group), together):
+                    part = group[start : start + together]
+                    index = torch.tensor(part, dtype=torch.int64, device=sizes.device)
+                    of_part = self.one_canvas(
+                        [images[i] for i in part],
+                        height,
+                        width,
+                        sizes[index],
+                        score_threshold[index],
+                        max_detections[index],
+                        class_mask[index],
+                        with_masks[index],
+                    )
+                    for k, i in enumerate(part):
+                        answers[i] = of_part[k]
         return answers
 
     def one_canvas(

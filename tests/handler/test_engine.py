@@ -72,7 +72,7 @@ def test_only_the_reducible_parts_are_cast_and_no_parameter_is_left() -> None:
         def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             return self.a(x.to(self.a.weight.dtype)), self.ab(x)
 
-    ready = ready_to_run(torch.jit.script(Two()).eval(), "bfloat16", ["a"])
+    ready = ready_to_run(torch.jit.script(Two()).eval(), CPU, "bfloat16", ["a"])
     low, full = ready(torch.randn(1, 2))
     assert (low.dtype, full.dtype) == (torch.bfloat16, torch.float32)
     assert not list(ready.parameters())
@@ -101,6 +101,24 @@ def test_an_image_scaled_down_is_answered_in_the_originals_pixels(path: Path) ->
     doubled = model.predict([image], wishes, [(140, 180)])[0]
     assert abs(doubled.boxes - 2 * own.boxes).max() < 1e-3
     assert doubled.rle_counts[: doubled.rle_offsets[1]].sum() == 140 * 180
+
+
+@pytest.mark.parametrize("together", [1, 10**9])
+def test_float32_answers_of_an_image_do_not_depend_on_its_company(
+    path: Path, together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Canvases of three sizes in one batch; images of one canvas together, and one by one."""
+    monkeypatch.setattr(maskx_engine, "PIXELS_TOGETHER_ON_CPU", together)
+    model = ServedModel(path, CPU, precision="float32")
+    images = [scene(width=w, height=h) for w, h in ((90, 70), (70, 90), (88, 70), (200, 64), (90, 70))]
+    wishes = [Wishes(score_threshold=0.0, max_detections=20)] * len(images)
+    batch = model.predict(images, wishes)
+    assert len({answer.scores.tobytes() for answer in batch}) == 4, "the images are too alike to tell"
+    for image, together_with_others in zip(images, batch, strict=True):
+        (alone,) = model.predict([image], wishes[:1])
+        assert alone.labels.tolist() == together_with_others.labels.tolist()
+        assert abs(alone.scores - together_with_others.scores).max() <= 1e-4
+        assert abs(alone.boxes - together_with_others.boxes).max() <= 1e-2
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")
