@@ -57,7 +57,7 @@ class MaskXHandler:
         the bad request is alone in its batch can gRPC be given a true status, by an exception; over REST that
         exception would put TorchServe's own body in place of ours, so it is raised for gRPC alone, our body its text.
         """
-        if is_describe_call(context, len(requests)):
+        if is_describe_call(context, requests):
             return [self._description]
         answers = self._service.answer(requests)
         if len(answers) == 1 and answers[0].status != 200 and came_by_grpc(context, 0):
@@ -72,12 +72,12 @@ class MaskXHandler:
             context.set_response_status(code=answer.status, phrase="Bad Request", idx=index)
 
 
-def is_describe_call(context: Any, requests: int) -> bool:
+def is_describe_call(context: Any, requests: list[dict[str, Any]]) -> bool:
     """Whether this is TorchServe's own question (GET /models/maskx?customized=true of the management port).
 
-    It comes alone, with one header and no Host; a client that sends that header has its prediction all the same.
+    It comes alone, with a header of its own and without data; who sends it with an image has the prediction.
     """
-    if requests != 1 or not came_by_grpc(context, 0):
+    if len(requests) != 1 or any(requests[0].values()):
         return False
     headers = context.get_all_request_header(0)
     return any(name.lower() == "describe" and value == "True" for name, value in headers.items())

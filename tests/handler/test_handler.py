@@ -147,11 +147,13 @@ def test_the_modules_of_the_archive_import_nothing_of_the_project_and_only_one_k
 def test_the_describe_call_is_told_device_and_precision_and_nobody_else_is(
     handler: MaskXHandler, context: Context
 ) -> None:
-    described = json.loads(handler.handle([{}], asked_by(context, {"describe": "True"}))[0])
+    described = json.loads(handler.handle([{}], asked_by(context, {**REST, "describe": "True"}))[0])
     assert described["device"] == "cpu"
     assert described["precision"] == "float32" and described["precision_asked"] == "auto"
     body = {"body": png(scene())}
     over_rest = handler.handle([body], asked_by(context, {**REST, "describe": "True"}))[0]
     assert "detections" in json.loads(over_rest)
-    batch = handler.handle([body, body], asked_by(context, {"describe": "True"}, REST))
+    without_the_header = handler.handle([{}], asked_by(context, REST))[0]
+    assert json.loads(without_the_header)["error"]["code"] == 400
+    batch = handler.handle([body, body], asked_by(context, {**REST, "describe": "True"}, REST))
     assert ["detections" in json.loads(one) for one in batch] == [True, True]

@@ -9,11 +9,12 @@ import numpy as np
 import psutil
 import pytest
 import torch
+import yaml
 from PIL import Image
 from pycocotools import mask as coco_mask
 
 from client.errors import ServerRefused
-from export.archive import build_archive
+from export.archive import ROOT, build_archive
 from export.metadata import build_metadata
 from export.torchscript import export_network
 from maskx_model import ServedModel
@@ -45,9 +46,16 @@ def torchscript(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def machine(torchscript: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    """The tiny network, archived as it is shipped and served with tokens."""
+    """The tiny network, archived as it is shipped but for its precision, and served with tokens.
+
+    In float32, on every machine: the network's answers are compared with those of the trained one.
+    """
     archive = torchscript.with_name("maskx.mar")
-    build_archive(torchscript, archive)
+    config = yaml.safe_load((ROOT / "serve_config" / "model-config.yaml").read_text())
+    config["maskx"]["precision"] = "float32"
+    configuration = torchscript.with_name("model-config.yaml")
+    configuration.write_text(yaml.safe_dump(config))
+    build_archive(torchscript, archive, configuration=configuration)
     machine = make_machine(tmp_path_factory.mktemp("machine"), archive)
     try:
         started = machine.start("--tokens")
@@ -73,11 +81,17 @@ def test_the_served_answer_is_byte_for_byte_the_offline_one(
     machine: Machine, torchscript: Path, width: int, height: int
 ) -> None:
     image = photo(width, width, height)
-    service = Service(ServedModel(torchscript, torch.device("cpu")), Limits(), name="maskx", version="1.0")
+    model = ServedModel(torchscript, torch.device("cpu"), precision="float32")
+    service = Service(model, Limits(), name="maskx", version="1.0")
     parameters = {name: str(value).encode() for name, value in WISHES.items()}
     offline = service.answer([{"data": image, **parameters}])[0].body
     assert machine.rest(machine.key()).predict(image, WISHES) == offline
     assert len(json.loads(offline)["detections"]) > 3
+
+
+def test_the_log_says_what_the_network_computes_in(machine: Machine) -> None:
+    log = (machine.state / "logs" / "model_log.log").read_text()
+    assert "maskx is ready on cpu in float32, 5 categories" in log
 
 
 def test_the_served_answer_is_the_trained_networks(machine: Machine) -> None:

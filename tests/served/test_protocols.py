@@ -240,6 +240,18 @@ def test_metrics_count_the_requests_in_prometheus_form(server: Machine) -> None:
     assert count() == before + 1
 
 
+def test_the_describe_call_says_device_and_precision(server: Machine) -> None:
+    status, _, body = ask(server.ports.management, "GET", "/models/maskx?customized=true")
+    assert status == 200, body
+    (described,) = json.loads(body)
+    metadata = described["customizedMetadata"]
+    assert {key: metadata[key] for key in ("device", "precision", "precision_asked")} == {
+        "device": "cpu",
+        "precision": "float32",  # of the stand-in nothing may be cast
+        "precision_asked": "auto",
+    }
+
+
 def test_no_model_can_be_registered_or_removed(server: Machine) -> None:
     url = f"/models?url=file://{server.state}/model-store/maskx.mar&model_name=other"
     assert ask(server.ports.management, "POST", url)[0] == 405
