@@ -13,6 +13,10 @@ EVALUATE_ARGS ?=
 SERVE_ARGS ?=
 PREDICT_ARGS ?=
 TEST_ARGS ?=
+BENCH_ARGS ?=
+GPU_ARGS ?=
+PROFILE_ARGS ?=
+ACCURACY_ARGS ?=
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -28,12 +32,12 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup data train evaluate archive serve predict stop demo check test clean FORCE
+.PHONY: help setup data train evaluate archive serve predict stop demo check test bench bench-gpu profile accuracy clean FORCE
 
 help:                ## this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
 	@echo 'Variables: CONFIG=file.toml  ARGS="key=value ..."  RUN=folder of the training (build/train)  IMAGE=photo.jpg'
-	@echo '           OUT=overlay.png  PYTHON=python3.11  {DATA,EVALUATE,SERVE,PREDICT,TEST}_ARGS=more flags of that step'
+	@echo '           OUT=overlay.png  PYTHON=python3.11  {DATA,EVALUATE,SERVE,PREDICT,TEST,BENCH,GPU,PROFILE,ACCURACY}_ARGS=more flags of that step'
 
 setup: $(VENV)/.stamp-run $(GENERATED)  ## .venv with the pinned packages; the gRPC client's generated code
 
@@ -82,11 +86,24 @@ check: $(VENV)/.stamp-dev $(GENERATED)  ## ruff, formatting, mypy, the arrows be
 # handler/'s modules import each other flat, as they lie in the archive, and training imports
 # handler.maskx_image: mypy knows a file by one name only, so what imports flat is a run of its own.
 MYPY_PACKAGES = handler/maskx_image.py model training export serve_config client tests \
-  $(if $(wildcard benchmarks/*.py),benchmarks) --exclude '^tests/(handler|served)/'
-MYPY_FLAT = $(wildcard handler/*.py) tests/handler tests/served
+  --exclude '^tests/(benchmarks|handler|served)/'
+MYPY_FLAT = $(wildcard handler/*.py) benchmarks tests/benchmarks tests/handler tests/served
 
 test: $(VENV)/.stamp-dev $(GENERATED)  ## every test, the served ones with a real TorchServe
 	@$(PY) -m pytest -n 2 --dist loadfile $(TEST_ARGS)
+
+# TorchScript's deprecation is known, see build/maskx.pt below.
+bench: setup         ## time and memory against torchvision and the machine's own limit -> benchmarks/results
+	@$(PY) -m benchmarks.bench $(BENCH_ARGS)
+
+bench-gpu: setup     ## the same on a GPU, with throughput; without one a short form on the CPU
+	@PYTHONWARNINGS=ignore::FutureWarning $(PY) -m benchmarks.gpu $(GPU_ARGS)
+
+profile: setup       ## a trace of one request that a browser opens -> build/profile
+	@PYTHONWARNINGS=ignore::FutureWarning $(PY) -m benchmarks.trace $(PROFILE_ARGS)
+
+accuracy: build/maskx.pt  ## AP of maskx.pt in each precision, decoded whole and scaled down
+	@PYTHONWARNINGS=ignore::FutureWarning $(PY) -m benchmarks.accuracy $(ACCURACY_ARGS)
 
 clean:               ## remove all that was made but .venv
 	@if test -d build/serve && test -x $(PY); then $(PY) -m serve_config.server stop || true; fi

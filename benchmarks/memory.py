@@ -1,0 +1,36 @@
+"""Memory of this process, as Linux counts it: what is held now, and the most it ever was."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import resource
+from pathlib import Path
+
+
+def resident_mib() -> float:
+    """Memory held now (VmRSS), in MiB."""
+    return _status_kib("VmRSS") / 1024
+
+
+def peak_mib() -> float:
+    """The most that this process held since it began (VmHWM), in MiB.
+
+    Not `ru_maxrss`, which a child inherits from a larger parent; that is the answer only where /proc is not there.
+    """
+    kib = _status_kib("VmHWM")
+    return (kib or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) / 1024
+
+
+def settle() -> None:
+    """Collects what is garbage and gives free pages back, so that only what is in use is counted."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def _status_kib(name: str) -> int:
+    path = Path("/proc/self/status")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return next((int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), 0)
