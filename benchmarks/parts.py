@@ -146,7 +146,7 @@ def batches(setting: Setting, sides: dict[str, Remote]) -> Part:
     text = table(["batch", *[name for name in sides if name != SCRIPTED]], rows)
     return Part(
         title="Batches of 1080p JPEGs: time an image (images a second)",
-        text=text + "\ntorchvision is left out at 8: its time an image does not change from 1 to 4.\n"
+        text=text + "\ntorchvision is left out at 8, for its time and memory.\n"
         if not setting.quick
         else text,
         numbers=numbers,

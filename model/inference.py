@@ -4,6 +4,7 @@ Evaluation and export run this very code; there is no second implementation.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.profiler import record_function
 from torchvision.ops import clip_boxes_to_image, nms
@@ -12,7 +13,7 @@ from model.box_branch import BoxHead, BoxPredictor
 from model.box_coding import decode_boxes
 from model.canvas import Canvas
 from model.mask_branch import MaskBranch
-from model.pooling import PyramidRoIAlign
+from model.pooling import PyramidRoIAlign, bucket_of
 from model.rpn import CrowdAwareRPN
 from model.run_lengths import mask_run_lengths
 
@@ -142,7 +143,11 @@ class Inference(nn.Module):
             proposals = self.rpn.proposals(list(features.values()), height, width, image_sizes)
         with record_function("maskx::box_head"):
             features = self.for_pooling(features)
-            pooled = self.box_head(self.box_pool(features, proposals).to(dtype)).float()
+            rois = 0
+            for proposal in proposals:
+                rois += proposal.shape[0]
+            pooled = self.box_pool(features, proposals, bucket_of(rois))
+            pooled = self.box_head(pooled.to(dtype))[:rois].float()
             logits = self.box_predictor(pooled)
             boxes, scores, labels = self.detections_of(
                 proposals, pooled, logits, image_sizes, score_threshold, max_detections, class_mask
@@ -257,8 +262,10 @@ class Inference(nn.Module):
 
     def mask_probabilities(self, features: dict[str, Tensor], boxes: list[Tensor], labels: Tensor) -> Tensor:
         """Mask probabilities [D, M, M] of boxes (per image, resized pixels) for their labels [D]."""
-        pooled = self.mask_pool(features, boxes).to(self.mask_branch.head.deconv.weight.dtype)
-        return torch.sigmoid(self.mask_branch(pooled, self.mask_table[labels], self.mask_bias))
+        rows = bucket_of(labels.shape[0])
+        pooled = self.mask_pool(features, boxes, rows).to(self.mask_branch.head.deconv.weight.dtype)
+        weights = self.mask_table[F.pad(labels, [0, rows - labels.shape[0]])]
+        return torch.sigmoid(self.mask_branch(pooled, weights, self.mask_bias))[: labels.shape[0]]
 
     def to_original(self, boxes: Tensor, resized: tuple[int, int], height: int, width: int) -> Tensor:
         """Boxes from the resized image's pixels to the original's."""

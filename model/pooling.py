@@ -98,6 +98,14 @@ def gathered_roi_align(feature: Tensor, rois: Tensor, size: int, scale: float, s
     return pooled.view(-1, size, size, channels)
 
 
+def bucket_of(rows: int) -> int:
+    """`rows` rounded up to one of few counts: a library prepares its kernels anew, and keeps them, for every one."""
+    if rows <= 128:
+        return (rows + 3) // 4 * 4
+    step = 20 if rows <= 1000 else 200
+    return (rows + step - 1) // step * step
+
+
 class PyramidRoIAlign(nn.Module):
     """RoIAlign from the level that fits each box: level k = floor(4 + log2(side / canonical_size)).
 
@@ -112,8 +120,11 @@ class PyramidRoIAlign(nn.Module):
         self.canonical_size = canonical_size
         self.levels = levels
 
-    def forward(self, features: dict[str, Tensor], boxes: list[Tensor]) -> Tensor:
-        """Features "0".."3" [N, F, H, W] and boxes [R_i, 4] per image -> [sum R_i, F, size, size]."""
+    def forward(self, features: dict[str, Tensor], boxes: list[Tensor], rows: int = 0) -> Tensor:
+        """Features "0".."3" [N, F, H, W] and boxes [R_i, 4] per image -> [sum R_i, F, size, size].
+
+        In evaluation, with `rows` above that sum, zeros follow up to so many.
+        """
         rois = torch.cat(boxes)
         image = torch.cat([torch.full_like(b[:, :1], float(i)) for i, b in enumerate(boxes)])
         rois = torch.cat([image, rois.to(image.dtype)], dim=1)
@@ -124,9 +135,11 @@ class PyramidRoIAlign(nn.Module):
             if self.training and features["0"].shape[2] * features["0"].shape[3] <= SMALL_LEVEL:
                 return self.by_matrix_products(features, rois, level)
         if not self.training and rois.device.type == "cpu":
-            return self.by_gathering(features, rois, level)
+            return self.by_gathering(features, rois, level, max(rows, rois.shape[0]))
         pooled = torch.zeros(
-            (rois.shape[0], channels, self.size, self.size), dtype=torch.float32, device=rois.device
+            (max(rows, rois.shape[0]), channels, self.size, self.size),
+            dtype=torch.float32,
+            device=rois.device,
         )
         for k in range(self.levels):
             mine = torch.where(level == k)[0]
@@ -143,11 +156,11 @@ class PyramidRoIAlign(nn.Module):
                 pooled = pooled.index_copy(0, mine, of_level)
         return pooled
 
-    def by_gathering(self, features: dict[str, Tensor], rois: Tensor, level: Tensor) -> Tensor:
-        """The same numbers by `gathered_roi_align`, level by level, as a view of [R, size, size, F]."""
+    def by_gathering(self, features: dict[str, Tensor], rois: Tensor, level: Tensor, rows: int) -> Tensor:
+        """The same numbers by `gathered_roi_align`, level by level, as a view of [rows, size, size, F]."""
         finest = features["0"]
         pooled = torch.zeros(
-            [rois.shape[0], self.size, self.size, finest.shape[1]], dtype=finest.dtype, device=finest.device
+            [rows, self.size, self.size, finest.shape[1]], dtype=finest.dtype, device=finest.device
         )
         for k in range(self.levels):
             mine = torch.where(level == k)[0]

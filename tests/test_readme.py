@@ -51,7 +51,7 @@ def help_of(module: str) -> str:
 
 
 def makefile_targets() -> set[str]:
-    return set(re.findall(r"^([a-z]+):.*##", (ROOT / "Makefile").read_text(), flags=re.M))
+    return set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), flags=re.M))
 
 
 def overrides_of(words: list[str]) -> list[str]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.ops import roi_align
 
-from model.pooling import PyramidRoIAlign, gathered_roi_align, separable_roi_align
+from model.pooling import PyramidRoIAlign, bucket_of, gathered_roi_align, separable_roi_align
 
 
 def random_boxes(count: int, *, least: float = 1.0) -> torch.Tensor:
@@ -75,3 +75,16 @@ def test_in_bfloat16_only_the_last_bits_are_lost() -> None:
     low = gathered_roi_align(feature.bfloat16(), rois, 7, 0.25, 2)
     assert low.dtype == torch.bfloat16
     torch.testing.assert_close(low.float(), exact, atol=0.03, rtol=0)
+
+
+def test_rows_come_in_few_counts_and_what_is_added_is_zero() -> None:
+    counts = [bucket_of(rows) for rows in range(2001)]
+    assert all(rows <= bucket <= max(1.2 * rows, rows + 3) for rows, bucket in enumerate(counts))
+    assert len(set(counts)) < 90 and {100, 300, 1000, 2000} < set(counts) and counts[0] == 0
+    torch.manual_seed(4)
+    pool = PyramidRoIAlign(size=3, sampling_ratio=2, canonical_size=56).eval()
+    features = {str(k): torch.randn(1, 4, 32 >> k, 32 >> k) for k in range(4)}
+    boxes = [random_boxes(5)]
+    padded = pool(features, boxes, 8)
+    assert padded.shape[0] == 8 and torch.equal(padded[:5], pool(features, boxes))
+    assert padded[5:].abs().max() == 0
