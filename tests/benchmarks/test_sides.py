@@ -103,7 +103,7 @@ def test_memory_held_grows_by_what_is_taken_and_is_at_most_the_peak() -> None:
         block.write(b"x" * size)
         held = resident_mib()
     assert 60 < held - before < 160  # the bytes written into it lie there a second time
-    assert peak_mib() >= held
+    assert peak_mib() >= held - 1  # the kernel counts pages in lots
 
 
 def test_an_error_in_a_sides_process_is_told_with_its_traceback() -> None:
