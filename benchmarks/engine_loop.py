@@ -55,7 +55,7 @@ def engine_loop(side: Ours, data: Sequence[bytes], *, batch: int, batches: int) 
     encoded = []
     with ThreadPoolExecutor(threads) as encoders:
         producer.start()
-        profiled = profile(activities=[ProfilerActivity.CUDA]) if cuda else None
+        profiled = profile(activities=[ProfilerActivity.CUDA], acc_events=True) if cuda else None
         if profiled is not None:
             profiled.start()
         begin = time.perf_counter()

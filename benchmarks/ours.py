@@ -76,7 +76,7 @@ class Ours:
         seconds["decode"] = time.perf_counter() - begin
         cuda = self.device.type == "cuda"
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
-        with profile(activities=activities) as profiled:
+        with profile(activities=activities, acc_events=True) as profiled:
             begin = time.perf_counter()
             found = self.predict(images)
             whole = time.perf_counter() - begin

@@ -74,7 +74,10 @@ def write_trace(side: Ours, data: bytes, folder: Path) -> tuple[Path, str]:
     folder.mkdir(parents=True, exist_ok=True)
     cuda = side.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
-    with profile(activities=activities, record_shapes=True) as profiled, record_function("one request"):
+    with (
+        profile(activities=activities, record_shapes=True, acc_events=True) as profiled,
+        record_function("one request"),
+    ):
         side.answer([data])
     trace = folder / "trace.json.gz"
     profiled.export_chrome_trace(str(trace))
