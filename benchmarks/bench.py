@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks import ROOT
 from benchmarks.parts import CLASSES, speed
 from benchmarks.parts_memory import classes, memory
-from benchmarks.setting import Setting, say
+from benchmarks.setting import Setting, add_network_options, say
 from benchmarks.tables import Part, document
 from benchmarks.worker import Remote
 
@@ -67,13 +67,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--precisions", nargs="+", help="(default: those that the machine computes by itself)")
     made.add_argument("--device", default="cpu", help="(default: %(default)s; for a GPU see benchmarks.gpu)")
     made.add_argument("--rounds", type=int, help="timed runs of each slow thing (default: 3, --quick 1)")
-    made.add_argument(
-        "--min-size", type=int, default=800, help="the network's shorter side (default: %(default)s)"
-    )
-    made.add_argument("--max-size", type=int, default=1333, help="bound of the longer (default: %(default)s)")
-    made.add_argument(
-        "--folder", type=Path, default=ROOT / "build" / "bench", help="for what is made on the way"
-    )
+    add_network_options(made)
     made.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="for the result")
     return made
 

@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.machine import usable_cores
 from benchmarks.ours import LABELS, Ours
-from maskx_answer import Detections, answer_body
+from maskx_answer import Detections
 from maskx_image import DecodedImage
 
 DECODED_AHEAD = 2
@@ -39,15 +39,7 @@ def engine_loop(side: Ours, data: Sequence[bytes], *, batch: int, batches: int) 
                 waiting.put(list(decoders.map(side.decode, itertools.islice(endless, batch))))
 
     def encode(image: DecodedImage, found: Detections) -> int:
-        body = answer_body(
-            found,
-            side.model.categories,
-            height=image.height,
-            width=image.width,
-            model_name="maskx",
-            model_version="bench",
-        )
-        return len(body)
+        return len(side.body(image, found))
 
     cuda = side.device.type == "cuda"
     producer = threading.Thread(target=decode_all, name="decode", daemon=True)

@@ -20,7 +20,7 @@ import torch
 from benchmarks import ROOT
 from benchmarks.bench import heading, write
 from benchmarks.parts import CLASSES, batches, floor, sizes, whole
-from benchmarks.setting import PEER, Setting, ours_in, say, started
+from benchmarks.setting import PEER, Setting, add_network_options, ours_in, say, started
 from benchmarks.tables import Part, document, shown, table
 from benchmarks.worker import Remote
 
@@ -84,13 +84,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--quick", action="store_true", help="few runs of each")
     made.add_argument("--precisions", nargs="+", help="(default: those that the device computes by itself)")
     made.add_argument("--rounds", type=int, help="timed runs of each thing (default: 10, --quick 1)")
-    made.add_argument(
-        "--min-size", type=int, default=800, help="the network's shorter side (default: %(default)s)"
-    )
-    made.add_argument("--max-size", type=int, default=1333, help="bound of the longer (default: %(default)s)")
-    made.add_argument(
-        "--folder", type=Path, default=ROOT / "build" / "bench", help="for what is made on the way"
-    )
+    add_network_options(made)
     made.add_argument(
         "--out", type=Path, default=ROOT / "benchmarks" / "results", help="for the result, of a GPU alone"
     )

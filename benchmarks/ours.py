@@ -64,6 +64,17 @@ class Ours:
         sizes = [(image.height, image.width) for image in images]
         return self.model.predict([image.pixels for image in images], [WISHES] * len(images), sizes)
 
+    def body(self, image: DecodedImage, found: Detections) -> bytes:
+        """The answer to one image, in JSON."""
+        return answer_body(
+            found,
+            self.model.categories,
+            height=image.height,
+            width=image.width,
+            model_name="maskx",
+            model_version="bench",
+        )
+
     def stages(self, data: Sequence[bytes]) -> dict[str, float]:
         """Seconds of each stage of one batch; those of the network from its labels in a profile.
 
@@ -85,15 +96,7 @@ class Ours:
         seconds["rest of predict"] = max(whole - sum(labelled.values()), 0.0)
         for image, one in zip(images, found, strict=True):
             strings = _least(partial(run_length_strings, one.rle_counts, one.rle_offsets))
-            body = partial(
-                answer_body,
-                one,
-                self.model.categories,
-                height=image.height,
-                width=image.width,
-                model_name="maskx",
-                model_version="bench",
-            )
+            body = partial(self.body, image, one)
             seconds["strings"] += strings
             seconds["JSON"] += max(_least(body) - strings, 0.0)
         return dict(seconds)

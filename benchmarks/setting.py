@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks import ROOT
 from benchmarks.pictures import SIZES, photograph
 from benchmarks.tables import Times
 from benchmarks.worker import Remote
@@ -107,6 +109,19 @@ def interleaved(
             runs = 0 if number else warm_up if name == PEER else 2 * warm_up
             found[name].append(side.call("time", files=list(files), warm_up=runs)["seconds"])
     return {name: Times(tuple(seconds)) for name, seconds in found.items()}
+
+
+def add_network_options(parser: argparse.ArgumentParser) -> None:
+    """The network's size and the folder that it is kept in."""
+    parser.add_argument(
+        "--min-size", type=int, default=800, help="the network's shorter side (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--max-size", type=int, default=1333, help="bound of the longer (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--folder", type=Path, default=ROOT / "build" / "bench", help="for what is made on the way"
+    )
 
 
 def say(line: str) -> None:

@@ -178,9 +178,12 @@ class Pyramid(FeaturePyramidNetwork):
 
 
 def with_nearest(fine: Tensor, coarse: Tensor) -> Tensor:
-    """`fine` [N, F, H, W] plus `coarse` [N, F, h, w] at its nearest cells; where H = 2h and W = 2w, in place."""
+    """`fine` [N, F, H, W] plus `coarse` [N, F, h, w] at its nearest cells.
+
+    In place where H = 2h and W = 2w and no gradient is asked for: that of a sum over spread cells is slow on a CPU.
+    """
     n, channels, h, w = coarse.shape
-    if fine.shape[2] != 2 * h or fine.shape[3] != 2 * w:
+    if torch.is_grad_enabled() or fine.shape[2] != 2 * h or fine.shape[3] != 2 * w:
         return fine + F.interpolate(coarse, size=fine.shape[-2:], mode="nearest")
     fine.view(n, channels, h, 2, w, 2).add_(coarse.view(n, channels, h, 1, w, 1))
     return fine

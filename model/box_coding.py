@@ -24,10 +24,14 @@ def encode_boxes(boxes: Tensor, proposals: Tensor) -> Tensor:
     return torch.cat([10.0 * (centre_b - centre_p) / size_p, 5.0 * torch.log(size_b / size_p)], dim=1)
 
 
-def decode_boxes(deltas: Tensor, proposals: Tensor, largest_log_scale: float = LARGEST_LOG_SCALE) -> Tensor:
+def decode_boxes(deltas: Tensor, proposals: Tensor) -> Tensor:
     """Boxes XYXY [R, 4] of the deltas [R, 4] from the proposals [R, 4]."""
-    size_p = proposals[:, 2:] - proposals[:, :2]
-    centre_p = proposals[:, :2] + 0.5 * size_p
-    centre = deltas[:, :2] / 10.0 * size_p + centre_p
-    half = 0.5 * torch.exp((deltas[:, 2:] / 5.0).clamp(max=largest_log_scale)) * size_p
-    return torch.cat([centre - half, centre + half], dim=1)
+    return moved_boxes(torch.cat([deltas[:, :2] / 10.0, deltas[:, 2:] / 5.0], dim=1), proposals)
+
+
+def moved_boxes(deltas: Tensor, boxes: Tensor, largest_log_scale: float = LARGEST_LOG_SCALE) -> Tensor:
+    """Boxes XYXY [..., 4] of deltas [..., 4] with the weights (1, 1, 1, 1), as an RPN has them."""
+    size = boxes[..., 2:] - boxes[..., :2]
+    centre = deltas[..., :2] * size + (boxes[..., :2] + 0.5 * size)
+    half = 0.5 * torch.exp(deltas[..., 2:].clamp(max=largest_log_scale)) * size
+    return torch.cat([centre - half, centre + half], dim=-1)

@@ -1,17 +1,13 @@
 """The region proposal network of Faster R-CNN on FPN: torchvision's, with crowd regions never negatives."""
 
-import math
-
 import torch
 from torch import Tensor
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import batched_nms, clip_boxes_to_image, nms
 
+from model.box_coding import moved_boxes
 from model.convolution import with_winograd
-
-LARGEST_LOG_SCALE = math.log(1000.0 / 16)
-"""Decoded sides are kept below 62.5 times the anchor's, as Detectron does."""
 
 
 def covered_by(boxes_R4: Tensor, regions_M4: Tensor) -> Tensor:
@@ -91,7 +87,7 @@ class CrowdAwareRPN(RegionProposalNetwork):
             anchor = shift + cell_anchors[index - cell * cell_anchors.shape[0]]
             of_anchor = delta.permute(0, 2, 3, 1).reshape(images, -1, 4)
             of_anchor = of_anchor.gather(1, index[:, :, None].expand(-1, -1, 4))
-            box = decoded_anchors(of_anchor, anchor)
+            box = moved_boxes(of_anchor, anchor)
             for i in range(images):
                 clipped = clip_boxes_to_image(box[i], image_sizes[i])
                 size = clipped[:, 2:] - clipped[:, :2]
@@ -105,14 +101,6 @@ class CrowdAwareRPN(RegionProposalNetwork):
             keep = nms_by_level(boxes[i], scores[i], self.nms_thresh)
             kept.append(box[keep[: self._post_nms_top_n["testing"]]])
         return kept
-
-
-def decoded_anchors(deltas: Tensor, anchors: Tensor, largest_log_scale: float = LARGEST_LOG_SCALE) -> Tensor:
-    """Boxes XYXY [..., 4] of an RPN's deltas (weights 1, 1, 1, 1)."""
-    size = anchors[..., 2:] - anchors[..., :2]
-    centre = deltas[..., :2] * size + (anchors[..., :2] + 0.5 * size)
-    half = 0.5 * torch.exp(deltas[..., 2:].clamp(max=largest_log_scale)) * size
-    return torch.cat([centre - half, centre + half], dim=-1)
 
 
 def nms_by_level(boxes: list[Tensor], scores: list[Tensor], iou: float) -> Tensor:

@@ -32,6 +32,10 @@ def test_a_finer_level_gets_its_nearest_coarser_cells(fine: tuple[int, int]) -> 
     expected = lateral + F.interpolate(coarse, size=fine, mode="nearest")
     for layout in (torch.contiguous_format, torch.channels_last):
         assert torch.equal(with_nearest(lateral.clone(memory_format=layout), coarse), expected)
+        with torch.no_grad():
+            given = lateral.clone(memory_format=layout)
+            assert torch.equal(with_nearest(given, coarse), expected)
+            assert torch.equal(given, expected) is (fine == (6, 8)), "in place where the sides are doubled"
 
 
 def test_the_pyramid_is_torchvisions_under_its_names() -> None:

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 from torchvision.models.detection.image_list import ImageList
 
-from model.rpn import CrowdAwareRPN, build_rpn, decoded_anchors, nms_by_level
+from model.box_coding import moved_boxes
+from model.rpn import CrowdAwareRPN, build_rpn, nms_by_level
 
 SIZES = [(90, 128), (96, 100)]
 
@@ -83,5 +84,5 @@ def test_boxes_of_other_levels_suppress_nothing() -> None:
 
 def test_sides_are_bounded_as_in_detectron() -> None:
     anchors = torch.tensor([[0.0, 0, 16, 16]])
-    box = decoded_anchors(torch.tensor([[0.0, 0, 99, 99]]), anchors)
+    box = moved_boxes(torch.tensor([[0.0, 0, 99, 99]]), anchors)
     torch.testing.assert_close(box, torch.tensor([[-492.0, -492, 508, 508]]), atol=1e-2, rtol=0)

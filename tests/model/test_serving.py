@@ -8,6 +8,16 @@ from model.backbone import FrozenBatchNorm2d, build_backbone
 from model.serving import REDUCIBLE, fold_batch_norms, prepared_for_serving
 from tests.model.small_network import image, small_network
 
+ASKED = (
+    [image(90, 70)],
+    torch.tensor([[90, 70]]),
+    torch.zeros(1),
+    torch.full((1,), 20),
+    torch.ones(1, 6, dtype=torch.bool),
+    torch.ones(1, dtype=torch.bool),
+)
+"""One image, every class, at most 20 detections, with masks."""
+
 
 def with_statistics(module: nn.Module) -> nn.Module:
     """Normalisations that do something: nothing in them is 0 or 1."""
@@ -50,16 +60,8 @@ def test_the_prepared_network_answers_as_before_and_the_trained_one_is_untouched
     network = with_statistics(small_network())
     before = {key: value.clone() for key, value in network.state_dict().items()}
     inference = network.inference()
-    arguments = (
-        [image(90, 70)],
-        torch.tensor([[90, 70]]),
-        torch.zeros(1),
-        torch.full((1,), 20),
-        torch.ones(1, 6, dtype=torch.bool),
-        torch.ones(1, dtype=torch.bool),
-    )
     prepared = prepared_for_serving(inference)
-    (a,), (b,) = inference(*arguments), prepared(*arguments)
+    (a,), (b,) = inference(*ASKED), prepared(*ASKED)
     torch.testing.assert_close(a["scores"], b["scores"], atol=1e-5, rtol=0)
     torch.testing.assert_close(a["boxes"], b["boxes"], atol=1e-2, rtol=0)
     assert all(torch.equal(network.state_dict()[key], value) for key, value in before.items())
@@ -71,14 +73,7 @@ def test_the_reducible_parts_and_no_others_compute_in_bfloat16() -> None:
     prepared = prepared_for_serving(small_network().eval().inference())
     for name in REDUCIBLE:
         prepared.get_submodule(name).to(torch.bfloat16)
-    (answer,) = prepared(
-        [image(90, 70)],
-        torch.tensor([[90, 70]]),
-        torch.zeros(1),
-        torch.full((1,), 20),
-        torch.ones(1, 6, dtype=torch.bool),
-        torch.ones(1, dtype=torch.bool),
-    )
+    (answer,) = prepared(*ASKED)
     assert answer["boxes"].dtype == answer["scores"].dtype == torch.float32
     assert answer["labels"].shape == (20,)
     weights = {n for n, p in prepared.named_parameters() if p.dtype == torch.float32}
