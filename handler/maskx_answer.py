@@ -1,29 +1,32 @@
-"""Detections of one image -> the body of the answer (border 5), compact JSON in ASCII.
+"""Detections -> the body of the answer (border 5), compact JSON in ASCII, in the envelope that the request came in.
 
-The same detections always give the same bytes. Boxes are rounded to hundredths of a pixel, scores to millionths. Run
-lengths become COCO's compressed text; no mask is ever drawn here.
+The same detections always give the same bytes. Boxes are rounded to hundredths of a pixel, scores to millionths. A
+mask comes in the form that the request asked for:
 
-Knows nothing of the server; NumPy is all it needs.
+* `rle`: `{"size": [height, width], "counts": "..."}`, COCO's compressed run lengths; exact. No mask is ever drawn.
+* `polygon`: `[[x, y, x, y, ...], ...]`, see maskx_polygons.
+* `png`: `{"png": "<base64>", "bbox": [x, y, width, height]}`, see maskx_png; exact.
+* `none`: no `segmentation`.
+
+`area` is the number of the mask's pixels; without a mask it is that of the box, as in `pycocotools`.
+
+Knows nothing of the server.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from maskx_categories import Category
+from maskx_envelopes import Envelope
+from maskx_png import png_masks
+from maskx_polygons import polygons
 from maskx_strings import run_length_strings
-
-
-@dataclass(frozen=True, kw_only=True)
-class Category:
-    """A class of the model: its id and name in the data set, and whether it had masks in training (set A)."""
-
-    id: int
-    name: str
-    mask_supervised: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,52 +45,84 @@ class Detections:
     rle_offsets: np.ndarray
 
 
-def answer_body(
-    detections: Detections,
-    categories: dict[int, Category],
-    *,
-    height: int,
-    width: int,
-    model_name: str,
-    model_version: str,
-) -> bytes:
-    """The body of a good answer; `categories` maps labels to what they stand for.
+def image_content(
+    detections: Detections, categories: Mapping[int, Category], *, height: int, width: int, mask_format: str
+) -> dict[str, Any]:
+    """`{"image": {"height", "width"}, "detections": [...]}` of one image; `categories` maps labels to what they mean.
+
+    Args:
+        height, width: of the upright image, in pixels.
+        mask_format: "rle", "polygon", "png" or "none"; with "none" run lengths are not looked at.
 
     Raises:
         ValueError: run lengths that do not cover the image exactly.
     """
-    areas = mask_areas(detections.rle_counts, detections.rle_offsets, height=height, width=width)
-    strings = run_length_strings(detections.rle_counts, detections.rle_offsets)
     boxes = detections.boxes.astype(np.float64)
     boxes[:, 2:] -= boxes[:, :2]
     found = []
-    for label, (x, y, w, h), score, area, text in zip(
-        detections.labels.tolist(),
-        boxes.tolist(),
-        detections.scores.tolist(),
-        areas.tolist(),
-        strings,
-        strict=True,
+    for label, (x, y, w, h), score in zip(
+        detections.labels.tolist(), boxes.tolist(), detections.scores.tolist(), strict=True
     ):
         category = categories[label]
+        w, h = round(w, 2), round(h, 2)
         found.append(
             {
                 "category_id": category.id,
                 "category": category.name,
-                "bbox": [round(x, 2), round(y, 2), round(w, 2), round(h, 2)],
+                "bbox": [round(x, 2), round(y, 2), w, h],
                 "score": round(score, 6),
-                "area": area,
+                "area": round(w * h, 4),  # hundredths by hundredths; no sum of powers of two shows
                 "mask_supervised": category.mask_supervised,
-                "segmentation": {"size": [height, width], "counts": text},
             }
         )
-    return _compact(
-        {
-            "model": {"name": model_name, "version": model_version},
-            "image": {"height": height, "width": width},
-            "detections": found,
-        }
-    )
+    if mask_format != "none":
+        areas = mask_areas(detections.rle_counts, detections.rle_offsets, height=height, width=width)
+        segmentations = _segmentations(detections, mask_format, height=height, width=width)
+        for one, area, segmentation in zip(found, areas.tolist(), segmentations, strict=True):
+            one["area"] = area
+            one["segmentation"] = segmentation
+    return {"image": {"height": height, "width": width}, "detections": found}
+
+
+def _segmentations(detections: Detections, mask_format: str, *, height: int, width: int) -> list[Any]:
+    """What stands for each mask; none of the forms is ever a false value."""
+    counts, offsets = detections.rle_counts, detections.rle_offsets
+    match mask_format:
+        case "rle":
+            size = [height, width]
+            return [{"size": size, "counts": text} for text in run_length_strings(counts, offsets)]
+        case "polygon":
+            return polygons(counts, offsets, height=height, width=width)
+        case "png":
+            return png_masks(counts, offsets, height=height)
+    raise AssertionError(f"mask_format {mask_format!r}")
+
+
+def answer_body(
+    results: Sequence[Mapping[str, Any]], envelope: Envelope, *, model_name: str, model_version: str
+) -> bytes:
+    """The body of an answer.
+
+    Args:
+        results: for each image of the request, in order, its `image_content` or the content of its error.
+        envelope: the form of the request; "single" has exactly one result.
+    """
+    model = {"name": model_name, "version": model_version}
+    match envelope.kind:
+        case "single":
+            (result,) = results
+            return compact(result if "error" in result else {"model": model, **result})
+        case "several":
+            return compact({"model": model, "results": results})
+        case "v1":
+            return compact({"predictions": results})
+        case "v2":
+            name = {"model_name": model_name, "model_version": model_version}
+            id_ = {} if envelope.id is None else {"id": envelope.id}
+            data = [compact(result).decode("ascii") for result in results]
+            output = {"name": "detections", "datatype": "BYTES", "shape": [len(data)], "data": data}
+            return compact({**name, **id_, "outputs": [output]})
+    raise AssertionError(f"envelope {envelope.kind!r}")
 
 
 def mask_areas(counts: np.ndarray, offsets: np.ndarray, *, height: int, width: int) -> np.ndarray:
@@ -113,10 +148,6 @@ def _sums(values: np.ndarray) -> np.ndarray:
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(values, dtype=np.int64)])
 
 
-def error_body(code: int, kind: str, message: str) -> bytes:
-    """The body of an error: `{"error": {"code", "type", "message"}}`."""
-    return _compact({"error": {"code": code, "type": kind, "message": message}})
-
-
-def _compact(content: dict[str, Any]) -> bytes:
+def compact(content: Any) -> bytes:
+    """JSON in ASCII without a blank; NaN and infinity, which JSON does not have, raise ValueError."""
     return json.dumps(content, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode("ascii")

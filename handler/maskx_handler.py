@@ -7,17 +7,34 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 import torch
+from ts.metrics.metric_cache_errors import MetricsCacheKeyError
+from ts.metrics.metric_type_enum import MetricTypes
 from ts.utils.util import PredictionException
 
+from maskx_headers import LEAST_COMPRESSED, accepts_gzip, compressed, queue_seconds, traced
+from maskx_image import FORMATS
+from maskx_metrics import KINDS, MEMORY_EVERY, memory_sample, samples_of
 from maskx_model import ServedModel
-from maskx_service import Answer, Service
-from maskx_settings import read_settings
+from maskx_parameters import MASK_FORMATS, MAX_DETECTIONS, OUTPUTS
+from maskx_service import JSON, Answer, Service
+from maskx_settings import Settings, read_settings
+from maskx_warm_up import warm_up
 
 logger = logging.getLogger(__name__)
+
+LAST_RESORT = 5.0
+"""Seconds that a worker whose device is lost has to end by itself."""
 
 
 class MaskXHandler:
@@ -34,24 +51,28 @@ class MaskXHandler:
         device = choose_device(settings.device_type, properties.get("gpu_id"), torch.cuda.is_available())
         manifest = context.manifest["model"]
         path = Path(properties["model_dir"]) / manifest["serializedFile"]
-        model = ServedModel(path, device, precision=settings.precision)
-        model.warm_up()
-        self._description = json.dumps(model.description() | {"precision_asked": settings.precision}).encode()
+        self._model = ServedModel(path, device, precision=settings.precision)
+        self._model.warm_up()
         self._service = Service(
-            model, settings.limits, name=context.model_name, version=str(manifest["modelVersion"])
+            self._model, settings.limits, name=context.model_name, version=str(manifest["modelVersion"])
         )
+        warm_up(self._service)
+        self._description = description(self._model, settings)
+        self._metrics = declared_metrics(context.metrics)
+        self._memory_due = 0.0
         logger.info(
             "%s is ready on %s in %s, %d categories",
             context.model_name,
             device,
-            model.precision,
-            len(model.categories),
+            self._model.precision,
+            len(self._model.categories),
         )
 
     def handle(self, requests: list[dict[str, Any]], context: Any) -> list[bytes]:
         """One answer per request, in order; to the describe call, what runs here.
 
-        A bad request costs its own caller a 400 and nobody else.
+        What is wrong with a request costs its own caller a status of 400, and nobody else. Where the device is lost,
+        everybody has a 503, and the process ends itself as soon as that is sent, so that TorchServe starts another.
 
         Over gRPC TorchServe drops the status of a single answer, so a client finds the error in the body. Only where
         the bad request is alone in its batch can gRPC be given a true status, by an exception; over REST that
@@ -59,17 +80,94 @@ class MaskXHandler:
         """
         if is_describe_call(context, requests):
             return [self._description]
-        answers = self._service.answer(requests)
-        if len(answers) == 1 and answers[0].status != 200 and came_by_grpc(context, 0):
+        now = time.time()
+        headers = [context.get_all_request_header(index) for index in range(len(requests))]
+        by_grpc = [came_by_grpc(one) for one in headers]
+        answers = self._service.answer(
+            requests, [{} if grpc else one for grpc, one in zip(by_grpc, headers, strict=True)]
+        )
+        self._report(answers, by_grpc, [queue_seconds(one, now) for one in headers], context.model_name)
+        if self._service.lost:
+            end_after_answering(context)
+        if len(answers) == 1 and answers[0].status != 200 and by_grpc[0]:
             raise PredictionException(answers[0].body.decode(), answers[0].status)
-        for index, answer in enumerate(answers):
-            self._describe(context, index, answer)
-        return [answer.body for answer in answers]
+        return [self._sent(context, index, answer, headers[index]) for index, answer in enumerate(answers)]
 
-    def _describe(self, context: Any, index: int, answer: Answer) -> None:
-        context.set_response_content_type(index, "application/json")
+    def _sent(self, context: Any, index: int, answer: Answer, headers: Mapping[str, Any]) -> bytes:
+        """The bytes to send for an answer, after its status and headers are set."""
+        context.set_response_content_type(index, answer.content_type)
         if answer.status != 200:
-            context.set_response_status(code=answer.status, phrase="Bad Request", idx=index)
+            context.set_response_status(
+                code=answer.status, phrase=HTTPStatus(answer.status).phrase, idx=index
+            )
+            # For the proxy, which must tell it from TorchServe's own error of the same status.
+            context.set_response_header(index, "x-error-type", answer.kind)
+        for name, value in traced(headers).items():
+            context.set_response_header(index, name, value)
+        if answer.content_type != JSON or len(answer.body) < LEAST_COMPRESSED or not accepts_gzip(headers):
+            return answer.body
+        context.set_response_header(index, "content-encoding", "gzip")
+        context.set_response_header(index, "vary", "accept-encoding")
+        return compressed(answer.body)
+
+    def _report(
+        self,
+        answers: Sequence[Answer],
+        by_grpc: Sequence[bool],
+        queued: Sequence[float | None],
+        model_name: str,
+    ) -> None:
+        """Hands the batch's samples to TorchServe, which reads them from the worker's output."""
+        if not self._metrics:
+            return
+        samples = samples_of(answers, ["grpc" if one else "rest" for one in by_grpc], queued)
+        now = time.monotonic()
+        if now >= self._memory_due:
+            self._memory_due = now + MEMORY_EVERY
+            samples.append(memory_sample(str(self._model.device), self._model.memory_taken()))
+        for sample in samples:
+            metric = self._metrics.get(sample.name)
+            if metric is not None:
+                metric.add_or_update(sample.value, [*sample.labels, model_name, "Model"])
+
+
+def description(model: ServedModel, settings: Settings) -> bytes:
+    """The answer to the describe call, in JSON: what runs here, and what a request may ask of it."""
+    content = model.description() | {
+        "precision_asked": settings.precision,
+        "limits": asdict(settings.limits) | {"max_detections": MAX_DETECTIONS},
+        "mask_formats": MASK_FORMATS,
+        "outputs": OUTPUTS,
+        "image_formats": FORMATS,
+    }
+    return json.dumps(content).encode()
+
+
+def declared_metrics(cache: Any) -> dict[str, Any]:
+    """TorchServe's objects of the metrics that its metrics.yaml declares, by name; the others are not sent."""
+    if cache is None:
+        return {}
+    found = {}
+    for name, kind in KINDS.items():
+        try:
+            found[name] = cache.get_metric(name, MetricTypes(kind))
+        except MetricsCacheKeyError:
+            logger.warning("metrics.yaml does not declare the %s %s; it is not sent", kind, name)
+    return found
+
+
+def end_after_answering(context: Any, end: Callable[[int], None] = os._exit) -> None:
+    """Ends this process once its answers are sent, so that TorchServe starts another and asks it what waits.
+
+    Nothing more can be read from TorchServe after this, only written; its worker ends when it tries. Should it not,
+    the process is ended LAST_RESORT seconds from now. What TorchServe sends in between, if anything, is answered by it
+    with 500, "Worker died.".
+    """
+    logger.error("the device is lost: this worker ends, and TorchServe starts another")
+    context.cl_socket.shutdown(socket.SHUT_RD)
+    timer = threading.Timer(LAST_RESORT, end, [1])
+    timer.daemon = True
+    timer.start()
 
 
 def is_describe_call(context: Any, requests: list[dict[str, Any]]) -> bool:
@@ -83,13 +181,14 @@ def is_describe_call(context: Any, requests: list[dict[str, Any]]) -> bool:
     return any(name.lower() == "describe" and value == "True" for name, value in headers.items())
 
 
-def came_by_grpc(context: Any, index: int) -> bool:
+def came_by_grpc(headers: Mapping[str, Any]) -> bool:
     """Whether a request came over gRPC: TorchServe hands over every header of an HTTP request, and none of gRPC's.
 
     A client of HTTP/1.1 must send Host; one of HTTP/1.0 that sends none is taken for gRPC and gets TorchServe's form
     of the error, with the same status and message.
     """
-    return all(name.lower() != "host" for name in context.get_all_request_header(index))
+    # The content types of fields are among them, as mappings, and a field may be called host.
+    return all(name.lower() != "host" or not isinstance(value, str) for name, value in headers.items())
 
 
 def choose_device(device_type: str, gpu_id: int | None, cuda: bool) -> torch.device:

@@ -39,6 +39,9 @@ MAX_PIXELS = 64 * 1024 * 1024
 MAX_SIDE = 16_384
 """Default limit on either side, in pixels."""
 
+MOST_SCANS = 64
+"""Scans of a JPEG: encoders write 1 to 20, and each costs a pass over all pixels but only some 30 bytes."""
+
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 
 # The limits above are checked from the header before anything is decoded. Pillow's own limit would refuse
@@ -81,6 +84,10 @@ _DECODER_ERRORS = (
 
 class ImageError(ValueError):
     """Bytes that are no image, no whole one or too large a one; the message is fit for the caller."""
+
+
+class ImageTooLarge(ImageError):
+    """More pixels or a longer side than allowed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +135,7 @@ def decode(
 
     Upright unless `upright=False` asks for the pixels as stored.
 
-    Raises ImageError: empty, unknown, cut short or broken data; more than `max_pixels` pixels or a side
+    Raises ImageError: empty, unknown, cut short or broken data; ImageTooLarge: more than `max_pixels` pixels or a side
     longer than `max_side` (both checked from the header, before pixels are decoded).
     """
     image, header = _open(data, max_pixels, max_side)
@@ -169,10 +176,14 @@ def _open(data: bytes, max_pixels: int, max_side: int) -> tuple[Image.Image, Ima
     image = _identify(file)
     header = _header(image, file)
     if header.width * header.height > max_pixels or max(header.width, header.height) > max_side:
-        raise ImageError(
+        raise ImageTooLarge(
             f"the image is too large: {header.width} x {header.height} pixels, at most {max_pixels} pixels "
             f"and {max_side} to a side are allowed"
         )
+    # The marker of a scan, which compressed pixels cannot hold; other segments may, as a thumbnail's.
+    scans = data.count(b"\xff\xda") if data[:2] == b"\xff\xd8" else 0
+    if scans > MOST_SCANS:
+        raise ImageError(f"the JPEG has {scans} scans, at most {MOST_SCANS} are read")
     return image, header
 
 

@@ -7,6 +7,7 @@ file's own metadata.json says what its labels mean.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ import torch
 import torchvision  # registers the operators that the TorchScript calls
 from torch import Tensor
 
-from maskx_answer import Category, Detections
+from maskx_answer import Detections
+from maskx_categories import Category
 from maskx_engine import choose_precision, keep_freed_memory, ready_to_run
 from maskx_request import MAX_DETECTIONS, Wishes
 
@@ -86,17 +88,25 @@ class ServedModel:
         """
         if not images:
             return []
-        count = len(images)
         originals = [image.shape[:2] for image in images] if sizes is None else list(sizes)
         answers: list[dict[str, Tensor]] = self._module(
             [self._on_device(image) for image in images],
             torch.tensor(originals, dtype=torch.int64),
             torch.tensor([wish.score_threshold for wish in wishes], dtype=torch.float32),
             torch.tensor([wish.max_detections for wish in wishes], dtype=torch.int64),
-            torch.ones((count, len(self.categories) + 1), dtype=torch.bool),
-            torch.ones((count,), dtype=torch.bool),
+            self._class_mask(wishes),
+            torch.tensor([wish.mask_format != "none" for wish in wishes]),
         )
         return [Detections(**{name: tensor.cpu().numpy() for name, tensor in one.items()}) for one in answers]
+
+    def _class_mask(self, wishes: Sequence[Wishes]) -> Tensor:
+        """bool [N, C+1]: the labels that each request asks for."""
+        mask = torch.ones((len(wishes), len(self.categories) + 1), dtype=torch.bool)
+        for of_one, wish in zip(mask, wishes, strict=True):
+            if wish.labels is not None:
+                of_one[:] = False
+                of_one[list(wish.labels)] = True
+        return mask
 
     def _on_device(self, image: np.ndarray) -> Tensor:
         """uint8 [3, h, w], a view of [h, w, 3]: on a CPU of the very pixels, on a GPU copied while the CPU goes on."""
@@ -104,6 +114,29 @@ class ServedModel:
         if self.device.type == "cuda":
             pixels = pixels.pin_memory().to(self.device, non_blocking=True)
         return pixels.permute(2, 0, 1)
+
+    def free_memory(self) -> None:
+        """Gives back what PyTorch keeps for later on a GPU; on a CPU there is nothing to give."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def device_answers(self) -> bool:
+        """Whether the device still computes; a GPU may do so no more for the rest of the process' life."""
+        try:
+            return bool(torch.ones(1, device=self.device).item() == 1)
+        except Exception:  # whatever class this version of PyTorch gives a broken CUDA context
+            return False
+
+    def memory_taken(self) -> int:
+        """Bytes taken on the GPU, by whoever; on a CPU those that this process has resident (0: cannot be told)."""
+        if self.device.type == "cuda":
+            free, total = torch.cuda.mem_get_info(self.device)
+            return int(total - free)
+        try:
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+        except OSError:
+            return 0
+        return pages * os.sysconf("SC_PAGE_SIZE")
 
     def description(self) -> dict[str, Any]:
         """What runs here, for whoever operates it."""

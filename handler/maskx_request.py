@@ -1,171 +1,196 @@
-"""One request as the server received it -> image bytes and wishes (border 5), whatever road it came by.
+"""One request as the server received it -> images and wishes (border 5), whatever road it came by.
 
-A request is a mapping of names to values:
+A request is a mapping of names to values, and its headers:
 
-* `body`: what a REST client posted: an image, or JSON `{"image": "<base64>", ...parameters}`;
-* `data`: the same, as a multipart field or as an entry of the gRPC map;
-* parameters beside them, as form fields or gRPC entries, by the same names as in JSON.
+* `body`: what a REST client posted: an image, or JSON (maskx_envelopes), perhaps packed with gzip;
+* `data`, `data_1`, ...: images, or the same JSON, as multipart fields or as entries of the gRPC map;
+* parameters beside them, as fields, entries or headers, by the same names as in JSON.
 
 Knows nothing of the server; the standard library is all it needs.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-MAX_DETECTIONS = 1000
-"""Most detections that one request may ask for."""
+from maskx_body import checked_image, decoded_base64, json_object, looks_like_json, refuse_address, unpacked
+from maskx_categories import CategoryIndex
+from maskx_envelopes import Envelope, ImageLimits, Item, open_envelope, read_item, require_few
+from maskx_errors import RequestError, shown
+from maskx_forms import check_form, images_in, take_parameters
+from maskx_parameters import (
+    MASK_FORMATS,
+    MAX_DETECTIONS,
+    OUTPUTS,
+    PARAMETERS,
+    Given,
+    Wishes,
+    given_in_headers,
+)
 
-IMAGE_FIELDS = ("body", "data")
+__all__ = [
+    "MASK_FORMATS",
+    "MAX_DETECTIONS",
+    "OUTPUTS",
+    "PARAMETERS",
+    "Envelope",
+    "ImageRequest",
+    "Request",
+    "RequestError",
+    "Wishes",
+    "parse_request",
+]
 
-
-class RequestError(ValueError):
-    """A request that cannot be understood; the message names what was seen and what is allowed."""
+_SINGLE = Envelope(kind="single")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wishes:
-    """What a request may choose.
-
-    `score_threshold`: detections of this score or less are left out, 0..1. `max_detections`: at most so many, the
-    best first, 1..MAX_DETECTIONS.
-    """
-
-    score_threshold: float
-    max_detections: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
+class ImageRequest:
     """One image, still encoded, and what is wished for it."""
 
     image: bytes
     wishes: Wishes
 
 
-def parse_request(request: Mapping[str, Any], defaults: Wishes) -> Request:
-    """The image and the wishes of one request; `defaults` hold for what it does not say.
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """The images of one request, in order, at least one; where one of several cannot be understood, its error."""
 
-    Raises RequestError: no image, more than one, JSON or base64 that cannot be read, an unknown parameter, or a value
-    that is not allowed.
+    images: tuple[ImageRequest | RequestError, ...]
+    envelope: Envelope
+
+
+def parse_request(
+    request: Mapping[str, Any],
+    headers: Mapping[str, Any],
+    defaults: Wishes,
+    categories: CategoryIndex,
+    *,
+    max_images: int,
+    max_image_bytes: int,
+) -> Request:
+    """The images and the wishes of one request.
+
+    Args:
+        request: the fields, as bytes, or as text or parsed JSON where the server decodes them.
+        headers: of HTTP, in any case, text; other values among them are left out. Empty for gRPC.
+        defaults: what holds where the request says nothing.
+        categories: that may be asked for.
+        max_images: of one request.
+        max_image_bytes: of each image, encoded, and of a packed body as it is when unpacked (in base64).
+
+    Raises:
+        RequestError: the request as a whole, or its only image, cannot be understood or is not allowed.
     """
-    given = [name for name in IMAGE_FIELDS if name in request]
-    parameters = {name: value for name, value in request.items() if name not in IMAGE_FIELDS}
-    if len(given) > 1:
-        raise RequestError("the request has both a body and a field 'data'; send the image once")
-    if not given:
+    limits = ImageLimits(max_images=max_images, max_image_bytes=max_image_bytes)
+    given = given_in_headers(headers)
+    check_form(request, _header(headers, "content-type"), _header(headers, "content-length"))
+    fields = images_in(request)
+    if not fields:
+        seen = ", ".join(shown(name) for name in list(request)[:5]) or "none"
         raise RequestError(
-            "the request has no image: post its bytes as the body (curl -T photo.jpg URL), or as the multipart field "
-            "'data' (curl -F data=@photo.jpg URL). A body sent as application/x-www-form-urlencoded (curl -d, "
-            "--data-binary) is taken apart as a form; the names seen were "
-            + (", ".join(_shown(name) for name in list(parameters)[:5]) or "none")
+            "the request has no image: post its bytes as the body (curl -T photo.jpg URL), or as the field 'data' "
+            f"(curl -F data=@photo.jpg URL); the fields seen were {seen}"
         )
-    image = request[given[0]]
-    if isinstance(image, dict | list) or _is_json(image):
-        content = _json_object(image)
-        image = _decoded_base64(content)
-        for name, value in content.items():
-            if name in parameters:
-                raise RequestError(f"the parameter {_shown(name)} is given twice, in the JSON and beside it")
-            if name != "image":
-                parameters[name] = value
-    if not isinstance(image, bytes | bytearray | memoryview):
+    take_parameters(request, given)
+    if "body" in fields:
+        fields["body"] = _unpacked_body(fields["body"], headers, limits)
+    if list(fields) in (["body"], ["data"]):
+        name, value = next(iter(fields.items()))
+        envelope, items = _one_field(
+            value, "the body" if name == "body" else "the field 'data'", given, limits, _says_json(headers)
+        )
+    else:
+        require_few(len(fields), limits)
+        envelope = Envelope(kind="several")
+        items = [_numbered_field(value, f"the field {shown(name)}", limits) for name, value in fields.items()]
+    wishes = given.wishes(defaults, categories)
+    _refuse_overlay(wishes, envelope)
+    images = tuple(_image_request(item, wishes, envelope, categories) for item in items)
+    return Request(images=images, envelope=envelope)
+
+
+def _one_field(
+    value: Any, what: str, given: Given, limits: ImageLimits, says_json: bool
+) -> tuple[Envelope, list[Item | RequestError]]:
+    """The only image field: an image, or JSON with one or several."""
+    if isinstance(value, list):
+        raise RequestError(f'{what} is JSON, but not an object; expected {{"image": "<base64>"}}')
+    if isinstance(value, dict):
+        return open_envelope(value, given, limits)
+    if isinstance(value, str | bytes | bytearray) and (
+        looks_like_json(value) or (says_json and what == "the body" and len(value) > 0)
+    ):
+        return open_envelope(json_object(value, what), given, limits)
+    return _SINGLE, [Item(image=_raw_image(value, what, limits), given=Given())]
+
+
+def _numbered_field(value: Any, what: str, limits: ImageLimits) -> Item | RequestError:
+    """One of several image fields: an image, or JSON with one."""
+    try:
+        if isinstance(value, str | bytes | bytearray) and looks_like_json(value):
+            value = json_object(value, what)
+        if isinstance(value, dict):
+            return read_item(value, what, limits)
+        return Item(image=_raw_image(value, what, limits), given=Given())
+    except RequestError as error:
+        return error
+
+
+def _raw_image(value: Any, what: str, limits: ImageLimits) -> bytes:
+    """The bytes of an image that came as they are, or as a data URL."""
+    if not isinstance(value, bytes | bytearray | memoryview):
         raise RequestError(
-            f"the image came as text ({_shown(image)}), not as bytes; send it as image/jpeg, image/png or "
+            f"{what} came as text ({shown(value)}), not as bytes; send it as image/jpeg, image/png or "
             "application/octet-stream, or in base64 as JSON"
         )
-    return Request(image=bytes(image), wishes=parse_wishes(parameters, defaults))
+    start = bytes(value[:64]).decode("latin-1")
+    if start[:5].lower() == "data:":
+        return decoded_base64(bytes(value).decode("latin-1"), what, max_bytes=limits.max_image_bytes)
+    refuse_address(start, what)
+    return checked_image(bytes(value), what, max_bytes=limits.max_image_bytes)
 
 
-def parse_wishes(parameters: Mapping[str, Any], defaults: Wishes) -> Wishes:
-    """`defaults` with the parameters put in; values may be numbers, or text as str or UTF-8 bytes.
-
-    Raises RequestError, naming the parameter, the value and what is allowed.
-    """
-    wishes = defaults
-    for name, value in parameters.items():
-        if name not in PARAMETERS:
-            known = ", ".join(PARAMETERS)
-            raise RequestError(f"unknown parameter {_shown(name)}; known are {known}")
-        wishes = replace(wishes, **{name: PARAMETERS[name](name, value)})
-    return wishes
-
-
-def _score_threshold(name: str, value: Any) -> float:
-    number = _number(value)
-    if number is None or not 0.0 <= number <= 1.0:
-        raise RequestError(f"{name} is {_shown(value)}; a number from 0 to 1 is allowed")
-    return number
-
-
-def _max_detections(name: str, value: Any) -> int:
-    number = _number(value)
-    if number is None or number != int(number) or not 1 <= number <= MAX_DETECTIONS:
-        raise RequestError(f"{name} is {_shown(value)}; a whole number from 1 to {MAX_DETECTIONS} is allowed")
-    return int(number)
-
-
-PARAMETERS: dict[str, Callable[[str, Any], Any]] = {
-    "score_threshold": _score_threshold,
-    "max_detections": _max_detections,
-}
-"""Every parameter and its reader, by the name it has on every road."""
-
-
-def _number(value: Any) -> float | None:
-    """A finite number out of a number or a text; None where it is none."""
-    if isinstance(value, bytes | bytearray):
-        value = value.decode("utf-8", errors="replace")
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
+def _image_request(
+    item: Item | RequestError, wishes: Wishes, envelope: Envelope, categories: CategoryIndex
+) -> ImageRequest | RequestError:
+    if isinstance(item, RequestError):
+        return item
     try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) else None
+        own = item.given.wishes(wishes, categories)
+        _refuse_overlay(own, envelope)
+    except RequestError as error:
+        return error
+    return ImageRequest(image=item.image, wishes=own)
 
 
-def _is_json(value: Any) -> bool:
-    """Whether a body means to be JSON: no image format begins with a brace or a bracket."""
-    if isinstance(value, str):
-        return value.lstrip()[:1] in ("{", "[")
-    if isinstance(value, bytes | bytearray):
-        return value[:64].lstrip()[:1] in (b"{", b"[")
-    return False
+def _refuse_overlay(wishes: Wishes, envelope: Envelope) -> None:
+    if wishes.output == "overlay" and envelope.kind != "single":
+        raise RequestError(
+            "output is 'overlay', which answers with a picture: it needs exactly one image, sent as the body, as the "
+            'field \'data\' or as {"image": "<base64>"}'
+        )
 
 
-def _json_object(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict | list):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as error:
-            raise RequestError(f"the body is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise RequestError('the JSON is not an object; expected {"image": "<base64>"}')
-    return value
+def _unpacked_body(value: Any, headers: Mapping[str, Any], limits: ImageLimits) -> Any:
+    encoding = _header(headers, "content-encoding")
+    if not encoding or not isinstance(value, bytes | bytearray):
+        return value
+    in_base64 = limits.max_image_bytes // 3 * 4 + 65_536
+    return unpacked(bytes(value), encoding, max_bytes=in_base64)
 
 
-def _decoded_base64(content: dict[str, Any]) -> bytes:
-    if "image" not in content:
-        raise RequestError('the JSON has no "image"; expected {"image": "<base64>"}')
-    text = content["image"]
-    if not isinstance(text, str):
-        raise RequestError(f'"image" is {_shown(text)}; a string in base64 is expected')
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise RequestError(f'"image" is not valid base64: {error}') from error
+def _says_json(headers: Mapping[str, Any]) -> bool:
+    kind = _header(headers, "content-type").split(";")[0].strip().lower()
+    return re.fullmatch(r"application/([a-z0-9.-]{1,100}\+)?json", kind) is not None
 
 
-def _shown(value: Any) -> str:
-    """A value for a message: short, whatever it is."""
-    if isinstance(value, bytes | bytearray):
-        value = bytes(value[:50]).decode("utf-8", errors="replace")
-    text = repr(value)
-    return text if len(text) <= 50 else text[:47] + "..."
+def _header(headers: Mapping[str, Any], name: str) -> str:
+    """A header's value, "" where there is none; parts' content types, which are no text, are left out."""
+    for key, value in headers.items():
+        if isinstance(key, str) and key.lower() == name and isinstance(value, str):
+            return value
+    return ""

@@ -1,43 +1,90 @@
 """A batch of requests -> an answer for each, in order: parse, decode, predict, encode.
 
-What a caller did wrong costs that caller a 400 and nobody else: only the requests that can be understood go through
-the network together. Knows nothing of the server, so another one needs only its own small adapter.
+What is wrong with one image costs nobody else: only those that can be decoded go through the network, together with
+those of the other requests, and one that fails there fails alone. Knows nothing of the server, so another one needs
+only its own small adapter.
 """
 
 from __future__ import annotations
 
+import itertools
+import logging
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
-from maskx_answer import answer_body, error_body
-from maskx_image import DecodedImage, ImageError, decode_to_fit
+from maskx_answer import Detections, answer_body, compact, image_content
+from maskx_categories import CategoryIndex
+from maskx_errors import ANSWER_TOO_LARGE, IMAGE_TOO_LARGE, INTERNAL, INVALID_IMAGE, RESTARTING, MaskxError
+from maskx_forward import DeviceLost, predict_each
+from maskx_image import DecodedImage, ImageError, ImageTooLarge, decode_to_fit
 from maskx_model import ServedModel
-from maskx_request import RequestError, Wishes, parse_request
+from maskx_overlay import overlay_png
+from maskx_parameters import Wishes
+from maskx_request import ImageRequest, Request, RequestError, parse_request
 from maskx_settings import Limits
+
+logger = logging.getLogger(__name__)
 
 MOST_DECODERS = 8
 """Images decoded at a time, however many cores there are: each may hold a whole image a second time."""
 
+JSON = "application/json"
+PNG = "image/png"
+
+Result = dict[str, Any] | bytes | MaskxError
+"""Of one image: its content as in the answer, the bytes of its picture, or its error."""
+
+Decoded = tuple[DecodedImage, Wishes]
+
+RESTARTING_MESSAGE = "the server's device failed and its worker is restarting; ask again in a few seconds"
+
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
+
+
+@dataclass
+class Timings:
+    """Seconds that a batch took, by what they went into: reading and decoding, the network, writing."""
+
+    decode: float = 0.0
+    forward: float = 0.0
+    encode: float = 0.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """A body, in JSON, and the status that goes with it as HTTP has them."""
+    """A body and what goes with it.
+
+    `status` is as HTTP has it. `kind` is the error's type where the whole request is answered with an error, else "".
+    `errors` are the types of all its errors, those of single images among several too. `images` and `detections` say
+    how many there were. `timings` are those of the whole batch that the request was in.
+    """
 
     status: int
     body: bytes
+    content_type: str = JSON
+    kind: str = ""
+    errors: tuple[str, ...] = ()
+    images: int = 0
+    detections: int = 0
+    timings: Timings = field(default_factory=Timings)
 
 
 class Service:
     """Answers requests with one model; `name` and `version` are those the server knows it by.
 
-    The images of a batch are decoded in parallel, one thread per core and at most MOST_DECODERS; Pillow decodes without
-    the interpreter's lock. Memory for images: 3 bytes for each pixel of the batch, as decoded, and while a
-    thread decodes 4 more for each pixel of its image (up to 17 in some formats, see maskx_image). A JPEG of 12
-    megapixels is decoded at half its sides for a network of 800 x 1333: 8 of them take 73 MB and 12 MB a thread; 8 PNGs
-    of that size 293 MB and 49 MB a thread; 8 at the default limit of 64 Mi pixels 1.6 GB and 268 MB a thread.
+    `lost` is true once the device computes no more. The process must then be ended after the answers are sent, in which
+    every image has a 503; so has whatever is asked from then on.
+
+    The images are decoded in parallel, one thread per core and at most MOST_DECODERS; Pillow decodes without
+    the interpreter's lock. Memory for images: 3 bytes for each pixel of at most `images_together` of them, as decoded,
+    and while a thread decodes 4 more for each pixel of its image (up to 17 in some formats, see maskx_image). A JPEG of
+    12 megapixels is decoded at half its sides for a network of 800 x 1333: 8 of them take 73 MB and 12 MB a thread;
+    8 PNGs of that size 293 MB and 49 MB a thread; 8 at the default limit of 64 Mi pixels 1.6 GB and 268 MB a thread.
     `max_pixels` in the settings lowers the bound.
     """
 
@@ -46,64 +93,153 @@ class Service:
         self._limits = limits
         self._name = name
         self._version = version
-        self._decoders = ThreadPoolExecutor(min(usable_cores(), MOST_DECODERS), thread_name_prefix="decoder")
+        self._categories = CategoryIndex(model.categories)
+        self._threads = ThreadPoolExecutor(min(usable_cores(), MOST_DECODERS), thread_name_prefix="decoder")
+        self.lost = False
 
-    def answer(self, requests: Sequence[Mapping[str, Any]]) -> list[Answer]:
-        """One answer per request, in order."""
-        if len(requests) > 1:
-            read = list(self._decoders.map(self._read, requests))
-        else:
-            read = [self._read(request) for request in requests]
-        good = [one for one in read if not isinstance(one, Answer)]
-        detections = iter(
-            self._model.predict(
-                [image.pixels for image, _ in good],
-                [wishes for _, wishes in good],
-                [(image.height, image.width) for image, _ in good],
-            )
-        )
+    def answer(
+        self, requests: Sequence[Mapping[str, Any]], headers: Sequence[Mapping[str, str]] | None = None
+    ) -> list[Answer]:
+        """One answer per request, in order.
+
+        Args:
+            requests: each a mapping of names to values as `maskx_request` describes it.
+            headers: those of each request, in which parameters may stand; None where there are none.
+        """
+        timings = Timings()
+        begin = time.perf_counter()
+        parsed = self._map(self._parse, list(zip(requests, headers or [{}] * len(requests), strict=True)))
+        timings.decode = time.perf_counter() - begin
+        images = [image for request in parsed if isinstance(request, Request) for image in request.images]
+        results: list[Result] = []
+        for start in range(0, len(images), self._limits.images_together):
+            results += self._results(images[start : start + self._limits.images_together], timings)
+        begin = time.perf_counter()
+        of_each = iter(results)
         answers = []
-        for one in read:
-            if isinstance(one, Answer):
-                answers.append(one)
-                continue
-            image, _ = one
-            body = answer_body(
-                next(detections),
-                self._model.categories,
-                height=image.height,
-                width=image.width,
-                model_name=self._name,
-                model_version=self._version,
-            )
-            answers.append(self._within_limit(body))
+        for request in parsed:
+            if isinstance(request, Request):
+                answers.append(
+                    self._answer(request, list(itertools.islice(of_each, len(request.images))), timings)
+                )
+            else:
+                answers.append(_refusal(request, timings))
+        timings.encode += time.perf_counter() - begin
         return answers
 
-    def _read(self, request: Mapping[str, Any]) -> tuple[DecodedImage, Wishes] | Answer:
-        """The decoded image and its wishes, or the answer that says why there are none."""
+    def _parse(self, request: tuple[Mapping[str, Any], Mapping[str, str]]) -> Request | MaskxError:
         try:
-            parsed = parse_request(request, self._model.defaults)
-            image = decode_to_fit(
-                parsed.image,
+            return parse_request(
+                *request,
+                self._model.defaults,
+                self._categories,
+                max_images=self._limits.max_images,
+                max_image_bytes=self._limits.max_image_bytes,
+            )
+        except RequestError as error:
+            return error
+        except Exception as error:
+            return _internal(error, "reading a request")
+
+    def _results(self, images: Sequence[ImageRequest | RequestError], timings: Timings) -> list[Result]:
+        """What becomes of each of at most `images_together` images, in order."""
+        begin = time.perf_counter()
+        decoded = self._map(self._decode, images)
+        timings.decode += time.perf_counter() - begin
+        begin = time.perf_counter()
+        good = [one for one in decoded if not isinstance(one, MaskxError)]
+        found = self._predict(good)
+        timings.forward += time.perf_counter() - begin
+        begin = time.perf_counter()
+        written = iter(self._map(self._encode, list(zip(good, found, strict=True))))
+        timings.encode += time.perf_counter() - begin
+        return [one if isinstance(one, MaskxError) else next(written) for one in decoded]
+
+    def _decode(self, image: ImageRequest | RequestError) -> Decoded | MaskxError:
+        if isinstance(image, RequestError):
+            return image
+        try:
+            decoded = decode_to_fit(
+                image.image,
                 min_size=self._model.min_size,
                 max_size=self._model.max_size,
                 max_pixels=self._limits.max_pixels,
                 max_side=self._limits.max_side,
             )
-        except RequestError as error:
-            return _refused("InvalidRequest", str(error))
+        except ImageTooLarge as error:
+            return MaskxError(IMAGE_TOO_LARGE, str(error))
         except ImageError as error:
-            return _refused("InvalidImage", str(error))
-        return image, parsed.wishes
+            return MaskxError(INVALID_IMAGE, str(error))
+        except Exception as error:
+            return _internal(error, "decoding an image")
+        return decoded, image.wishes
 
-    def _within_limit(self, body: bytes) -> Answer:
-        if len(body) <= self._limits.max_answer_bytes:
-            return Answer(status=200, body=body)
-        return _refused(
-            "AnswerTooLarge",
-            f"the answer has {len(body)} bytes, at most {self._limits.max_answer_bytes} are allowed; raise "
-            "score_threshold or lower max_detections",
+    def _predict(self, images: Sequence[Decoded]) -> Sequence[Detections | MaskxError]:
+        if images and not self.lost:
+            try:
+                return predict_each(
+                    self._model, [image for image, _ in images], [wishes for _, wishes in images]
+                )
+            except DeviceLost:
+                self.lost = True
+        return [MaskxError(RESTARTING, RESTARTING_MESSAGE)] * len(images)
+
+    def _encode(self, work: tuple[Decoded, Detections | MaskxError]) -> Result:
+        (image, wishes), found = work
+        if isinstance(found, MaskxError):
+            return found
+        try:
+            content = image_content(
+                found,
+                self._model.categories,
+                height=image.height,
+                width=image.width,
+                mask_format=wishes.mask_format,
+            )
+            if wishes.output != "overlay":
+                return content
+            return overlay_png(
+                image.pixels,
+                content,
+                height=image.height,
+                width=image.width,
+                max_bytes=self._limits.max_answer_bytes,
+            )
+        except MaskxError as error:
+            return error
+        except Exception as error:
+            return _internal(error, "writing an answer")
+
+    def _answer(self, request: Request, results: Sequence[Result], timings: Timings) -> Answer:
+        """The answer of a request from the results of its images; where every image failed, the request has."""
+        errors = [one for one in results if isinstance(one, MaskxError)]
+        if len(errors) == len(results):
+            return _refusal(_of_all(errors), timings, errors, images=len(results))
+        if isinstance(results[0], bytes):
+            return Answer(status=200, body=results[0], content_type=PNG, images=1, timings=timings)
+        contents = [_content(one) for one in results]
+        body = answer_body(contents, request.envelope, model_name=self._name, model_version=self._version)
+        if len(body) > self._limits.max_answer_bytes:
+            too_large = MaskxError(
+                ANSWER_TOO_LARGE,
+                f"the answer has {len(body)} bytes, at most {self._limits.max_answer_bytes} are allowed; raise "
+                "score_threshold, lower max_detections, take mask_format rle or none, or send fewer images at a time",
+            )
+            return _refusal(too_large, timings, images=len(results))
+        return Answer(
+            status=200,
+            body=body,
+            errors=tuple(error.kind.name for error in errors),
+            images=len(results),
+            detections=sum(len(one.get("detections", ())) for one in contents),
+            timings=timings,
         )
+
+    def _map(self, work: Callable[[_In], _Out], items: Sequence[_In]) -> list[_Out]:
+        """`work` of each, in order; of one by itself in the thread that asks."""
+        if len(items) > 1:
+            return list(self._threads.map(work, items))
+        return [work(item) for item in items]
 
 
 def usable_cores() -> int:
@@ -113,5 +249,40 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _refused(kind: str, message: str) -> Answer:
-    return Answer(status=400, body=error_body(400, kind, message))
+def _refusal(
+    error: MaskxError, timings: Timings, errors: Sequence[MaskxError] = (), *, images: int = 0
+) -> Answer:
+    return Answer(
+        status=error.kind.status,
+        body=compact(error.content()),
+        kind=error.kind.name,
+        errors=tuple(one.kind.name for one in errors) or (error.kind.name,),
+        images=images,
+        timings=timings,
+    )
+
+
+def _content(result: Result) -> dict[str, Any]:
+    """What stands in the answer for one image."""
+    assert not isinstance(result, bytes), "a picture among several results"
+    return result.content() if isinstance(result, MaskxError) else result
+
+
+def _of_all(errors: Sequence[MaskxError]) -> MaskxError:
+    """The one error of a request all of whose images failed: of the worst kind, with what is wrong with each."""
+    if len(errors) == 1:
+        return errors[0]
+    worst = max(errors, key=lambda error: error.kind.status)
+    return MaskxError(
+        worst.kind,
+        f"none of the {len(errors)} images can be answered; "
+        + "; ".join(f"number {number}: {error.message}" for number, error in enumerate(errors, start=1)),
+    )
+
+
+def _internal(error: Exception, doing: str) -> MaskxError:
+    """The error for what should not happen, which goes to the log with its stack."""
+    logger.error("failed while %s", doing, exc_info=error)
+    return MaskxError(
+        INTERNAL, f"the server failed while {doing}; if it does again, whoever runs it finds why in its log"
+    )

@@ -36,13 +36,19 @@ DEVICE_TYPES = ("cpu", "gpu")
 class Limits:
     """Of section `maskx`: what a single request may cost.
 
-    max_pixels, max_side: of an image, checked from its header before it is decoded. max_answer_bytes: must stay below
-    the server's max_response_size, for an answer above that kills the worker.
+    max_pixels, max_side: of an image, checked from its header before it is decoded. max_image_bytes: of an image as it
+    is sent, base64 undone; the server's max_request_size must leave room for it. max_images: of one request.
+    max_answer_bytes: of one answer before compression, images of one request together; must stay below the server's
+    max_response_size, for an answer above that kills the worker. images_together: decoded, and given to the network,
+    at once, whatever number of requests they come from; bounds the memory.
     """
 
     max_pixels: int = MAX_PIXELS
     max_side: int = MAX_SIDE
+    max_image_bytes: int = 32_000_000
+    max_images: int = 8
     max_answer_bytes: int = 6_000_000
+    images_together: int = 16
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,13 +2,19 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pycocotools.coco import COCO
 
-from maskx_answer import Category, Detections, answer_body, error_body, mask_areas
+from maskx_answer import Detections, answer_body, compact, image_content, mask_areas
+from maskx_categories import Category
+from maskx_envelopes import Envelope
+from maskx_errors import INVALID_IMAGE, MaskxError
 
 CATEGORIES = {
     1: Category(id=7, name="red", mask_supervised=True),
@@ -27,8 +33,16 @@ def two_detections() -> Detections:
     )
 
 
+def content_of(detections: Detections, mask_format: str = "rle") -> dict[str, Any]:
+    return image_content(detections, CATEGORIES, height=3, width=4, mask_format=mask_format)
+
+
 def body_of(detections: Detections) -> bytes:
-    return answer_body(detections, CATEGORIES, height=3, width=4, model_name="maskx", model_version="1.0")
+    return wrapped([content_of(detections)], Envelope(kind="single"))
+
+
+def wrapped(results: list[dict[str, Any]], envelope: Envelope) -> bytes:
+    return answer_body(results, envelope, model_name="maskx", model_version="1.0")
 
 
 def test_the_answer_holds_exactly_what_the_border_says() -> None:
@@ -106,7 +120,74 @@ def test_the_detections_themselves_are_left_as_they_were() -> None:
         assert np.array_equal(array, getattr(same, name)), name
 
 
-def test_an_error_is_an_object_of_code_type_and_message() -> None:
-    assert json.loads(error_body(400, "InvalidImage", 'no "image"\n\u00e9')) == {
-        "error": {"code": 400, "type": "InvalidImage", "message": 'no "image"\n\u00e9'}
+def test_the_mask_format_changes_the_segmentation_and_nothing_else() -> None:
+    contents = {name: content_of(two_detections(), name) for name in ("rle", "polygon", "png")}
+    found = {
+        name: [one.pop("segmentation") for one in content["detections"]] for name, content in contents.items()
     }
+    assert contents["polygon"] == contents["png"] == contents["rle"]
+    assert [one["area"] for one in contents["rle"]["detections"]] == [3, 0]
+    assert found["polygon"] == [[[1, 0, 2, 0, 2, 3, 1, 3]], [[0, 0, 0, 0, 0, 0]]]
+    assert [one["bbox"] for one in found["png"]] == [[1, 0, 1, 3], [0, 0, 1, 1]]
+    assert all(one.keys() == {"png", "bbox"} for one in found["png"])
+
+
+def test_without_masks_there_is_no_segmentation_and_the_area_is_the_boxs() -> None:
+    no_masks = replace(two_detections(), rle_counts=np.zeros(0, np.int64), rle_offsets=np.zeros(3, np.int64))
+    for detections in (no_masks, two_detections()):
+        content = content_of(detections, "none")["detections"]
+        assert not any("segmentation" in one for one in content)
+        assert [one["area"] for one in content] == [3.0, 6.644]
+        assert [one["bbox"][2] * one["bbox"][3] for one in content] == pytest.approx([3.0, 6.644])
+
+
+def test_a_detection_of_every_format_but_png_is_a_coco_result_that_pycocotools_loads(tmp_path: Path) -> None:
+    images = [{"id": 5, "height": 3, "width": 4}]
+    path = tmp_path / "truth.json"
+    path.write_text(json.dumps({"images": images, "annotations": [], "categories": [{"id": 7}, {"id": 90}]}))
+    for mask_format, areas in (("rle", [3, 0]), ("polygon", [3, 0]), ("none", [3, 12])):
+        content = content_of(two_detections(), mask_format)["detections"]
+        loaded = COCO(str(path)).loadRes([{**one, "image_id": 5} for one in content])
+        assert [one["area"] for one in loaded.loadAnns([1, 2])] == pytest.approx([3.0, 6.644])
+        masks = [loaded.annToMask(one) for one in loaded.loadAnns([1, 2])]
+        if mask_format != "none":  # there pycocotools takes the box, and rounds it
+            assert [int(mask.sum()) for mask in masks] == areas
+            assert masks[0][:, 1].all()
+
+
+def test_several_images_are_answered_in_order_with_their_errors() -> None:
+    good, bad = content_of(two_detections()), MaskxError(INVALID_IMAGE, "no image").content()
+    assert json.loads(wrapped([bad, good, bad], Envelope(kind="several"))) == {
+        "model": {"name": "maskx", "version": "1.0"},
+        "results": [bad, good, bad],
+    }
+    assert json.loads(wrapped([good], Envelope(kind="several")))["results"] == [good]
+    assert json.loads(wrapped([good, bad], Envelope(kind="v1"))) == {"predictions": [good, bad]}
+
+
+def test_a_single_images_error_is_the_whole_answer() -> None:
+    bad = MaskxError(INVALID_IMAGE, "no \u00efmage").content()
+    assert json.loads(wrapped([bad], Envelope(kind="single"))) == bad
+
+
+@pytest.mark.parametrize(("id_", "more"), [(None, {}), ("a-7", {"id": "a-7"}), ("", {"id": ""})])
+def test_the_second_protocol_of_kserve_has_each_result_as_text_in_one_output(
+    id_: str | None, more: dict[str, str]
+) -> None:
+    good, bad = content_of(two_detections()), MaskxError(INVALID_IMAGE, "no image").content()
+    answer = json.loads(wrapped([good, bad], Envelope(kind="v2", id=id_)))
+    (output,) = answer.pop("outputs")
+    assert answer == {"model_name": "maskx", "model_version": "1.0", **more}
+    assert [json.loads(text) for text in output.pop("data")] == [good, bad]
+    assert output == {"name": "detections", "datatype": "BYTES", "shape": [2]}
+
+
+@pytest.mark.parametrize("kind", ["single", "several", "v1", "v2"])
+def test_every_envelope_is_compact_ascii_whatever_the_names_are(kind: str) -> None:
+    body = wrapped([content_of(two_detections())], Envelope(kind=kind))
+    assert body.isascii() and b" " not in body and b"\n" not in body
+
+
+def test_what_json_does_not_have_is_never_written() -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        compact({"score": float("nan")})

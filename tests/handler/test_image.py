@@ -259,3 +259,12 @@ def test_flipped_bytes_give_an_image_or_an_image_error(kind: str, choice: st.Dat
         return
     assert pixels.dtype == np.uint8
     assert pixels.ndim == 3
+
+
+def test_a_jpeg_of_more_scans_than_any_encoder_writes_is_refused_before_it_is_decoded() -> None:
+    """Each scan is a pass over all pixels for 31 bytes: 100 KB of them would keep a decoder busy for half a minute."""
+    whole = encoded(Image.new("RGB", (64, 64)), "JPEG", progressive=True)
+    scan = whole[whole.rindex(b"\xff\xda") : -2]
+    assert decode(whole[:-2] + scan * 40 + whole[-2:]).shape == (64, 64, 3)
+    with pytest.raises(ImageError, match="110 scans, at most 64 are read"):
+        decode(whole[:-2] + scan * 100 + whole[-2:])

@@ -1,128 +1,441 @@
 """What a request says, by every road it can come."""
 
 import base64
+import gzip
 import json
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from maskx_request import MAX_DETECTIONS, PARAMETERS, RequestError, Wishes, parse_request, parse_wishes
+from maskx_categories import Category, CategoryIndex
+from maskx_errors import IMAGE_TOO_LARGE, INVALID_REQUEST, TOO_MANY_IMAGES
+from maskx_request import ImageRequest, Request, RequestError, Wishes, parse_request
 
 DEFAULTS = Wishes(score_threshold=0.5, max_detections=100)
+CATEGORIES = CategoryIndex(
+    {
+        1: Category(id=7, name="red", mask_supervised=True),
+        2: Category(id=90, name="bl\u00e9u", mask_supervised=False),
+    }
+)
 IMAGE = b"\x89PNG\r\n\x1a\n and so on"
+SECOND = b"\xff\xd8\xff and so on"
 TEXT = base64.b64encode(IMAGE).decode()
+TEXT_2 = base64.b64encode(SECOND).decode()
+FORM = {"Content-Type": "multipart/form-data; boundary=x"}
+
+
+def parsed(
+    request: dict[str, Any],
+    headers: dict[str, Any] | None = None,
+    *,
+    max_images: int = 4,
+    max_image_bytes: int = 1000,
+) -> Request:
+    return parse_request(
+        request, headers or {}, DEFAULTS, CATEGORIES, max_images=max_images, max_image_bytes=max_image_bytes
+    )
+
+
+def body(content: Any) -> dict[str, Any]:
+    return {"body": bytearray(json.dumps(content).encode())}
+
+
+def refused(request: dict[str, Any], headers: dict[str, Any] | None = None, **limits: int) -> RequestError:
+    with pytest.raises(RequestError) as raised:
+        parsed(request, headers, **limits)
+    return raised.value
+
+
+def only(request: Request) -> ImageRequest:
+    (image,) = request.images
+    assert isinstance(image, ImageRequest), image
+    return image
+
+
+def images_of(request: Request) -> list[bytes]:
+    return [one.image for one in request.images if isinstance(one, ImageRequest)]
 
 
 @pytest.mark.parametrize(
-    "request_",
+    ("request_", "headers"),
     [
-        {"body": bytearray(IMAGE)},
-        {"data": IMAGE},
-        {"body": json.dumps({"image": TEXT}).encode()},
-        {"body": b"\n  " + json.dumps({"image": TEXT}).encode()},
-        {"body": {"image": TEXT}},
-        {"body": json.dumps({"image": TEXT})},
-        {"data": bytearray(json.dumps({"image": TEXT}).encode())},
+        ({"body": bytearray(IMAGE)}, {}),
+        ({"body": IMAGE}, {"Content-Type": "image/png"}),
+        ({"data": IMAGE}, FORM),
+        (body({"image": TEXT}), {}),
+        ({"body": b"\xef\xbb\xbf\n  " + json.dumps({"image": TEXT}).encode()}, {}),
+        ({"body": json.dumps({"image": TEXT}).encode("utf-16")}, {"content-type": "application/json"}),
+        ({"body": {"image": TEXT}}, {}),
+        ({"body": json.dumps({"image": TEXT})}, {}),
+        ({"data": bytearray(json.dumps({"image": TEXT}).encode())}, {}),
+        (body({"image": "data:image/png;base64," + TEXT}), {}),
+        (body({"image": {"b64": TEXT}}), {}),
+        (body({"image": TEXT[:8] + "\r\n" + TEXT[8:] + "\n"}), {}),
+        ({"body": b"data:image/png;base64," + TEXT.encode()}, {}),
+        ({"body": gzip.compress(IMAGE)}, {"content-encoding": "gzip"}),
+        ({"body": gzip.compress(json.dumps({"image": TEXT}).encode())}, {"Content-Encoding": "GZIP"}),
+        ({"body": IMAGE}, {"Content-Encoding": "identity"}),
+        ({"body": IMAGE, "model_name": b"maskx", "model_version": b"1.0"}, {}),
     ],
-    ids=["body", "field", "json", "json after space", "json parsed", "json as text", "json in the field"],
 )
-def test_every_road_carries_the_same_image_and_the_defaults(request_: dict[str, Any]) -> None:
-    parsed = parse_request(request_, DEFAULTS)
-    assert parsed.image == IMAGE and type(parsed.image) is bytes
-    assert parsed.wishes == DEFAULTS
+def test_every_road_of_a_single_image_carries_it_and_the_defaults(
+    request_: dict[str, Any], headers: dict[str, str]
+) -> None:
+    request = parsed(request_, headers)
+    assert request.envelope.kind == "single"
+    assert only(request).image == IMAGE and type(only(request).image) is bytes
+    assert only(request).wishes == DEFAULTS
 
 
 @pytest.mark.parametrize(
-    "request_",
+    ("request_", "kind"),
     [
-        {"data": IMAGE, "score_threshold": b"0.25", "max_detections": bytearray(b"7")},
-        {"data": IMAGE, "score_threshold": "0.25", "max_detections": "7"},
-        {"body": {"image": TEXT, "score_threshold": 0.25, "max_detections": 7}},
-        {"body": {"image": TEXT, "score_threshold": 0.25}, "max_detections": b"7"},
+        ({"data_10": SECOND, "data": IMAGE}, "several"),
+        ({"data2": SECOND, "data1": IMAGE}, "several"),
+        ({"data_10": SECOND, "data_9": IMAGE}, "several"),
+        ({"data_1": IMAGE, "data_2": json.dumps({"image": TEXT_2}).encode()}, "several"),
+        (body({"images": [TEXT, {"image": TEXT_2}]}), "several"),
+        (body({"images": [{"image": {"b64": TEXT}}, "data:;base64," + TEXT_2]}), "several"),
+        (body({"instances": [{"b64": TEXT}, {"image": {"b64": TEXT_2}}]}), "v1"),
+        (body({"instances": [TEXT, {"image": TEXT_2}]}), "v1"),
+        (
+            body({"inputs": [{"name": "a", "shape": [2], "datatype": "BYTES", "data": [TEXT, TEXT_2]}]}),
+            "v2",
+        ),
+        (
+            body(
+                {"inputs": [{"shape": [1, 1], "datatype": "BYTES", "data": [one]} for one in (TEXT, TEXT_2)]}
+            ),
+            "v2",
+        ),
     ],
-    ids=["bytes", "text", "json", "json and beside it"],
 )
-def test_every_road_carries_the_same_parameters(request_: dict[str, Any]) -> None:
-    assert parse_request(request_, DEFAULTS).wishes == Wishes(score_threshold=0.25, max_detections=7)
+def test_every_road_of_several_images_keeps_their_order(request_: dict[str, Any], kind: str) -> None:
+    request = parsed(request_)
+    assert (request.envelope.kind, request.envelope.id) == (kind, None)
+    assert images_of(request) == [IMAGE, SECOND]
+
+
+def test_an_envelope_for_several_images_stays_one_with_a_single_image() -> None:
+    for request in ({"data_1": IMAGE}, body({"images": [TEXT]})):
+        assert parsed(request).envelope.kind == "several"
+    assert parsed(body({"instances": [{"b64": TEXT}]})).envelope.kind == "v1"
+
+
+def test_the_id_of_a_v2_request_comes_back() -> None:
+    inputs = [{"name": "a", "shape": [1], "datatype": "BYTES", "data": [TEXT]}]
+    assert (
+        parsed(body({"id": "x-1", "inputs": inputs, "outputs": [{"name": "detections"}]})).envelope.id
+        == "x-1"
+    )
+
+
+ALL = {"score_threshold": 0.25, "max_detections": 7, "categories": [90], "mask_format": "png"}
+AS_TEXT = {
+    "score_threshold": "0.25",
+    "max_detections": "7",
+    "categories": "bl\u00e9u",
+    "mask_format": "png",
+    "output": "json",
+}
+WISHED = Wishes(score_threshold=0.25, max_detections=7, labels=frozenset([2]), mask_format="png")
 
 
 @pytest.mark.parametrize(
-    ("request_", "message"),
+    ("request_", "headers"),
     [
-        ({}, "no image: .*names seen were none"),
-        ({"\u0089PNG": b""}, "x-www-form-urlencoded.*PNG"),
-        ({"body": IMAGE, "data": IMAGE}, "both a body and a field"),
-        ({"body": b'{"image": '}, "not valid JSON"),
-        ({"body": b"[1]"}, "not an object"),
-        ({"body": ["a"]}, "not an object"),
-        ({"body": b'{"picture": ""}'}, 'no "image"'),
-        ({"body": b'{"image": 7}'}, '"image" is 7; a string'),
-        ({"body": b'{"image": "aG%k="}'}, "not valid base64"),
-        ({"body": b'{"image": "aGk"}'}, "not valid base64"),
-        ({"body": '{"image": "caf\u00e9"}'}, "not valid base64"),
-        ({"body": b"{" * 100_000}, "not valid JSON"),
-        ({"body": b"[" * 100_000}, "not valid JSON"),
-        ({"body": "\x89PNG"}, "came as text"),
-        ({"data": IMAGE, "treshold": b"1"}, "unknown parameter 'treshold'; known are score_threshold"),
-        ({"body": {"image": TEXT, "max_detections": 7}, "max_detections": b"7"}, "given twice"),
-        ({"body": {"image": TEXT, "images": []}}, "unknown parameter 'images'"),
+        ({"data": IMAGE, **{name: value.encode() for name, value in AS_TEXT.items()}}, {}),
+        ({"data": IMAGE, **{name: bytearray(value.encode()) for name, value in AS_TEXT.items()}}, {}),
+        ({"body": IMAGE, **AS_TEXT}, {}),
+        (body({"image": TEXT, **ALL}), {}),
+        (body({"images": [TEXT], **ALL}), {}),
+        (body({"images": [{"image": TEXT, **ALL}]}), {}),
+        (body({"instances": [{"b64": TEXT, **ALL}]}), {}),
+        (body({"instances": [{"b64": TEXT}], "parameters": ALL}), {}),
+        (body({"inputs": [{"datatype": "BYTES", "data": [TEXT], "parameters": ALL}]}), {}),
+        (body({"inputs": [{"datatype": "BYTES", "data": [TEXT]}], "parameters": ALL}), {}),
+        ({"data_1": json.dumps({"image": TEXT, **ALL}).encode()}, {}),
+        ({"body": IMAGE}, AS_TEXT),
+        (
+            {"body": IMAGE},
+            {
+                name.replace("_", "-").title(): value.encode().decode("latin-1")
+                for name, value in AS_TEXT.items()
+            },
+        ),
+        (
+            {"body": IMAGE, "max_detections": b"7"},
+            {n: v for n, v in AS_TEXT.items() if n != "max_detections"},
+        ),
+    ],
+)
+def test_every_road_carries_the_same_parameters(request_: dict[str, Any], headers: dict[str, str]) -> None:
+    assert only(parsed(request_, headers)).wishes == WISHED
+
+
+def test_an_images_own_parameters_go_before_those_of_the_request() -> None:
+    request = parsed(
+        body({"images": [{"image": TEXT, "max_detections": 3}, TEXT_2], "max_detections": 9}),
+        {"Score-Threshold": "0.125"},
+    )
+    wishes = [one.wishes for one in request.images if isinstance(one, ImageRequest)]
+    assert [one.max_detections for one in wishes] == [3, 9]
+    assert [one.score_threshold for one in wishes] == [0.125, 0.125]
+
+
+@pytest.mark.parametrize(
+    ("request_", "headers", "message"),
+    [
+        (
+            body({"image": TEXT, "max_detections": 7}) | {"max_detections": b"7"},
+            {},
+            "in a field and in the JSON",
+        ),
+        ({"data": IMAGE, "max_detections": b"7"}, {"max-detections": "7"}, "'max-detections' and in a field"),
+        (
+            {"body": IMAGE},
+            {"max-detections": "7", "Max_Detections": "7"},
+            "'max-detections' and in the header 'Max_Detections'",
+        ),
+        (
+            body({"instances": [TEXT], "parameters": {"output": "json"}}),
+            {"Output": "json"},
+            "the header 'Output' and in \"parameters\"",
+        ),
+    ],
+)
+def test_a_parameter_on_two_roads_is_refused_with_both(
+    request_: dict[str, Any], headers: dict[str, str], message: str
+) -> None:
+    error = refused(request_, headers)
+    assert "given twice" in error.message and message in error.message
+
+
+def test_headers_that_are_no_parameters_and_parts_content_types_are_left_alone() -> None:
+    headers = {
+        "score_threshold": {"content-type": ""},
+        "data": {"content-type": "image/png"},
+        "X-Score-Threshold": "9",
+        "explain": "False",
+        "url_path": "",
+        "describe": "True",
+    }
+    assert only(parsed({"data": IMAGE, "score_threshold": b"0.25"}, headers)).wishes.score_threshold == 0.25
+
+
+INPUT = {"name": "a", "shape": [1], "datatype": "BYTES", "data": [TEXT]}
+
+
+@pytest.mark.parametrize(
+    ("request_", "headers", "message"),
+    [
+        ({}, {}, "no image: .*fields seen were none"),
+        ({"score_threshold": b"1"}, {}, "no image.*seen were 'score_threshold'"),
+        (
+            {"\u0089PNG": b""},
+            {"Content-Type": "application/x-www-form-urlencoded"},
+            "x-www-form-urlencoded.*curl -T",
+        ),
+        ({}, FORM, "form has no field.*cut off"),
+        (
+            {"body": b"--x\r\n"},
+            {"Content-Type": "Multipart/Form-Data; boundary=x"},
+            "'Multipart.*small letters",
+        ),
+        (
+            {"body": b"--x\r\n"},
+            {"Content-Type": "multipart/form-data"},
+            "'multipart/form-data', which is not",
+        ),
+        ({"body": IMAGE, "data": IMAGE}, {}, "both a body and a field 'data'"),
+        ({"body": IMAGE, "data_2": IMAGE}, {}, "both a body and a field 'data_2'"),
+        ({"data_1": IMAGE, "data01": IMAGE}, {}, "'data_1' and 'data01' have the same number"),
+        ({"body": b""}, {}, "the body is empty"),
+        ({"body": b""}, {"Content-Type": "application/json"}, "the body is empty"),
+        ({"data": b""}, {}, "the field 'data' is empty"),
+        ({"body": b'{"image": '}, {}, "the body is not valid JSON"),
+        ({"body": b'{"image": "\xff"}'}, {}, "not valid JSON: it is not utf-8 at byte 11"),
+        ({"body": IMAGE}, {"Content-Type": "application/json; charset=utf-8"}, "not valid JSON"),
+        ({"body": b"[1]"}, {}, "not an object: \\[1\\]"),
+        ({"body": ["a"]}, {}, "not an object"),
+        ({"body": b"{" * 99_000}, {}, "not valid JSON"),
+        ({"body": b'{"image":' + b"[" * 99_000}, {}, "not valid JSON: too many levels"),
+        ({"body": b'{"images": [' + b"1," * 100_000 + b"1]}"}, {}, "JSON of 100003 parts; at most 100000"),
+        ({"body": b'{"image": "", "image": ""}'}, {}, "key 'image' is there twice"),
+        ({"body": b'{"images": [{"image": 1, "image": 2}]}'}, {}, "key 'image' is there twice"),
+        ({"body": b'{"image": "", "score_threshold": NaN}'}, {}, "NaN is no number in JSON"),
+        ({"body": b'{"image": "", "score_threshold": -Infinity}'}, {}, "-Infinity is no number"),
+        ({"body": b'{"max_detections": ' + b"9" * 5000 + b"}"}, {}, "a number of 5000 digits"),
+        (body({"picture": ""}), {}, "has no \"image\"; exactly one of .*seen were 'picture'"),
+        (body({}), {}, "seen were nothing"),
+        (body({"image": TEXT, "images": []}), {}, 'has "image" and "images"; exactly one'),
+        (body({"image": 7}), {}, '"image" is 7; text in base64'),
+        (body({"image": {"b64": TEXT, "x": 1}}), {}, '"image" is {.*; text in base64'),
+        (body({"image": "aG%k="}), {}, "\"image\" is not valid base64 \\('aG%k='\\)"),
+        (body({"image": "aGk"}), {}, "not valid base64"),
+        (body({"image": "caf\u00e9"}), {}, "not valid base64"),
+        (body({"image": "data:image/png," + TEXT}), {}, "data URL without ';base64,': 'data:image/png'"),
+        (body({"image": TEXT, "mask_formt": 1}), {}, "'mask_formt'; did you mean mask_format"),
+        (body({"image": "data:;base64"}), {}, "data URL without"),
+        (body({"image": ""}), {}, '"image" is empty'),
+        (body({"image": "https://example.org/a.jpg"}), {}, "is an address \\('https.*none is fetched"),
+        (body({"image": "file:///etc/passwd"}), {}, "is an address"),
+        ({"body": b"http://example.org/a.jpg"}, {}, "the body is an address"),
+        ({"body": "\x89PNG"}, {}, "came as text"),
+        ({"data": None}, {}, "came as text"),
+        ({"data": IMAGE, "treshold": b"1"}, {}, "unknown parameter 'treshold'; did you mean score_threshold"),
+        ({"data": IMAGE, "Max-Detections": b"1"}, {}, "did you mean max_detections"),
+        ({"data": IMAGE, "": b"1"}, {}, "unknown parameter ''; known are data, score_threshold"),
+        (
+            body({"image": TEXT, "scores": 1}),
+            {},
+            "unknown parameter in the JSON 'scores'; known are image, score_th",
+        ),
+        (body({"images": []}), {}, '"images" is an empty list'),
+        (body({"images": TEXT}), {}, '"images" is .*; a list is expected'),
+        (body({"instances": {}}), {}, '"instances" is {}; a list is expected'),
+        (
+            body({"instances": [TEXT], "max_detections": 3}),
+            {},
+            'beside "instances"; put it into "parameters"',
+        ),
+        (body({"instances": [TEXT], "signature_name": ""}), {}, "unknown key in the JSON 'signature_name'"),
+        (body({"instances": [TEXT], "parameters": 3}), {}, '"parameters" is 3; an object'),
+        (body({"inputs": [INPUT], "max_detections": 3}), {}, 'beside "inputs"; put it into'),
+        (body({"inputs": [7]}), {}, "inputs\\[0\\] is 7; an object"),
+        (
+            body({"inputs": [INPUT | {"datatype": "UINT8"}]}),
+            {},
+            "datatype of inputs\\[0\\] is 'UINT8'; \"BYTES\"",
+        ),
+        (body({"inputs": [INPUT | {"shape": [2]}]}), {}, "shape of inputs\\[0\\] is \\[2\\].*has 1 elements"),
+        (body({"inputs": [INPUT | {"shape": [1.0]}]}), {}, "shape of inputs\\[0\\]"),
+        (body({"inputs": [INPUT | {"shape": [10**6] * 9}]}), {}, "shape of inputs\\[0\\]"),
+        (body({"inputs": [INPUT | {"data": TEXT}]}), {}, '"data" of inputs\\[0\\] is .*; a list'),
+        (body({"inputs": [INPUT | {"data": [], "shape": [0]}]}), {}, '"inputs" has no image'),
+        (body({"inputs": [INPUT | {"dat": 1}]}), {}, "unknown key in inputs\\[0\\] 'dat'; did you mean data"),
+        (body({"inputs": [INPUT], "id": 7}), {}, '"id" is 7; text'),
+        (body({"inputs": [INPUT], "id": "x" * 300}), {}, '"id" is .*at most 256'),
+        (body({"inputs": [INPUT], "outputs": [{"name": "boxes"}]}), {}, '"outputs" has .*the only output is'),
+        ({"body": b"abc"}, {"Content-Encoding": "gzip"}, "Content-Encoding is gzip, but the body is not"),
+        ({"body": gzip.compress(IMAGE)[:-3]}, {"Content-Encoding": "gzip"}, "not one complete gzip stream"),
+        ({"body": gzip.compress(IMAGE) + b"x"}, {"Content-Encoding": "gzip"}, "not one complete gzip stream"),
+        ({"body": IMAGE}, {"Content-Encoding": "br"}, "Content-Encoding is 'br'; gzip is read"),
     ],
 )
 def test_a_request_that_cannot_be_understood_is_refused_with_the_reason(
-    request_: dict[str, Any], message: str
+    request_: dict[str, Any], headers: dict[str, str], message: str
 ) -> None:
+    error = refused(request_, headers)
+    assert error.kind is INVALID_REQUEST
     with pytest.raises(RequestError, match=message):
-        parse_request(request_, DEFAULTS)
+        raise error
+
+
+def test_one_bad_image_of_several_is_an_error_in_its_place() -> None:
+    images = [
+        TEXT,
+        "aG%k=",
+        {"image": TEXT, "score_threshold": 2},
+        {"b64": TEXT},
+        {"image": TEXT, "mask": "rle"},
+        7,
+        {"image": TEXT, "output": "overlay"},
+        TEXT_2,
+    ]
+    request = parsed(body({"images": images}), max_images=8)
+    assert images_of(request) == [IMAGE, SECOND]
+    messages = [one.message for one in request.images if isinstance(one, RequestError)]
+    wanted = [
+        "images[1] is not valid base64",
+        "score_threshold is 2 in images[2]; a number from 0 to 1",
+        "images[3] is {'b64'",
+        "unknown parameter in images[4] 'mask'",
+        "images[5] is 7; an object",
+        "output is 'overlay'",
+    ]
+    assert [isinstance(one, RequestError) for one in request.images] == [False, *[True] * 6, False]
+    for message, start in zip(messages, wanted, strict=True):
+        assert message.startswith(start)
 
 
 @pytest.mark.parametrize(
-    "value", ["", b"half", "nan", "inf", "-0.1", 1.5, True, None, [0.5], b"\xff\xfe", "9" * 999]
+    "request_",
+    [
+        {"data": IMAGE, "data_1": b"", "data_2": SECOND},
+        {"data": IMAGE, "data_1": b'{"image": 1}', "data_2": SECOND},
+        {"data": IMAGE, "data_1": b"[]", "data_2": SECOND},
+        body({"instances": [{"b64": TEXT}, {"b64": TEXT, "image": TEXT}, TEXT_2]}),
+        body({"inputs": [{"datatype": "BYTES", "data": [TEXT, None, TEXT_2]}]}),
+        body({"inputs": [INPUT, INPUT | {"parameters": {"x": 1}}, INPUT | {"data": [TEXT_2]}]}),
+    ],
 )
-def test_a_threshold_that_is_no_number_from_0_to_1_is_refused_by_name(value: object) -> None:
-    with pytest.raises(RequestError, match="score_threshold is .*; a number from 0 to 1"):
-        parse_wishes({"score_threshold": value}, DEFAULTS)
+def test_one_bad_image_costs_the_others_of_its_request_nothing(request_: dict[str, Any]) -> None:
+    request = parsed(request_)
+    assert [isinstance(one, RequestError) for one in request.images] == [False, True, False]
+    assert images_of(request) == [IMAGE, SECOND]
 
 
-@pytest.mark.parametrize("value", [0, -1, 1.5, "2.5", MAX_DETECTIONS + 1, False, "ten", "1e999", 10**400])
-def test_a_count_that_is_not_whole_or_out_of_range_is_refused_by_name(value: object) -> None:
-    with pytest.raises(
-        RequestError, match=f"max_detections is .*; a whole number from 1 to {MAX_DETECTIONS}"
+def test_a_wrong_parameter_for_all_images_is_the_requests_error() -> None:
+    assert "max_detections is 0 in the JSON" in refused(body({"images": [TEXT], "max_detections": 0})).message
+    assert "mask_format is 'x' in the header" in refused({"data_1": IMAGE}, {"Mask-Format": "x"}).message
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {f"data_{number}": IMAGE for number in range(3)},
+        body({"images": [TEXT] * 3}),
+        body({"instances": [TEXT] * 3}),
+        body({"inputs": [{"datatype": "BYTES", "data": [TEXT] * 3}]}),
+        body({"inputs": [INPUT] * 3}),
+    ],
+)
+def test_more_images_than_allowed_are_refused_and_as_many_are_not(request_: dict[str, Any]) -> None:
+    error = refused(request_, max_images=2)
+    assert error.kind is TOO_MANY_IMAGES and "3 images; at most 2" in error.message
+    assert len(parsed(request_, max_images=3).images) == 3
+
+
+def test_an_image_of_more_bytes_than_allowed_is_refused_on_every_road() -> None:
+    image = bytes(range(256))
+    text = base64.b64encode(image).decode()
+    for request in ({"body": image}, {"data": image}, body({"image": text})):
+        assert refused(request, max_image_bytes=255).kind is IMAGE_TOO_LARGE
+        assert only(parsed(request, max_image_bytes=256)).image == image
+    for request in ({"data_1": image}, body({"images": [text]}), body({"instances": [text]})):
+        (error,) = parsed(request, max_image_bytes=255).images
+        assert isinstance(error, RequestError) and error.kind is IMAGE_TOO_LARGE
+        assert "256 bytes; at most 255" in error.message
+
+
+def test_a_packed_body_is_unpacked_no_further_than_an_image_may_need() -> None:
+    bomb = gzip.compress(b" " * 1_000_000)
+    error = refused({"body": bomb}, {"Content-Encoding": "gzip"})
+    assert error.kind is IMAGE_TOO_LARGE and "unpacked body has more than" in error.message
+
+
+def test_an_overlay_is_for_one_image_sent_by_itself() -> None:
+    for request in ({"body": IMAGE, "output": b"overlay"}, body({"image": TEXT, "output": "overlay"})):
+        assert only(parsed(request)).wishes.output == "overlay"
+    for request in (
+        {"data_1": IMAGE, "output": b"overlay"},
+        body({"images": [TEXT], "output": "overlay"}),
+        body({"instances": [TEXT], "parameters": {"output": "overlay"}}),
+        body({"inputs": [INPUT], "parameters": {"output": "overlay"}}),
     ):
-        parse_wishes({"max_detections": value}, DEFAULTS)
+        assert "needs exactly one image" in refused(request).message
 
 
-def test_the_ends_of_each_range_are_allowed() -> None:
-    assert parse_wishes({"score_threshold": 0, "max_detections": 1}, DEFAULTS) == Wishes(
-        score_threshold=0.0, max_detections=1
-    )
-    assert parse_wishes({"score_threshold": "1", "max_detections": MAX_DETECTIONS}, DEFAULTS) == Wishes(
-        score_threshold=1.0, max_detections=MAX_DETECTIONS
-    )
+def test_a_form_that_the_server_kept_only_a_part_of_is_refused() -> None:
+    request = {"data": IMAGE, "score_threshold": b"0.5"}
+    long = FORM | {"Content-Length": "50000"}
+    assert "none of its fields" in refused(request, long).message
+    assert only(parsed(request, FORM | {"Content-Length": "400"})).image == IMAGE
+    assert only(parsed(request, {"Content-Length": "50000"})).image == IMAGE
 
 
-def test_every_parameter_is_a_wish() -> None:
-    assert set(PARAMETERS) == set(Wishes.__dataclass_fields__)
-
-
-names = st.sampled_from(["body", "data", "image", "score_threshold", "max_detections", "x"])
-leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary()
-values = st.recursive(
-    leaves,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=3),
-    max_leaves=5,
-)
-
-
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.dictionaries(names, values, max_size=4))
-def test_whatever_comes_is_either_understood_or_refused_in_short(request_: dict[str, Any]) -> None:
-    try:
-        wishes = parse_request(request_, DEFAULTS).wishes
-    except RequestError as error:
-        message = str(error)
-    else:
-        message = ""
-        assert 0.0 <= wishes.score_threshold <= 1.0
-    assert len(message) < 1000
+def test_a_default_that_a_request_does_not_name_stays() -> None:
+    wishes = only(parsed({"body": IMAGE, "mask_format": b"none"})).wishes
+    assert wishes == Wishes(score_threshold=0.5, max_detections=100, mask_format="none")

@@ -4,7 +4,7 @@ import io
 import json
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,11 +14,13 @@ import torch
 from PIL import Image
 
 import maskx_service
-from maskx_answer import Category, Detections
+from maskx_answer import Detections
+from maskx_categories import Category
 from maskx_model import ServedModel
 from maskx_request import Wishes
 from maskx_service import Answer, Service, usable_cores
 from maskx_settings import Limits
+from maskx_warm_up import warm_up
 from tests.served.standin import METADATA, png, scene, write_standin
 
 
@@ -39,10 +41,15 @@ class Recorder:
     categories: ClassVar = {1: Category(id=5, name="all", mask_supervised=True)}
     defaults = Wishes(score_threshold=0.5, max_detections=10)
     min_size, max_size = 64, 200
+    device = torch.device("cpu")
+
+    def device_answers(self) -> bool:
+        return True
 
     def __init__(self) -> None:
         self.images: list[np.ndarray] = []
         self.sizes: list[tuple[int, int]] = []
+        self.together: list[int] = []
 
     def predict(
         self,
@@ -51,7 +58,9 @@ class Recorder:
         sizes: Sequence[tuple[int, int]] | None = None,
     ) -> list[Detections]:
         assert sizes is not None and len(images) == len(wishes) == len(sizes)
-        self.images, self.sizes = list(images), list(sizes)
+        self.images += images
+        self.sizes += sizes
+        self.together.append(len(images))
         return [
             Detections(
                 boxes=np.array([[0, 0, width, height]], np.float32),
@@ -123,24 +132,24 @@ def test_a_batch_keeps_its_order_whichever_image_is_decoded_first() -> None:
     assert [int(image[0, 0, 0]) for image in model.images] == [20 * i for i in good]
 
 
-def read_in(monkeypatch: pytest.MonkeyPatch, together: int) -> list[threading.Thread]:
-    """Threads that read requests, filled as they do; each waits until `together` of them are at it."""
+def decoded_in(monkeypatch: pytest.MonkeyPatch, together: int) -> list[threading.Thread]:
+    """Threads that decode images, filled as they do; each waits until `together` of them are at it."""
     threads: list[threading.Thread] = []
     barrier = threading.Barrier(together)
-    read = Service._read
+    decode = Service._decode
 
-    def watched(self: Service, request: Mapping[str, Any]) -> Any:
+    def watched(self: Service, image: Any) -> Any:
         threads.append(threading.current_thread())
         barrier.wait(timeout=60)
-        return read(self, request)
+        return decode(self, image)
 
-    monkeypatch.setattr(Service, "_read", watched)
+    monkeypatch.setattr(Service, "_decode", watched)
     return threads
 
 
 def test_the_images_of_a_batch_are_decoded_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(maskx_service, "usable_cores", lambda: 3)
-    threads = read_in(monkeypatch, together=3)
+    threads = decoded_in(monkeypatch, together=3)
     service, _ = recording()
     answers = service.answer([{"body": jpeg(70, 70)}] * 6)
     assert [answer.status for answer in answers] == [200] * 6
@@ -149,7 +158,7 @@ def test_the_images_of_a_batch_are_decoded_at_the_same_time(monkeypatch: pytest.
 
 
 def test_a_request_alone_is_decoded_where_it_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    threads = read_in(monkeypatch, together=1)
+    threads = decoded_in(monkeypatch, together=1)
     service, _ = recording()
     assert [answer.status for answer in service.answer([{"body": jpeg(70, 70)}])] == [200]
     assert threads == [threading.current_thread()]
@@ -161,7 +170,7 @@ def test_there_are_as_many_decoders_as_usable_cores_and_never_more_than_eight(
     for cores, decoders in (({0}, 1), ({1, 5}, 2), (set(range(64)), 8)):
         monkeypatch.setattr(os, "sched_getaffinity", lambda pid, cores=cores: cores, raising=False)
         assert usable_cores() == len(cores)
-        assert recording()[0]._decoders._max_workers == decoders
+        assert recording()[0]._threads._max_workers == decoders
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: None)
     assert usable_cores() == 1
@@ -197,9 +206,42 @@ def test_a_bad_request_costs_its_own_caller_a_400_and_the_others_keep_order(serv
 
 def test_a_batch_of_bad_requests_alone_gives_the_network_nothing_to_do() -> None:
     service, model = recording()
-    model.sizes = [(1, 1)]
     assert [answer.status for answer in service.answer([{}, {"body": b""}])] == [400, 400]
-    assert model.images == model.sizes == []
+    assert model.together == []
+
+
+def test_no_more_images_than_allowed_are_decoded_and_computed_together() -> None:
+    service, model = recording(Limits(images_together=3))
+    bodies = [jpeg(70, 70, grey=20 * i) for i in range(8)]
+    answers = service.answer(
+        [{"data": bodies[0], "data_1": bodies[1]}, *({"body": one} for one in bodies[2:])]
+    )
+    assert [answer.status for answer in answers] == [200] * 7
+    assert model.together == [3, 3, 2]
+    assert [int(image[0, 0, 0]) for image in model.images] == [20 * i for i in range(8)]
+
+
+def test_one_bad_image_of_several_has_its_error_in_its_place_and_only_where_all_fail_the_request_has() -> (
+    None
+):
+    service, _ = recording()
+    answer, alone, none = service.answer(
+        [
+            {"data": jpeg(70, 71), "data_1": b"?", "data_2": jpeg(72, 70)},
+            {"body": json.dumps({"instances": [{"b64": ""}]}).encode()},
+            {"data": b"?", "data_1": b"??"},
+        ]
+    )
+    first, second, third = json.loads(answer.body)["results"]
+    assert (first["image"]["height"], third["image"]["width"]) == (71, 72)
+    assert second["error"]["type"] == "InvalidImage"
+    assert (answer.status, answer.kind, answer.errors, answer.images) == (200, "", ("InvalidImage",), 3)
+    assert (alone.status, none.status, none.errors) == (400, 400, ("InvalidImage", "InvalidImage"))
+    assert list(json.loads(alone.body)) == list(json.loads(none.body)) == ["error"]
+    assert (
+        "none of the 2 images can be answered; number 1: not an image"
+        in json.loads(none.body)["error"]["message"]
+    )
 
 
 def test_each_request_of_a_batch_has_its_own_wishes(service: Service) -> None:
@@ -220,8 +262,41 @@ def test_the_defaults_of_the_file_hold_where_a_request_says_nothing(service: Ser
 def test_limits_are_those_of_the_settings(model: ServedModel) -> None:
     service = Service(model, Limits(max_side=30), name="m", version="1")
     small, large = service.answer([{"body": png(scene(width=30, height=30))}, {"body": png(scene(width=31))}])
-    assert small.status == 200 and large.status == 400
+    assert small.status == 200 and (large.status, large.kind) == (400, "ImageTooLarge")
     assert "31 x 30" in json.loads(large.body)["error"]["message"]
+    image = png(scene())
+    few = Service(model, Limits(max_images=1), name="m", version="1")
+    assert few.answer([{"data": image, "data_1": image}])[0].kind == "TooManyImages"
+    short = Service(model, Limits(max_image_bytes=len(image) - 1), name="m", version="1")
+    assert short.answer([{"data": image}])[0].kind == "ImageTooLarge"
+
+
+def test_what_fails_while_an_image_is_decoded_or_its_answer_written_costs_that_image_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nothing is known to do this; if something does, it stays with one caller, and tells nothing of the inside."""
+    good, bad = {"body": jpeg(70, 70)}, {"body": jpeg(75, 70)}
+    for name in ("decode_to_fit", "image_content"):
+        real = getattr(maskx_service, name)
+
+        def failing(*args: Any, real: Any = real, **options: Any) -> Any:
+            if args[0] == bad["body"] or options.get("width") == 75:
+                raise ZeroDivisionError("a secret of the inside")
+            return real(*args, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(maskx_service, name, failing)
+            answers = recording()[0].answer([good, bad, good])
+        assert [answer.kind for answer in answers] == ["", "InternalError", ""]
+        assert answers[1].status == 500 and b"secret" not in answers[1].body
+
+
+def test_an_answer_says_how_many_images_and_detections_it_has_and_how_long_its_batch_took() -> None:
+    service, _ = recording()
+    one, two = service.answer([{"body": jpeg(70, 70)}, {"data": jpeg(70, 70), "data_1": jpeg(70, 70)}])
+    assert [(answer.images, answer.detections) for answer in (one, two)] == [(1, 1), (2, 2)]
+    assert one.timings is two.timings
+    assert min(one.timings.decode, one.timings.forward, one.timings.encode) > 0
 
 
 def test_an_answer_above_the_limit_is_refused_rather_than_killing_the_worker(model: ServedModel) -> None:
@@ -247,6 +322,70 @@ def test_an_image_turned_by_exif_is_answered_in_upright_pixels(service: Service)
     answer = json.loads(service.answer([{"body": file.getvalue()}])[0].body)
     assert answer["image"] == {"height": 30, "width": 40}
     assert answer["detections"][0]["bbox"] == [25, 5, 10, 8]
+
+
+def test_the_network_is_asked_for_the_categories_and_the_masks_wished_for_and_no_more(
+    service: Service, model: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Any, ...]] = []
+    module = model._module
+
+    def watched(*given: Any) -> Any:
+        asked.append(given)
+        return module(*given)
+
+    monkeypatch.setattr(model, "_module", watched)
+    body = png(scene(red=(1, 1, 5, 5), green=(10, 10, 5, 5), blue=(20, 10, 6, 6)))
+    some = {"body": body, "categories": b"90,red", "mask_format": b"none"}
+    answers = [json.loads(one.body)["detections"] for one in service.answer([some, {"body": body}])]
+    class_mask, with_masks = asked[0][4:]
+    assert class_mask.tolist() == [[False, True, False, True], [True] * 4]
+    assert with_masks.tolist() == [False, True]
+    assert [[one["category"] for one in found] for found in answers] == [
+        ["red", "bleu é"],
+        ["red", "green", "bleu é"],
+    ]
+    assert [["segmentation" in one for one in found] for found in answers] == [[False] * 2, [True] * 3]
+
+
+def test_an_overlay_is_a_picture_of_the_answer_and_its_errors_are_errors_like_all(
+    service: Service, model: ServedModel
+) -> None:
+    body = png(scene(width=800, height=600, red=(100, 100, 500, 300)))
+    (drawn,) = service.answer([{"body": body, "output": "overlay", "mask_format": "none"}])
+    assert (drawn.status, drawn.content_type) == (200, "image/png")
+    with Image.open(io.BytesIO(drawn.body)) as picture:
+        assert picture.format == "PNG" and picture.size == (800, 600)
+    assert service.answer([{"body": body}])[0].content_type == "application/json"
+    small = Service(model, Limits(max_answer_bytes=100), name="m", version="1")
+    assert small.answer([{"body": body, "output": "overlay"}])[0].kind == "AnswerTooLarge"
+    assert service.answer([{"body": b"?", "output": "overlay"}])[0].content_type == "application/json"
+
+
+def test_the_service_is_warmed_up_through_all_that_answers_a_request_and_in_the_threads_that_decode(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[tuple[str, str]] = []
+    encode = Service._encode
+
+    def watched(self: Service, work: Any) -> Any:
+        seen.append((work[0][1].mask_format, work[0][1].output))
+        return encode(self, work)
+
+    monkeypatch.setattr(Service, "_encode", watched)
+    service, model = recording()
+    warm_up(service)
+    assert set(seen) == {("polygon", "json"), ("png", "json"), ("rle", "overlay")}
+    assert model.together[0] == 2 and len(service._threads._threads) >= 1
+    assert [height > width for height, width in model.sizes[:2]] == [False, True]
+
+
+def test_a_model_that_fails_while_it_is_warmed_up_is_not_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    service, model = recording()
+    monkeypatch.setattr(model, "predict", lambda *arguments: 1 / 0)
+    with pytest.raises(ValueError, match="the model cannot be warmed up: .*InternalError"):
+        warm_up(service)
+    warm_up(recording(Limits(max_side=64))[0])  # refused by a limit: no failure
 
 
 def test_warm_up_runs_the_network_with_masks_and_every_detection(

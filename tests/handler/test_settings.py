@@ -17,10 +17,11 @@ def test_the_shipped_configuration_is_accepted_and_says_what_the_defaults_are(ro
     assert settings.limits == Limits()
 
 
-def test_the_shipped_answer_limit_stays_below_the_one_that_kills_the_worker(root: Path) -> None:
+def test_the_shipped_limits_on_bytes_stay_below_those_of_the_server(root: Path) -> None:
     lines = (root / "serve_config" / "config.properties").read_text().splitlines()
     properties = dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
     assert Limits().max_answer_bytes < int(properties["max_response_size"])
+    assert Limits().max_image_bytes < int(properties["max_request_size"])
 
 
 def test_no_configuration_gives_the_defaults() -> None:
@@ -29,8 +30,8 @@ def test_no_configuration_gives_the_defaults() -> None:
 
 
 def test_the_own_section_sets_the_limits() -> None:
-    limits = read_settings({"deviceType": "cpu", "maskx": {"max_side": 100}}).limits
-    assert limits == Limits(max_side=100)
+    limits = read_settings({"deviceType": "cpu", "maskx": {"max_side": 100, "max_images": 1}}).limits
+    assert limits == Limits(max_side=100, max_images=1)
 
 
 @pytest.mark.parametrize(
@@ -45,6 +46,8 @@ def test_the_own_section_sets_the_limits() -> None:
         ({"batchSize": True}, "batchSize is True"),
         ({"maskx": {"max_pixel": 1}}, "section maskx: unknown key 'max_pixel'; did you mean max_pixels?"),
         ({"maskx": {"max_pixels": -1}}, "maskx.max_pixels is -1"),
+        ({"maskx": {"max_image": 3}}, "unknown key 'max_image'; did you mean max_images?"),
+        ({"maskx": {"images_together": 0}}, "maskx.images_together is 0; a whole number of at least 1"),
         ({"maskx": 3}, "maskx is 3; a section"),
     ],
 )

@@ -1,0 +1,79 @@
+"""Images through the network together, so that what fails costs only the image that made it fail.
+
+Knows nothing of the server.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from maskx_answer import Detections
+from maskx_errors import INTERNAL, OUT_OF_MEMORY, MaskxError
+from maskx_faults import is_lost_device, is_out_of_memory
+from maskx_image import DecodedImage
+from maskx_model import ServedModel
+from maskx_parameters import Wishes
+
+logger = logging.getLogger(__name__)
+
+
+class DeviceLost(Exception):
+    """The device computes no more for this process, which must be ended and started again."""
+
+
+def predict_each(
+    model: ServedModel, images: Sequence[DecodedImage], wishes: Sequence[Wishes]
+) -> list[Detections | MaskxError]:
+    """Detections of each image, in order, or the error in its place.
+
+    Where there is no memory for all of them, each half is tried by itself, down to one image. Where the network fails
+    in another way, each is tried by itself, and the one that fails alone is the one at fault.
+
+    Args:
+        images: at most as many as may be computed at once.
+        wishes: one for each image.
+
+    Raises:
+        DeviceLost: nothing can be computed any more.
+    """
+    try:
+        found: list[Detections | MaskxError] = []
+        found += model.predict(
+            [image.pixels for image in images], wishes, [(image.height, image.width) for image in images]
+        )
+        return found
+    except Exception as error:  # PyTorch has no narrower class for all that a network can raise
+        out_of_memory = is_out_of_memory(error)
+        if is_lost_device(error) or not (out_of_memory or model.device_answers()):
+            logger.exception("the device %s is lost", model.device)
+            raise DeviceLost from error
+        if len(images) == 1:
+            return [_alone(error, images[0])]
+        logger.warning(
+            "%d images failed together, and are tried again: %s", len(images), type(error).__name__
+        )
+    # Out of the except block: the exception holds the tensors that the memory is wanted for.
+    if out_of_memory:
+        model.free_memory()
+        middle = len(images) // 2
+        parts = [slice(0, middle), slice(middle, None)]
+    else:
+        parts = [slice(i, i + 1) for i in range(len(images))]
+    return [one for part in parts for one in predict_each(model, images[part], wishes[part])]
+
+
+def _alone(error: Exception, image: DecodedImage) -> MaskxError:
+    size = f"{image.height} x {image.width} pixels, {image.pixels.shape[:2]} of them decoded"
+    if is_out_of_memory(error):
+        logger.error("out of memory for one image of %s", size)
+        return MaskxError(
+            OUT_OF_MEMORY,
+            "there is no memory for this image on the server's device, even alone; ask again, send the image smaller, "
+            "or lower max_detections",
+        )
+    logger.error("the network failed on an image of %s", size, exc_info=error)
+    return MaskxError(
+        INTERNAL,
+        "the network failed on this image; if it does again, whoever runs the server finds why in its log",
+    )
