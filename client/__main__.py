@@ -1,124 +1,247 @@
-"""Sends an image to the server, prints what it detected, and draws it.
+"""Sends images to the server: one becomes a table and an overlay, many become COCO results.
 
-python -m client photo.jpg --out overlay.png
+python -m client photo.jpg --overlay overlay.png
+python -m client photos/ --coco results.json --overlays drawn/
 """
 
 from __future__ import annotations
 
 import argparse
-import io
+import asyncio
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from client.batch import Outcome, run
+from client.coco import images_list_of, write_coco
+from client.core import AsyncClient, Wishes
+from client.errors import ServerRefused, ServerUnreachable, TimedOut
+from client.files import ImageFile, find_images, identified, image_ids, numbered
+from client.images import upright
+from client.journal import Journal
+from client.prediction import parsed, prediction_of
+from client.report import table
+from client.retry import Retries
+from client.sync import Client
+from client.transport import DEFAULT_URL, TOKEN_VARIABLE
 
-from client.draw import draw_detections
-from client.errors import ServerRefused, ServerUnreachable
-from client.rest import DEFAULT_URL, RestClient
-
-
-def table(answer: Mapping[str, Any]) -> str:
-    """The detections of an answer as aligned columns, a line each, and what they are about."""
-    image, model = answer["image"], answer["model"]
-    about = (
-        f"{len(answer['detections'])} detections in {image['width']} x {image['height']} pixels, by {model['name']} "
-        f"{model['version']}"
-    )
-    head = ("category", "score", "x", "y", "width", "height", "area", "mask")
-    rows = [head]
-    for one in answer["detections"]:
-        box = [f"{value:.1f}" for value in one["bbox"]]
-        learned = "supervised" if one["mask_supervised"] else "transferred*"
-        rows.append((one["category"], f"{one['score']:.3f}", *box, str(one["area"]), learned))
-    if len(rows) == 1:
-        return about
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    left = (0, len(head) - 1)
-    lines = [
-        "  ".join(
-            text.ljust(width) if column in left else text.rjust(width)
-            for column, (text, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-    if any(not one["mask_supervised"] for one in answer["detections"]):
-        lines.append("* the class never had a mask in training")
-    return "\n".join([*lines, about])
-
-
-def opened(data: bytes) -> Image.Image:
-    """The image as it is drawn on: upright, 8 bits; raises ValueError where this machine cannot read it."""
-    try:
-        image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
-        if image.mode.startswith("I"):  # 16 bits, which Pillow would cut off rather than scale
-            image = image.point(lambda value: value / 257).convert("L")
-        return image.convert("RGB")
-    except (UnidentifiedImageError, OSError, ValueError) as error:
-        raise ValueError(
-            f"the overlay cannot be drawn, for the image cannot be read here: {error}"
-        ) from error
-
-
-def predict(options: argparse.Namespace, data: bytes) -> bytes:
-    """The answer's body, over the protocol that was asked for."""
-    wishes = {"score_threshold": options.score_threshold, "max_detections": options.max_detections}
-    parameters = {name: value for name, value in wishes.items() if value is not None}
-    if options.grpc is None:
-        client = RestClient(options.url, model=options.model, token=options.token, timeout=options.timeout)
-        return client.predict(data, parameters)
-    # only who asks for gRPC needs its packages and the generated code
-    from client.grpc_client import GrpcClient
-
-    with GrpcClient(
-        options.grpc, model=options.model, token=options.token, timeout=options.timeout
-    ) as remote:
-        return remote.predict(data, parameters)
+INTERRUPTED = 130
+FAILED_SHOWN = 20
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status: 0 answered, 1 refused by the server, 2 not asked or not reached."""
-    parser = argparse.ArgumentParser(prog="python -m client", description=__doc__.split("\n")[0])
-    parser.add_argument("image", type=Path, help="JPEG, PNG, WebP, TIFF, BMP, GIF, ...")
-    parser.add_argument("--out", type=Path, help="writes the image with the detections drawn on it")
-    parser.add_argument(
-        "--json", action="store_true", help="prints the answer as it came, in place of the table"
-    )
-    parser.add_argument("--url", default=DEFAULT_URL, help="the server's REST address (default: %(default)s)")
-    parser.add_argument(
-        "--grpc", metavar="HOST:PORT", help="asks over gRPC, at this address (make serve: 127.0.0.1:7070)"
-    )
-    parser.add_argument("--score-threshold", metavar="0..1", help="leaves out detections of a lower score")
-    parser.add_argument("--max-detections", metavar="N", help="at most so many, the best first")
-    parser.add_argument(
-        "--model", default="maskx", help="the model's name on the server (default: %(default)s)"
-    )
-    parser.add_argument("--token", default="", help="for a server that asks for one")
-    parser.add_argument(
-        "--timeout", type=float, default=120.0, help="seconds an answer may take (default: %(default)s)"
-    )
-    options = parser.parse_args(arguments)
-    if not options.image.is_file():
-        print(f"error: there is no file {options.image}", file=sys.stderr)
-        return 2
+    """Command line; returns the exit status: 0 all answered, 1 refused (one file or more), 2 not asked or not reached.
+
+    130 where it was interrupted; the same command then goes on.
+    """
+    options = _parser().parse_args(arguments)
     try:
-        data = options.image.read_bytes()
-        body = predict(options, data)
-        answer = json.loads(body)
-        print(body.decode() if options.json else table(answer))
-        if options.out is not None:
-            drawn = draw_detections(opened(data), answer["detections"], legend=True)
-            drawn.save(options.out)
-            print(f"drawn: {options.out}", file=sys.stderr if options.json else sys.stdout)
+        found = find_images(options.images_or_folders)
+        many = options.coco is not None or options.overlays is not None
+        if many:
+            return _many(options, found)
+        if options.images is not None:
+            raise ValueError(
+                "--images gives the ids of --coco; name a file for the results: --coco results.json"
+            )
+        if len(found) > 1 and options.overlay is not None:
+            raise ValueError(f"--overlay is for one image, {len(found)} were given; take --overlays FOLDER")
+        if len(found) > 1 and not options.json:
+            raise ValueError(
+                f"{len(found)} images were given; say what to make of them: --coco results.json, --overlays FOLDER or "
+                "--json"
+            )
+        return _each(options, found)
     except ServerRefused as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except (ServerUnreachable, ValueError, OSError, ImportError) as error:
+    except (ServerUnreachable, TimedOut, ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0
+    except KeyboardInterrupt:
+        print("interrupted; with --coco or --overlays the same command goes on", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _each(options: argparse.Namespace, found: Sequence[tuple[Path, str]]) -> int:
+    """One image after the other: a table, or a line of JSON; the overlay of a single one."""
+    wishes = _wishes(options)
+    status = 0
+    with Client(**_connection(options, attempts=4)) as client:
+        for path, name in found:
+            try:
+                data = path.read_bytes()
+                body = client.raw([data], wishes)
+                content = parsed(body)
+                prediction = prediction_of(content, content.get("model", {}))
+            except ServerRefused as error:
+                if len(found) == 1:
+                    raise
+                print(f"error: {name}: {error}", file=sys.stderr)
+                status = 1
+                continue
+            if not options.json:
+                print(table(prediction))
+            elif len(found) == 1:
+                print(body.decode())
+            else:
+                print(json.dumps({"file_name": name, **content}, separators=(",", ":")))
+            if options.overlay is not None:
+                prediction.overlay(upright(data)).save(options.overlay)
+                print(f"drawn: {options.overlay}", file=sys.stderr if options.json else sys.stdout)
+    return status
+
+
+def _many(options: argparse.Namespace, found: Sequence[tuple[Path, str]]) -> int:
+    """Files and folders -> COCO results, overlays, or both."""
+    if options.json or options.overlay is not None:
+        raise ValueError("--coco and --overlays are for many images, --overlay and --json for looking at one")
+    if options.images is not None and options.coco is None:
+        raise ValueError("--images gives the ids of --coco; name a file for the results: --coco results.json")
+    if options.coco is not None and options.mask_format == "png":
+        raise ValueError("COCO knows no masks as PNG; with --coco the mask format is rle, polygon or none")
+    images = numbered(found)
+    if options.images is not None:
+        images = identified(found, image_ids(options.images), options.images)
+    wishes = _wishes(options)
+    output: Path = options.coco or options.overlays
+    output.parent.mkdir(parents=True, exist_ok=True)
+    asked = {"model": options.model, "version": options.version, "parameters": wishes}
+    with Journal(output.with_name(output.name + ".journal"), asked) as journal:
+
+        async def ask() -> Outcome:
+            async with AsyncClient(**_connection(options, attempts=Retries().attempts)) as client:
+                return await run(
+                    client, images, wishes, journal, jobs=options.jobs, overlays=options.overlays
+                )
+
+        outcome = asyncio.run(ask())
+        before = f", {outcome.kept} of them in an earlier run" if outcome.kept else ""
+        print(f"{outcome.answered + outcome.kept} of {len(images)} images answered{before}")
+        if outcome.stopped is not None:
+            print(f"error: {outcome.stopped}", file=sys.stderr)
+            print(f"the answers are kept in {journal.path}; the same command goes on", file=sys.stderr)
+            return 2
+        status = _finish(options, images, journal, outcome.failed)
+    if status == 0:
+        journal.path.unlink()
+    return status
+
+
+def _finish(
+    options: argparse.Namespace, images: list[ImageFile], journal: Journal, failed: dict[str, str]
+) -> int:
+    if options.coco is not None:
+        detections = write_coco(options.coco, journal.answers(images))
+        print(f"written: {options.coco} ({detections} detections) and {images_list_of(options.coco)}")
+    if options.overlays is not None:
+        print(f"drawn: {options.overlays}")
+    if not failed:
+        return 0
+    print(f"{len(failed)} failed; the same command tries them again:", file=sys.stderr)
+    for name, reason in sorted(failed.items())[:FAILED_SHOWN]:
+        print(f"  {name}: {reason}", file=sys.stderr)
+    if len(failed) > FAILED_SHOWN:
+        print(f"  and {len(failed) - FAILED_SHOWN} more", file=sys.stderr)
+    return 1
+
+
+def _connection(options: argparse.Namespace, *, attempts: int) -> dict[str, Any]:
+    """Arguments of the client. A single image is not asked for as long as one of many, for somebody is waiting."""
+    return {
+        "url": options.url if options.grpc is None else f"grpc://{options.grpc}",
+        "model": options.model,
+        "version": options.version,
+        "token": options.token,
+        "ca": options.ca,
+        "timeout": options.timeout,
+        "deadline": options.deadline,
+        "retries": Retries(attempts=attempts if options.retries is None else options.retries + 1),
+    }
+
+
+def _wishes(options: argparse.Namespace) -> Wishes:
+    wishes: Wishes = {
+        "score_threshold": options.score_threshold,
+        "max_detections": options.max_detections,
+        "categories": options.categories,
+        "mask_format": options.mask_format,
+    }
+    return wishes
+
+
+def _parser() -> argparse.ArgumentParser:
+    first, *examples = (__doc__ or "").split("\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m client",
+        description=first,
+        epilog="\n".join(examples),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "images_or_folders",
+        nargs="+",
+        metavar="IMAGE",
+        help="JPEG, PNG, WebP, TIFF, BMP, GIF; a folder, with all below; or a pattern, 'photos/*.jpg'",
+    )
+    output = parser.add_argument_group("what comes out")
+    output.add_argument(
+        "--overlay", "--out", type=Path, metavar="PNG", help="the image with the detections drawn on it"
+    )
+    output.add_argument(
+        "--json", action="store_true", help="the answer as it came; a line for each of several"
+    )
+    output.add_argument(
+        "--coco", type=Path, metavar="FILE", help="COCO results of all images, and their list beside"
+    )
+    output.add_argument(
+        "--images", type=Path, metavar="FILE", help="a COCO file whose ids --coco takes, by file name"
+    )
+    output.add_argument("--overlays", type=Path, metavar="FOLDER", help="an overlay of every image")
+    wishes = parser.add_argument_group("what is asked for (else the server's defaults)")
+    wishes.add_argument("--score-threshold", metavar="0..1", help="leaves out detections of a lower score")
+    wishes.add_argument("--max-detections", metavar="N", help="at most so many, the best first")
+    wishes.add_argument("--categories", metavar="NAMES", help="only these; names or ids with commas between")
+    wishes.add_argument("--mask-format", choices=("rle", "polygon", "png", "none"), help="form of the masks")
+    server = parser.add_argument_group("whom is asked")
+    server.add_argument(
+        "--url",
+        default=DEFAULT_URL,
+        help="http(s)://host:port or grpc(s)://host:port (default: %(default)s)",
+    )
+    server.add_argument(
+        "--grpc", metavar="HOST:PORT", help="short for --url grpc://HOST:PORT (127.0.0.1:7070)"
+    )
+    server.add_argument(
+        "--model", default="maskx", help="the model's name on the server (default: %(default)s)"
+    )
+    server.add_argument("--version", default="", help="the model's version (default: the server's)")
+    server.add_argument("--token", help=f"for a server that asks for one (default: ${TOKEN_VARIABLE})")
+    server.add_argument("--ca", type=Path, metavar="PEM", help="authority of the server's certificate")
+    server.add_argument(
+        "--timeout", type=float, default=120.0, help="seconds of an attempt (default: %(default)s)"
+    )
+    server.add_argument(
+        "--deadline",
+        type=float,
+        default=300.0,
+        help="seconds of all attempts at an image (default: %(default)s)",
+    )
+    server.add_argument(
+        "--retries", type=int, metavar="N", help="further attempts (default: 3; 9 for many images)"
+    )
+    server.add_argument(
+        "--jobs", type=_jobs, default=4, metavar="N", help="requests at a time (default: %(default)s)"
+    )
+    return parser
+
+
+def _jobs(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 256):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to 256")
+    return int(text)
 
 
 if __name__ == "__main__":

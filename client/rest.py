@@ -1,4 +1,4 @@
-"""The served model over REST."""
+"""The served model over REST, plainly: one attempt, and the answer's bytes. `Client` asks again and returns values."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import urllib.parse
 import uuid
 from collections.abc import Mapping
 
-from client.errors import ServerRefused, error_in, unreachable
-
-DEFAULT_URL = "http://127.0.0.1:8080"
+from client.errors import error_in, refused, unreachable
+from client.transport import DEFAULT_URL
 
 
 class RestClient:
@@ -40,7 +39,7 @@ class RestClient:
 
         Args:
             image: JPEG, PNG, ...
-            parameters: `score_threshold`, `max_detections`; None or an empty mapping for the server's defaults.
+            parameters: those of `Wishes` (client/core.py) and `output`; None or none for the server's defaults.
 
         Raises:
             ServerRefused: the server answered with an error.
@@ -55,7 +54,7 @@ class RestClient:
             text = answer[:300].decode(errors="replace") or http.client.responses.get(
                 status, "no reason given"
             )
-            raise error_in(answer) or ServerRefused(status, "HTTP", text)
+            raise error_in(answer) or refused(status, "HTTP", text)
         return answer
 
     def _post(self, body: bytes, headers: Mapping[str, str]) -> tuple[int, bytes]:

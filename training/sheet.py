@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from client.draw import LEGEND, draw_detections
+from handler.maskx_draw import LEGEND, draw_detections
 from model.classes import ClassTable
 from training.coco import read_picture
 from training.coco_results import GroundTruth
@@ -83,7 +83,7 @@ def write_sheet(
     """Write a PNG with `count` images, two to a row, each as ground truth beside what was predicted.
 
     Drawn are predictions of at least the threshold. Objects of set B, whose masks training never saw, are
-    marked as everywhere (`client.draw`).
+    marked as everywhere (`handler.maskx_draw`).
     """
     pairs = []
     for image_id in sheet_images(truth, count):

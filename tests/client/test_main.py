@@ -1,6 +1,7 @@
-"""The command line of the client, with a server that is not there or answers a fixed text."""
+"""The command line of the client for one image, against a server that answers a fixed text or fails."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,31 +10,25 @@ import pytest
 from PIL import Image
 
 from client import __main__ as command
-from client.errors import ServerRefused
+from client.images import upright
+from client.prediction import Prediction, prediction_of
+from client.report import table
+from tests.client.faulty import ANSWER as ONE_FOUND
+from tests.client.faulty import DETECTION, Faulty, Step, error, over_grpc, rest
 
-ANSWER: dict[str, Any] = {
-    "model": {"name": "maskx", "version": "1.0"},
-    "image": {"height": 30, "width": 40},
-    "detections": [
-        {
-            "category_id": 1,
-            "category": "red disc",
-            "bbox": [1.0, 2.25, 10.0, 5.5],
-            "score": 0.98765,
-            "area": 40,
-            "mask_supervised": True,
-            "segmentation": {"size": [30, 40], "counts": [60, 10, 1130]},
-        },
-        {
-            "category_id": 2,
-            "category": "o",
-            "bbox": [0.0, 0.0, 40.0, 30.0],
-            "score": 0.5,
-            "area": 1200,
-            "mask_supervised": False,
-        },
-    ],
+TRANSFERRED = {
+    "category_id": 2,
+    "category": "o",
+    "bbox": [0.0, 0.0, 40.0, 30.0],
+    "score": 0.5,
+    "area": 1200,
+    "mask_supervised": False,
 }
+ANSWER: dict[str, Any] = {**ONE_FOUND, "detections": [{**DETECTION, "area": 40}, TRANSFERRED]}
+
+
+def predicted(answer: dict[str, Any]) -> Prediction:
+    return prediction_of(answer, answer["model"])
 
 
 @pytest.fixture
@@ -44,20 +39,13 @@ def photo(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def answered(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """Whatever is asked over REST gets ANSWER; the parameters asked with are collected."""
-    asked: list[dict[str, Any]] = []
-
-    def predict(self: Any, image: bytes, parameters: dict[str, Any]) -> bytes:
-        asked.append(parameters)
-        return json.dumps(ANSWER).encode()
-
-    monkeypatch.setattr(command.RestClient, "predict", predict)
-    return asked
+def server() -> Iterator[Faulty]:
+    with rest(Step(body=ANSWER)) as faulty:
+        yield faulty
 
 
 def test_the_table_is_aligned_and_marks_transferred_masks() -> None:
-    assert command.table(ANSWER).splitlines() == [
+    assert table(predicted(ANSWER)).splitlines() == [
         "category  score    x    y  width  height  area  mask",
         "red disc  0.988  1.0  2.2   10.0     5.5    40  supervised",
         "o         0.500  0.0  0.0   40.0    30.0  1200  transferred*",
@@ -67,28 +55,60 @@ def test_the_table_is_aligned_and_marks_transferred_masks() -> None:
 
 
 def test_no_detection_is_said_in_one_line() -> None:
-    assert command.table({**ANSWER, "detections": []}) == "0 detections in 40 x 30 pixels, by maskx 1.0"
+    assert table(predicted({**ANSWER, "detections": []})) == "0 detections in 40 x 30 pixels, by maskx 1.0"
 
 
+@pytest.mark.parametrize("option", ["--overlay", "--out"])
 def test_a_photo_becomes_a_table_and_an_overlay(
-    photo: Path, answered: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+    photo: Path, server: Faulty, option: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = photo.with_name("overlay.png")
-    assert command.main([str(photo), "--out", str(out), "--max-detections", "5"]) == 0
+    wishes = ["--max-detections", "5", "--categories", "o,red disc", "--mask-format", "polygon"]
+    assert (
+        command.main([str(photo), option, str(out), "--url", server.url, *wishes, "--score-threshold", "0.3"])
+        == 0
+    )
     said = capsys.readouterr()
     assert said.out.startswith("category") and str(out) in said.out and said.err == ""
-    assert answered == [{"max_detections": "5"}]
+    assert server.seen[0].entries == {
+        "data": photo.read_bytes(),
+        "max_detections": b"5",
+        "categories": b"o,red disc",
+        "mask_format": b"polygon",
+        "score_threshold": b"0.3",
+    }
     with Image.open(out) as drawn:
         assert drawn.size == (640, 480)
         assert np.asarray(drawn).any()
 
 
 def test_json_is_the_answer_and_nothing_else_on_the_output(
-    photo: Path, answered: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+    photo: Path, server: Faulty, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command.main([str(photo), "--json", "--out", str(photo.with_name("o.png"))]) == 0
+    overlay = ["--overlay", str(photo.with_name("o.png"))]
+    assert command.main([str(photo), "--json", *overlay, "--url", server.url]) == 0
     assert json.loads(capsys.readouterr().out) == ANSWER
-    assert answered == [{}]
+    assert server.seen[0].entries == {"data": photo.read_bytes()}
+
+
+def test_json_of_several_images_is_a_line_each_and_a_refused_one_costs_only_itself(
+    photo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = photo.with_name("a.png")
+    other.write_bytes(b"no image")
+    with rest(Step(status=400, body=error(400, "InvalidImage", "cut short"))) as faulty:
+        assert command.main([str(photo), str(other), "--json", "--url", faulty.url]) == 1
+    said = capsys.readouterr()
+    assert json.loads(said.out) == {"file_name": "photo.png", **ONE_FOUND}
+    assert "error: a.png: the server refused with 400 InvalidImage: cut short" in said.err
+
+
+def test_over_grpc_the_same_is_said(photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with over_grpc() as faulty:
+        assert command.main([str(photo), "--json", "--grpc", faulty.url.removeprefix("grpc://")]) == 0
+        assert command.main([str(photo), "--json", "--url", faulty.url]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == second and json.loads(first) == ONE_FOUND
 
 
 def failure(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
@@ -99,29 +119,44 @@ def failure(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[i
 
 
 def test_every_failure_is_one_line_that_says_what_to_do(
-    photo: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    photo: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    nobody = ["--url", "http://127.0.0.1:1"]
+    nobody = ["--url", "http://127.0.0.1:1", "--retries", "0"]
     assert failure([str(photo), *nobody], capsys)[0] == 2
     assert "make serve" in failure([str(photo), *nobody], capsys)[1]
-    assert "make serve" in failure([str(photo), "--grpc", "127.0.0.1:1"], capsys)[1]
-    status, text = failure([str(photo) + ".not", *nobody], capsys)
-    assert status == 2 and "there is no file" in text
+    assert "make serve" in failure([str(photo), "--grpc", "127.0.0.1:1", "--retries", "0"], capsys)[1]
+    for wrong, words in (
+        ([str(photo) + ".not"], "there is no file"),
+        ([str(photo), "--url", "host"], "expected one such as"),
+        ([str(photo), "--ca", "/not/there"], "there is no file /not/there"),
+        ([str(photo), "--images", "a.json"], "--coco results.json"),
+        ([str(photo), "--coco", "a.json", "--json"], "for many images"),
+        ([str(photo), "--coco", "a.json", "--mask-format", "png"], "COCO knows no masks as PNG"),
+        ([str(photo), "--retries", "-2"], "attempts is -1"),
+        ([str(photo.parent / "empty*.jpg")], "no image is named like"),
+    ):
+        status, text = failure(wrong, capsys)
+        assert status == 2 and words in text
+    with rest(Step(status=400, body=error(400, "InvalidImage", "cut short"))) as faulty:
+        assert failure([str(photo), "--url", faulty.url], capsys) == (
+            1,
+            "error: the server refused with 400 InvalidImage: cut short\n",
+        )
 
-    def refuse(*_: Any) -> bytes:
-        raise ServerRefused(400, "InvalidImage", "cut short")
 
-    monkeypatch.setattr(command.RestClient, "predict", refuse)
-    assert failure([str(photo)], capsys) == (
-        1,
-        "error: the server refused with 400 InvalidImage: cut short\n",
-    )
+def test_several_images_want_to_be_told_what_they_become(
+    photo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = photo.with_name("b.png")
+    other.write_bytes(photo.read_bytes())
+    assert "--coco" in failure([str(photo), str(other)], capsys)[1]
+    assert "--overlays" in failure([str(photo.parent), "--overlay", "a.png"], capsys)[1]
 
 
 def test_an_overlay_that_cannot_be_written_fails_after_the_answer_was_printed(
-    photo: Path, answered: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+    photo: Path, server: Faulty, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command.main([str(photo), "--out", str(photo.with_name("overlay.xyz"))]) == 2
+    assert command.main([str(photo), "--overlay", str(photo.with_name("o.xyz")), "--url", server.url]) == 2
     said = capsys.readouterr()
     assert said.out.startswith("category") and ".xyz" in said.err
 
@@ -129,8 +164,8 @@ def test_an_overlay_that_cannot_be_written_fails_after_the_answer_was_printed(
 def test_sixteen_bits_are_scaled_for_the_overlay_and_exif_turns_it(tmp_path: Path) -> None:
     path = tmp_path / "deep.png"
     Image.fromarray(np.full((30, 40), 32896, np.uint16)).save(path)
-    assert np.unique(np.asarray(command.opened(path.read_bytes()))).tolist() == [128]
+    assert np.unique(np.asarray(upright(path.read_bytes()))).tolist() == [128]
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (40, 30)).save(tmp_path / "turned.jpg", exif=exif)
-    assert command.opened((tmp_path / "turned.jpg").read_bytes()).size == (30, 40)
+    assert upright((tmp_path / "turned.jpg").read_bytes()).size == (30, 40)

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from client.draw import dense_mask
 from model.classes import ClassTable
 from tests.training.coco_scene import (
     CLASSES,
@@ -212,7 +212,7 @@ def test_every_form_of_segmentation_gives_the_same_mask(tmp_path: Path) -> None:
     annotations.write_text(json.dumps(document))
     for one in load_ground_truth(annotations, CLASSES).objects[1]:
         assert one.mask is not None
-        assert (dense_mask(one.mask, height=HEIGHT, width=WIDTH) == square).all()
+        assert (coco_mask.decode(one.mask) == square).all()
 
 
 @pytest.mark.parametrize(

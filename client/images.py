@@ -1,0 +1,54 @@
+"""Images as they are sent, and as they are drawn on."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+ImageLike = bytes | str | os.PathLike[str] | Image.Image | np.ndarray
+"""An encoded image, the path of a file, a Pillow image, or uint8 [height, width, 3] RGB (or [height, width] grey)."""
+
+
+def encoded(image: ImageLike) -> bytes:
+    """The bytes to send: files and bytes as they are, pixels as a PNG, without loss.
+
+    Raises:
+        ValueError: an array of another shape or type.
+        OSError: the file cannot be read.
+    """
+    if isinstance(image, bytes | bytearray | memoryview):
+        return bytes(image)
+    if isinstance(image, str | os.PathLike):
+        return Path(image).read_bytes()
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
+            raise ValueError(
+                f"an array of {image.dtype} {list(image.shape)} is no image; expected uint8 [height, width, 3] or "
+                "[height, width]"
+            )
+        image = Image.fromarray(image)
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+def upright(data: bytes) -> Image.Image:
+    """The image that an answer is about: turned by its EXIF orientation, 8 bits RGB.
+
+    Raises:
+        ValueError: this machine cannot read it.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as opened:
+            image = ImageOps.exif_transpose(opened)
+            if image.mode.startswith("I"):  # 16 bits, which Pillow would cut off rather than scale
+                image = image.point(lambda value: value / 257).convert("L")
+            return image.convert("RGB")
+    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(
+            f"the overlay cannot be drawn, for the image cannot be read here: {error}"
+        ) from error

@@ -1,0 +1,162 @@
+"""An answer as typed values; masks become arrays only when they are asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from handler.maskx_draw import Window, draw_detections, mask_window
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detection:
+    """One object. `bbox` is [x, y, width, height] in pixels of the upright image, of `height` x `width`.
+
+    `area` is the mask's in pixels, or the box's where no mask was asked for. `mask_supervised` is false where the
+    category had no masks in training. `segmentation` is as the server gave it, None without masks.
+    """
+
+    category_id: int
+    category: str
+    bbox: tuple[float, float, float, float]
+    score: float
+    area: float
+    mask_supervised: bool
+    segmentation: Any
+    height: int
+    width: int
+
+    @property
+    def window(self) -> Window | None:
+        """The part of the image that the mask lies in; None where it has no pixel or no mask was asked for."""
+        return mask_window(self.segmentation, height=self.height, width=self.width)
+
+    @property
+    def mask(self) -> np.ndarray | None:
+        """The mask of the whole image, bool [height, width], made anew each time; None where none was asked for."""
+        if self.segmentation is None:
+            return None
+        whole = np.zeros((self.height, self.width), dtype=bool)
+        window = self.window
+        if window is not None:
+            rows, columns = window.pixels.shape
+            whole[window.top : window.top + rows, window.left : window.left + columns] = window.pixels
+        return whole
+
+    def content(self) -> dict[str, Any]:
+        """The detection in the form of border 5."""
+        found: dict[str, Any] = {
+            "category_id": self.category_id,
+            "category": self.category,
+            "bbox": list(self.bbox),
+            "score": self.score,
+            "area": self.area,
+            "mask_supervised": self.mask_supervised,
+        }
+        return found if self.segmentation is None else {**found, "segmentation": self.segmentation}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What one model found in one image, the best first."""
+
+    model_name: str
+    model_version: str
+    height: int
+    width: int
+    detections: tuple[Detection, ...]
+
+    def content(self) -> dict[str, Any]:
+        """The answer in the form of border 5, as for a single image."""
+        return {
+            "model": {"name": self.model_name, "version": self.model_version},
+            "image": {"height": self.height, "width": self.width},
+            "detections": [one.content() for one in self.detections],
+        }
+
+    def coco(self, image_id: int) -> list[dict[str, Any]]:
+        """The detections as COCO results, which pycocotools' `loadRes` takes.
+
+        Raises:
+            ValueError: masks as PNG, which COCO does not know.
+        """
+        return coco_results(self.content(), image_id)
+
+    def overlay(self, image: Image.Image) -> Image.Image:
+        """A new picture with the detections drawn over `image`, the upright one (see `client.images.upright`)."""
+        return draw_detections(image, [one.content() for one in self.detections], legend=True)
+
+
+def prediction_of(content: Mapping[str, Any], model: Mapping[str, Any]) -> Prediction:
+    """The typed form of one image's content, `{"image", "detections"}`.
+
+    Raises:
+        ValueError: it has another form; then the server is no maskx, or of another version.
+    """
+    try:
+        height, width = int(content["image"]["height"]), int(content["image"]["width"])
+        detections = tuple(
+            Detection(
+                category_id=int(one["category_id"]),
+                category=str(one["category"]),
+                bbox=_four(one["bbox"]),
+                score=float(one["score"]),
+                area=one["area"],
+                mask_supervised=bool(one["mask_supervised"]),
+                segmentation=one.get("segmentation"),
+                height=height,
+                width=width,
+            )
+            for one in content["detections"]
+        )
+        return Prediction(
+            model_name=str(model["name"]),
+            model_version=str(model["version"]),
+            height=height,
+            width=width,
+            detections=detections,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"the answer is none of maskx ({type(error).__name__}: {error}); {ANOTHER}"
+        ) from error
+
+
+ANOTHER = "is it another model or server that answers?"
+
+
+def parsed(body: bytes) -> Mapping[str, Any]:
+    """The body of an answer as JSON.
+
+    Raises:
+        ValueError: it is no JSON object.
+    """
+    try:
+        content = json.loads(body)
+    except ValueError as error:
+        raise ValueError(f"the answer is no JSON ({error}); {ANOTHER}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"the answer is no JSON object; {ANOTHER}")
+    return content
+
+
+def coco_results(content: Mapping[str, Any], image_id: int) -> list[dict[str, Any]]:
+    """The detections of a content as COCO results: each with its `image_id`, all else as the server gave it.
+
+    Raises:
+        ValueError: masks as PNG, which COCO does not know.
+    """
+    for one in content["detections"]:
+        if "png" in (one.get("segmentation") or ()):
+            raise ValueError("COCO knows no masks as PNG; ask for mask_format rle, polygon or none")
+    return [{"image_id": image_id, **one} for one in content["detections"]]
+
+
+def _four(values: Any) -> tuple[float, float, float, float]:
+    x, y, width, height = values
+    return x, y, width, height
