@@ -15,28 +15,34 @@ from pathlib import Path
 
 import psutil
 
+from serve_config.ports import Ports
+
 MARK = "MASKX_SERVER_STATE"
 STATE_FILE = "server.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ports:
-    """The five ports of TorchServe, all on loopback."""
+class Batching:
+    """How many requests a worker gets at once, how many milliseconds it waits for them, and how many workers."""
 
-    inference: int = 8080
-    management: int = 8081
-    metrics: int = 8082
-    grpc: int = 7070
-    grpc_management: int = 7071
+    batch_size: int
+    batch_delay: int
+    workers: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Running:
-    """A server that was started: its ports, where sockets and extracted models lie, and whether it asks for tokens."""
+    """A server that was started.
+
+    temporary: folder of sockets and extracted models. tokens: whether it asks for tokens. model_api: whether models can
+    be registered and removed. batching: of the model, and of versions registered later.
+    """
 
     ports: Ports
     temporary: str
     tokens: bool
+    model_api: bool = False
+    batching: Batching = Batching(batch_size=1, batch_delay=1, workers=1)
 
 
 def save_running(state: Path, running: Running) -> None:
@@ -53,7 +59,7 @@ def load_running(state: Path) -> Running | None:
     except FileNotFoundError:
         return None
     return Running(
-        ports=Ports(**content["ports"]), temporary=content["temporary"], tokens=bool(content["tokens"])
+        ports=Ports(**content.pop("ports")), batching=Batching(**content.pop("batching")), **content
     )
 
 

@@ -18,13 +18,13 @@ def standin_archive(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
     folder = tmp_path_factory.mktemp("standin")
     torchscript = write_standin(folder / "maskx.pt")
 
-    def pack(name: str, **changes: Any) -> Path:
+    def pack(name: str, *, version: str = "1.0", **changes: Any) -> Path:
         config = yaml.safe_load((ROOT / "serve_config" / "model-config.yaml").read_text())
         (folder / name).mkdir()
         configuration = folder / name / "model-config.yaml"
         configuration.write_text(yaml.safe_dump({**config, **changes}))
         archive = folder / name / "maskx.mar"
-        build_archive(torchscript, archive, configuration=configuration)
+        build_archive(torchscript, archive, version=version, configuration=configuration)
         return archive
 
     return pack

@@ -16,6 +16,7 @@ from export.archive import ROOT
 from serve_config.processes import Ports, load_running, server_processes
 
 SECRET = "MASKX_TEST_API_TOKEN"
+UNSUSPECTED = "DATABASE_URL"
 
 
 @dataclass
@@ -36,18 +37,38 @@ class Machine:
         assert running is not None
         return running.ports
 
-    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """`python -m serve_config.server ...`, without anything else of the project on the path."""
+    @property
+    def environment(self) -> dict[str, str]:
+        """Without anything of the project on the path, with what is a secret by its name, and by its content alone."""
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         environment |= {SECRET: "never to be seen by the worker", "MASKX_TEST_PLAIN": "may be seen"}
+        return environment | {UNSUSPECTED: "postgres://user:never@to.be.seen"}
+
+    def command(self, *arguments: str, module: str = "server") -> subprocess.CompletedProcess[str]:
+        """`python -m serve_config.server ...`, or another of its modules."""
         return subprocess.run(
-            [sys.executable, "-m", "serve_config.server", *arguments],
+            [sys.executable, "-m", f"serve_config.{module}", *arguments],
             cwd=self.folder,
-            env=environment,
+            env=self.environment,
             capture_output=True,
             text=True,
             check=False,
         )
+
+    def models(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """`python -m serve_config.models ...`"""
+        return self.command(*arguments, module="models")
+
+    def run(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """`python -m serve_config.server run ...`, left running; what it says stands in run.log."""
+        with open(self.folder / "run.log", "wb") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "serve_config.server", "run", "--ports", "free", *arguments],
+                cwd=self.folder,
+                env=self.environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
 
     def start(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return self.command("start", "--ports", "free", *arguments)
@@ -63,11 +84,13 @@ class Machine:
     def processes(self) -> list[psutil.Process]:
         return server_processes(self.state)
 
+    def workers(self) -> list[psutil.Process]:
+        """The processes that run the handler."""
+        return [p for p in self.processes() if any("model_service_worker" in part for part in p.cmdline())]
+
     def worker(self) -> psutil.Process:
         """The one process that runs the handler."""
-        (found,) = [
-            p for p in self.processes() if any("model_service_worker" in part for part in p.cmdline())
-        ]
+        (found,) = self.workers()
         return found
 
     def batches(self) -> int:

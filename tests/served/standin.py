@@ -1,7 +1,15 @@
 """A stand-in for the network that obeys border 4: it detects pure colours, so that the answer tells the image.
 
 Label 1 is red, 2 green, 3 blue: the pixels above 200 in that channel and below 100 in the two others are one
-object; its box is their bounding box, its mask exactly those pixels, its score their share of the box.
+object; its box is their bounding box, its mask exactly those pixels, its score their share of the box. An image that
+the decoder scaled down is brought back to its own size, pixels repeated.
+
+An image of one of these colours from edge to edge makes the network fail:
+
+* `NETWORK_FAULT`: an error that has to do with this image alone;
+* `OUT_OF_MEMORY_ABOVE_TWO`: out of memory, unless at most 2 images are computed together;
+* `ALWAYS_OUT_OF_MEMORY`: out of memory, even alone;
+* `DEVICE_FAULT`: the error of a GPU that answers nothing more until the process is restarted.
 """
 
 import io
@@ -13,6 +21,11 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+
+NETWORK_FAULT = (255, 255, 0)
+OUT_OF_MEMORY_ABOVE_TWO = (0, 255, 255)
+ALWAYS_OUT_OF_MEMORY = (0, 250, 250)
+DEVICE_FAULT = (255, 0, 255)
 
 METADATA: dict[str, Any] = {
     "format_version": 1,
@@ -29,7 +42,7 @@ METADATA: dict[str, Any] = {
 
 
 class StandIn(nn.Module):
-    """Border 4's forward, for images in their original size."""
+    """Border 4's forward."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,8 +58,10 @@ class StandIn(nn.Module):
         with_masks: Tensor,
     ) -> list[dict[str, Tensor]]:
         answers: list[dict[str, Tensor]] = []
-        for i, image in enumerate(images):
-            assert image.shape[1] == int(sizes[i, 0]) and image.shape[2] == int(sizes[i, 1])
+        for image in images:
+            self.fail_if_told(image, len(images))
+        for i, drafted in enumerate(images):
+            image = self.in_its_own_size(drafted, int(sizes[i, 0]), int(sizes[i, 1]))
             boxes: list[Tensor] = []
             scores: list[Tensor] = []
             labels: list[Tensor] = []
@@ -70,7 +85,9 @@ class StandIn(nn.Module):
                         labels.append(torch.tensor(c + 1))
                         if bool(with_masks[i]):
                             counts.append(runs)
-                        ends.append(ends[-1] + runs.numel())
+                            ends.append(ends[-1] + runs.numel())
+                        else:
+                            ends.append(0)
             none = torch.zeros((0, 4))
             answers.append(
                 {
@@ -82,6 +99,25 @@ class StandIn(nn.Module):
                 }
             )
         return answers
+
+    def in_its_own_size(self, image: Tensor, height: int, width: int) -> Tensor:
+        """uint8 [3, height, width] from [3, h, w]: the nearest pixel of each."""
+        if image.shape[1] == height and image.shape[2] == width:
+            return image
+        rows = ((torch.arange(height) + 0.5) * image.shape[1] / height).long()
+        columns = ((torch.arange(width) + 0.5) * image.shape[2] / width).long()
+        return image[:, rows][:, :, columns]
+
+    def fail_if_told(self, image: Tensor, together: int) -> None:
+        """Raises what the image's colour says, if it has but one; the colours are those above."""
+        if bool((image == image[:, :1, :1]).all()):
+            colour = [int(image[0, 0, 0]), int(image[1, 0, 0]), int(image[2, 0, 0])]
+            if colour == [255, 255, 0]:
+                raise RuntimeError("network fault")
+            if colour == [0, 250, 250] or (colour == [0, 255, 255] and together > 2):
+                raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            if colour == [255, 0, 255]:
+                raise RuntimeError("CUDA error: device-side assert triggered")
 
 
 def write_standin(path: Path, metadata: dict[str, Any] | None = None) -> Path:
@@ -107,6 +143,11 @@ def scene(
             pixels[y : y + h, x : x + w] = 0
             pixels[y : y + h, x : x + w, channel] = 255
     return pixels
+
+
+def plain(colour: tuple[int, int, int], *, width: int = 40, height: int = 30) -> np.ndarray:
+    """An image of one colour, uint8 [height, width, 3]."""
+    return np.full((height, width, 3), colour, np.uint8)
 
 
 def png(pixels: np.ndarray) -> bytes:

@@ -1,21 +1,29 @@
 """What `python -m serve_config.server` decides before TorchServe is started, and the files it is shipped with."""
 
 import hashlib
+import json
 import os
+import re
 import socket
 import stat
 import subprocess
 import sys
 from dataclasses import astuple, replace
 from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
 
 import psutil
 import pytest
 
-from serve_config import java, server
+from serve_config import java, life, server
+from serve_config.archives import checked_copy, read_contents
+from serve_config.config import CONFIG, batching_for, effective_config, gpu_count, handed_down
+from serve_config.life import claim, failure_reason
+from serve_config.ports import Ports, free_ports, require_free
 from serve_config.probe import not_ready_because
 from serve_config.processes import (
-    Ports,
+    Batching,
     Running,
     end_processes,
     load_running,
@@ -23,7 +31,6 @@ from serve_config.processes import (
     save_running,
     server_processes,
 )
-from serve_config.server import claim, effective_config, free_ports, require_free
 
 PORTS = Ports(inference=1, management=2, metrics=3, grpc=4, grpc_management=5)
 
@@ -37,7 +44,7 @@ def properties(text: str) -> dict[str, str]:
 
 @pytest.fixture
 def shipped() -> str:
-    return server.CONFIG.read_text()
+    return CONFIG.read_text()
 
 
 def test_what_is_shipped_listens_on_loopback_with_tokens_and_without_registration(shipped: str) -> None:
@@ -50,23 +57,55 @@ def test_what_is_shipped_listens_on_loopback_with_tokens_and_without_registratio
     assert settings["install_py_dep_per_model"] == "false" and settings["metrics_mode"] == "prometheus"
 
 
-def test_the_config_of_a_start_differs_from_the_shipped_one_in_ports_store_and_tokens_alone(
+def test_the_config_of_a_start_differs_from_the_shipped_one_in_ports_folders_batching_and_tokens_alone(
     shipped: str, tmp_path: Path
 ) -> None:
-    made = properties(effective_config(shipped, PORTS, store=tmp_path, with_tokens=False))
+    batching = Batching(batch_size=3, batch_delay=2, workers=1)
+    made = properties(
+        effective_config(shipped, PORTS, state=tmp_path, with_tokens=False, version="7", batching=batching)
+    )
     before = properties(shipped)
     assert made.keys() == before.keys()
-    assert {key: made[key] for key in made if made[key] != before[key]} == {
+    changed = {key: made[key] for key in made if made[key] != before[key]}
+    assert json.loads(changed.pop("models")) == {
+        "maskx": {
+            "7": {
+                "defaultVersion": True,
+                "marName": "maskx.mar",
+                "minWorkers": 1,
+                "maxWorkers": 1,
+                "batchSize": 3,
+                "maxBatchDelay": 2,
+            }
+        }
+    }
+    assert changed == {
         "inference_address": "http://127.0.0.1:1",
         "management_address": "http://127.0.0.1:2",
         "metrics_address": "http://127.0.0.1:3",
         "grpc_inference_port": "4",
         "grpc_management_port": "5",
         "disable_token_authorization": "true",
-        "allowed_urls": f"file://{tmp_path}/.*",
+        "allowed_urls": f"file://{tmp_path}/model-store/.*",
+        "metrics_config": f"{tmp_path}/metrics.yaml",
     }
-    with_tokens = properties(effective_config(shipped, PORTS, store=tmp_path, with_tokens=True))
-    assert with_tokens["disable_token_authorization"] == "false"
+
+
+def test_tokens_and_the_model_api_are_on_where_they_are_asked_for(shipped: str, tmp_path: Path) -> None:
+    made = properties(effective_config(shipped, PORTS, state=tmp_path, with_tokens=True, model_api=True))
+    assert made["disable_token_authorization"] == "false" and made["enable_model_api"] == "true"
+    assert made["models"] == "{}"
+
+
+def test_allowed_urls_fit_the_model_store_and_no_folder_that_looks_like_it(
+    shipped: str, tmp_path: Path
+) -> None:
+    state = tmp_path / "a.b+c"
+    made = properties(effective_config(shipped, PORTS, state=state, with_tokens=True))["allowed_urls"]
+    pattern = made.replace("\\\\", "\\")  # as a properties file is read
+    assert re.fullmatch(pattern, f"file://{state}/model-store/x.mar")
+    assert not re.fullmatch(pattern, f"file://{tmp_path}/aXb+c/model-store/x.mar")
+    assert not re.fullmatch(pattern, "http://127.0.0.1/x.mar")
 
 
 def test_a_shipped_config_without_the_key_that_turns_tokens_on_is_refused(
@@ -74,7 +113,55 @@ def test_a_shipped_config_without_the_key_that_turns_tokens_on_is_refused(
 ) -> None:
     broken = shipped.replace("disable_token_authorization", "disable_token_authorisation")
     with pytest.raises(ValueError, match="must set disable_token_authorization once, and sets it 0 times"):
-        effective_config(broken, PORTS, store=tmp_path, with_tokens=True)
+        effective_config(broken, PORTS, state=tmp_path, with_tokens=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "gpus", "expected"),
+    [
+        ({}, 0, (4, 1, 1)),
+        ({}, 2, (8, 1, 2)),
+        ({"deviceType": "cpu"}, 2, (4, 1, 1)),
+        ({"batchSize": 3, "maxBatchDelay": 50, "minWorkers": 2}, 0, (3, 50, 2)),
+    ],
+)
+def test_batching_is_what_the_archive_says_else_what_suits_the_machine(
+    settings: dict[str, Any], gpus: int, expected: tuple[int, int, int]
+) -> None:
+    assert astuple(batching_for(settings, gpus=gpus)) == expected
+    asked = batching_for({}, gpus=gpus, batch_size=5, batch_delay=6, workers=7)
+    assert astuple(asked) == (5, 6, 7)
+
+
+def test_a_batch_size_that_the_archive_would_overrule_or_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="--batch-size is 2, but the archive's .* says batchSize: 4"):
+        batching_for({"batchSize": 4}, gpus=0, batch_size=2)
+    assert batching_for({"batchSize": 4}, gpus=0, batch_size=4).batch_size == 4
+    with pytest.raises(ValueError, match="--batch-delay is 0; a whole number of at least 1"):
+        batching_for({}, gpus=0, batch_delay=0)
+
+
+def test_gpus_are_counted_as_torchserve_does(tmp_path: Path) -> None:
+    assert gpu_count({"CUDA_VISIBLE_DEVICES": "0,3"}) == 2
+    assert gpu_count({"CUDA_VISIBLE_DEVICES": "", "PATH": ""}) == gpu_count({"PATH": str(tmp_path)}) == 0
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 0; echo 1; echo 2\n")
+    program.chmod(0o755)
+    assert gpu_count({"PATH": str(tmp_path)}) == 3
+    program.write_text("#!/bin/sh\necho no driver; exit 9\n")
+    assert gpu_count({"PATH": str(tmp_path)}) == 0
+
+
+def test_of_the_environment_only_what_is_needed_is_handed_down() -> None:
+    kept = {"PATH": "p", "HOME": "h", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "0", "LC_ALL": "C"}
+    dropped = {
+        "PYTHONPATH": "p",
+        "TS_CONFIG_FILE": "x",
+        "AWS_PROFILE": "me",
+        "DATABASE_URL": "u",
+        "KUBECONFIG": "k",
+    }
+    assert handed_down(kept | dropped) == kept
 
 
 def test_a_port_that_is_taken_is_named_with_the_cure() -> None:
@@ -130,15 +217,45 @@ def test_an_archive_that_agrees_with_its_sha256_is_copied(tmp_path: Path) -> Non
     (tmp_path / "maskx.mar.sha256").write_text(
         f"{hashlib.sha256(b'as it was made').hexdigest()}  maskx.mar\n"
     )
-    server.checked_copy(archive, tmp_path / "copy.mar")
+    checked_copy(archive, tmp_path / "copy.mar")
     assert (tmp_path / "copy.mar").read_bytes() == b"as it was made"
+
+
+def mar(path: Path, name: str = "maskx", version: str = "1.0", settings: str = "batchSize: 2\n") -> Path:
+    """An archive with nothing but what is read of it."""
+    manifest = {"model": {"modelName": name, "modelVersion": version, "configFile": "model-config.yaml"}}
+    with ZipFile(path, "w") as file:
+        file.writestr("MAR-INF/MANIFEST.json", json.dumps(manifest))
+        file.writestr("model-config.yaml", settings)
+    return path
+
+
+def test_an_archive_says_its_version_and_settings(tmp_path: Path) -> None:
+    contents = read_contents(mar(tmp_path / "a.mar", version="2.1-rc"))
+    assert contents.version == "2.1-rc" and contents.settings == {"batchSize": 2}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "resnet"}, "holds the model 'resnet', and only maskx is served"),
+        ({"version": "../2"}, "has version '../2'; letters, digits"),
+        ({"settings": "{"}, "cannot be read as an archive"),
+        ({"settings": "- 1"}, "no section of keys and values"),
+    ],
+)
+def test_an_archive_that_is_none_of_ours_is_refused(
+    tmp_path: Path, changes: dict[str, str], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_contents(mar(tmp_path / "a.mar", **changes))
 
 
 def test_a_folder_with_somebodys_files_is_never_taken_for_a_state_folder(tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
     with pytest.raises(ValueError, match="holds files that are not a server's"):
         claim(tmp_path)
-    server.stop(state=tmp_path)
+    life.stop(state=tmp_path)
     assert (tmp_path / "logs").is_dir()
     claim(tmp_path / "new")
     claim(tmp_path / "new")
@@ -169,12 +286,12 @@ def test_a_long_state_folder_gets_its_sockets_elsewhere(tmp_path: Path) -> None:
     short, long = tmp_path / "s", tmp_path / ("x" * 90)
     for folder in (short, long):
         folder.mkdir()
-    assert server._temporary_folder(short) == short / "tmp"
-    elsewhere = server._temporary_folder(long)
-    assert len(str(elsewhere)) < server.LONGEST_SOCKET_FOLDER and elsewhere.is_dir()
+    assert life._temporary_folder(short) == short / "tmp"
+    elsewhere = life._temporary_folder(long)
+    assert len(str(elsewhere)) < life.LONGEST_SOCKET_FOLDER and elsewhere.is_dir()
     claim(tmp_path / "state")
     save_running(tmp_path / "state", Running(ports=PORTS, temporary=str(elsewhere), tokens=False))
-    server.stop(state=tmp_path / "state")
+    life.stop(state=tmp_path / "state")
     assert not elsewhere.exists()
 
 
@@ -241,14 +358,14 @@ def test_without_any_java_the_error_says_what_was_found_and_what_to_do(
 
 
 def test_the_reason_of_a_failure_is_the_last_error_and_no_stack_trace(tmp_path: Path) -> None:
-    assert server.failure_reason(tmp_path) == ""
+    assert failure_reason(tmp_path) == ""
     (tmp_path / "torchserve.out").write_text(
         'Exception in thread "main" java.lang.UnsupportedClassVersionError: has been compiled by a newer Java\n'
     )
-    assert server.failure_reason(tmp_path).startswith("java.lang.UnsupportedClassVersionError: has been")
+    assert failure_reason(tmp_path).startswith("java.lang.UnsupportedClassVersionError: has been")
     prefix = "2026-01-01T00:00:00,000 [INFO ] W-9000-maskx_1.0-stdout MODEL_LOG - "
     (tmp_path / "model_log.log").write_text(
         f'{prefix}Traceback (most recent call last):\n{prefix}  File "a.py", line 1\n{prefix}    raise ValueError(\n'
         f"{prefix}ValueError: unknown key 'x'; did you mean y?\n{prefix}Backend worker process died.\n"
     )
-    assert server.failure_reason(tmp_path) == "ValueError: unknown key 'x'; did you mean y?"
+    assert failure_reason(tmp_path) == "ValueError: unknown key 'x'; did you mean y?"

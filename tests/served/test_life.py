@@ -172,7 +172,7 @@ def test_an_archive_that_is_cut_short_is_told_in_one_line(
     failed = machine.start()
     try:
         assert failed.returncode == 2 and failed.stderr.count("\n") == 1
-        assert "the model cannot be served: java.util.zip.ZipException" in failed.stderr
+        assert "cannot be read as an archive of make archive: BadZipFile" in failed.stderr
         assert machine.processes() == []
     finally:
         machine.end()

@@ -1,25 +1,32 @@
 """The real TorchServe over REST and gRPC, with a stand-in for the network that tells images apart."""
 
 import base64
+import gzip
 import http.client
+import io
 import json
-from collections.abc import Callable
+import re
+import time
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from threading import Barrier
+from dataclasses import replace
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from client.errors import ServerRefused
 from client.generated import inference_pb2, inference_pb2_grpc
 from client.rest import multipart
+from maskx_answer import image_content
+from maskx_image import decode_to_fit
+from maskx_model import ServedModel
 from tests.served.machine import SECRET, Machine
-from tests.served.standin import METADATA, png, scene
+from tests.served.standin import METADATA, png, scene, write_standin
 
 THREE = png(scene(width=61, height=47, red=(3, 2, 20, 11), green=(30, 4, 13, 21), blue=(5, 30, 31, 9)))
 
@@ -49,16 +56,124 @@ def test_the_server_says_how_to_ask_it_and_is_ready(server: Machine) -> None:
     assert server.command("ready").stdout == "ready\n"
 
 
+PARAMETERS: list[dict[str, Any]] = [
+    {},
+    {"max_detections": 1},
+    {"score_threshold": 0.999, "max_detections": 7},
+    {"categories": "red,90"},
+    {"categories": 11, "mask_format": "none"},
+    {"categories": '["bleu \u00e9"]', "mask_format": "polygon"},
+    {"mask_format": "polygon"},
+    {"mask_format": "png", "max_detections": 2},
+    {"mask_format": "none"},
+    {"output": "json", "mask_format": "rle"},
+    {"output": "overlay"},
+    {"output": "overlay", "categories": "green", "mask_format": "none"},
+]
+
+
 @pytest.mark.parametrize(
-    "parameters", [{}, {"max_detections": 1}, {"score_threshold": 0.999, "max_detections": 7}]
+    "image",
+    [THREE, png(scene()), png(scene(width=1, height=1)), png(scene(width=300, red=(0, 0, 300, 30)))],
+    ids=["three", "nothing", "a pixel", "wide"],
 )
-@pytest.mark.parametrize(
-    "image", [THREE, png(scene()), png(scene(width=1, height=1)), png(scene(width=300, red=(0, 0, 300, 30)))]
-)
-def test_rest_and_grpc_answer_with_the_same_bytes(
-    server: Machine, image: bytes, parameters: dict[str, Any]
+def test_rest_and_grpc_answer_every_parameter_with_the_same_bytes(server: Machine, image: bytes) -> None:
+    rest, grpc_client = server.rest(), server.grpc()
+    with ThreadPoolExecutor(2 * len(PARAMETERS)) as pool:
+        over_rest = [pool.submit(rest.predict, image, one) for one in PARAMETERS]
+        over_grpc = [pool.submit(grpc_client.predict, image, one) for one in PARAMETERS]
+        for parameters, one, other in zip(PARAMETERS, over_rest, over_grpc, strict=True):
+            assert one.result() == other.result(), parameters
+            begin = b"\x89PNG" if parameters.get("output") == "overlay" else b'{"model"'
+            assert one.result().startswith(begin), parameters
+
+
+def test_parameters_change_what_they_name(server: Machine) -> None:
+    """Else the test above would hold of a server that heeds none."""
+    answers = {str(one): server.rest().predict(THREE, one) for one in PARAMETERS}
+    assert (
+        len(set(answers.values())) == len(PARAMETERS) - 2
+    )  # json and rle are the default; a threshold changes nothing
+    found = {name: json.loads(body)["detections"] for name, body in answers.items() if body.startswith(b"{")}
+    names = {name: [one["category"] for one in ones] for name, ones in found.items()}
+    assert names[str(PARAMETERS[1])] == ["red"]
+    assert names[str(PARAMETERS[3])] == ["red", "bleu \u00e9"]
+    assert names[str(PARAMETERS[4])] == ["green"] and "segmentation" not in found[str(PARAMETERS[4])][0]
+    assert names[str(PARAMETERS[5])] == ["bleu \u00e9"]
+    assert all(isinstance(one["segmentation"], list) for one in found[str(PARAMETERS[6])])
+    assert all("png" in one["segmentation"] for one in found[str(PARAMETERS[7])])
+
+
+def half_size_jpeg() -> bytes:
+    """A photograph that the decoder brings to half its sides for this network."""
+    file = io.BytesIO()
+    Image.fromarray(scene(width=256, height=192, red=(16, 16, 96, 64), green=(128, 96, 64, 64))).save(
+        file, "JPEG"
+    )
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("mask_format", ["rle", "polygon", "png", "none"])
+@pytest.mark.parametrize("image", [THREE, half_size_jpeg()], ids=["three", "scaled down"])
+def test_what_is_served_is_what_the_network_gives_offline(
+    server: Machine, offline: ServedModel, image: bytes, mask_format: str
 ) -> None:
-    assert server.rest().predict(image, parameters) == server.grpc().predict(image, parameters)
+    decoded = decode_to_fit(image, min_size=offline.min_size, max_size=offline.max_size)
+    wishes = replace(offline.defaults, mask_format=mask_format)
+    (found,) = offline.predict([decoded.pixels], [wishes], [(decoded.height, decoded.width)])
+    expected = image_content(
+        found, offline.categories, height=decoded.height, width=decoded.width, mask_format=mask_format
+    )
+    assert len(expected["detections"]) >= 2
+    for client in (server.rest(), server.grpc()):
+        answer = json.loads(client.predict(image, {"mask_format": mask_format}))
+        assert {"image": answer["image"], "detections": answer["detections"]} == expected
+    if mask_format == "rle":
+        for d, one in enumerate(expected["detections"]):
+            counts = found.rle_counts[found.rle_offsets[d] : found.rle_offsets[d + 1]].tolist()
+            of_coco = coco_mask.frPyObjects({"size": [decoded.height, decoded.width], "counts": counts}, 1, 1)
+            assert one["segmentation"]["counts"].encode() == of_coco["counts"]
+
+
+@pytest.fixture(scope="module")
+def offline(tmp_path_factory: pytest.TempPathFactory) -> ServedModel:
+    return ServedModel(write_standin(tmp_path_factory.mktemp("offline") / "maskx.pt"), torch.device("cpu"))
+
+
+def test_kserve_and_several_images_are_answered_with_the_same_bytes_over_both_protocols(
+    server: Machine,
+) -> None:
+    images = [THREE, b"no image", png(scene(width=50, green=(6, 7, 8, 9)))]
+    texts = [base64.b64encode(image).decode() for image in images]
+    v2 = {"name": "images", "shape": [3], "datatype": "BYTES", "data": texts}
+    for path, content in (
+        ("/v1/models/maskx:predict", {"instances": [{"b64": text} for text in texts]}),
+        ("/v2/models/maskx/infer", {"id": "7", "inputs": [v2], "parameters": {"mask_format": "polygon"}}),
+        ("/predictions/maskx", {"images": texts, "max_detections": 1}),
+    ):
+        sent = json.dumps(content).encode()
+        status, headers, body = post(server, sent, {"Content-Type": "application/json"}, path)
+        assert (status, headers["content-type"]) == (200, "application/json"), body
+        assert server.grpc().predict(sent) == body
+        assert body.count(b"detections") >= 2 and body.count(b"InvalidImage") == 1
+
+
+def test_an_answer_is_compressed_where_the_client_accepts_it(server: Machine) -> None:
+    many = scene(width=64, height=64)
+    many[::2, ::2] = (255, 0, 0)
+    wide = {"Content-Type": "image/png", "score-threshold": "0.1"}
+    plain_body = post(server, png(many), wide)[2]
+    _, headers, packed = post(server, png(many), {**wide, "Accept-Encoding": "deflate, gzip"})
+    assert headers["content-encoding"] == "gzip" and headers["vary"] == "accept-encoding"
+    assert len(packed) < len(plain_body) and gzip.decompress(packed) == plain_body
+    assert server.grpc().predict(png(many), {"score_threshold": 0.1}) == plain_body
+
+
+def test_a_trace_goes_through(server: Machine) -> None:
+    traceparent = f"00-{'1' * 32}-{'2' * 16}-01"
+    headers = {"Content-Type": "image/png", "traceparent": traceparent}
+    assert post(server, THREE, headers)[1]["traceparent"] == traceparent
+    assert post(server, b"?", headers)[1]["traceparent"] == traceparent
 
 
 def test_every_road_over_rest_gives_the_same_bytes(server: Machine) -> None:
@@ -123,7 +238,7 @@ def test_a_detection_with_an_image_id_is_a_coco_result(server: Machine) -> None:
 BAD: list[tuple[str, bytes, dict[str, Any], str]] = [
     ("no image", b"GIF89a but no more", {}, "InvalidImage"),
     ("cut short", THREE[: len(THREE) // 2], {}, "InvalidImage"),
-    ("empty", b"", {}, "InvalidImage"),
+    ("empty", b"", {}, "InvalidRequest"),
     ("json without image", b'{"picture": 1}', {}, "InvalidRequest"),
     ("wrong value", THREE, {"score_threshold": "h\u00f6ch"}, "InvalidRequest"),
     ("unknown name", THREE, {"scoer": 1}, "InvalidRequest"),
@@ -140,7 +255,8 @@ def test_a_bad_request_is_refused_with_the_same_error_over_both_protocols(
     for client in (server.rest(), server.grpc()):
         with pytest.raises(ServerRefused) as raised:
             client.predict(image, parameters)
-        errors.append((raised.value.code, raised.value.kind, raised.value.message))
+        message = raised.value.message.replace("the body is", "the field 'data' is")  # each by its own road
+        errors.append((raised.value.code, raised.value.kind, message))
     assert errors[0] == errors[1]
     assert errors[0][:2] == (400, kind)
 
@@ -160,53 +276,6 @@ def test_a_bad_image_alone_gets_a_true_grpc_status(server: Machine) -> None:
         with pytest.raises(grpc.RpcError) as raised:
             stub.Predictions(request, timeout=60)
     assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT  # type: ignore[attr-defined]
-
-
-def at_once(machine: Machine, asks: list[Callable[[], Any]]) -> list[Any]:
-    """All asked in one batch, and each one's answer, in order; an exception is an answer too."""
-
-    def ask(one: Callable[[], Any], barrier: Barrier) -> Any:
-        barrier.wait()
-        try:
-            return one()
-        except ServerRefused as error:
-            return error
-
-    for _ in range(10):  # until the machine was quick enough for all to meet in one batch
-        before, barrier = machine.batches(), Barrier(len(asks))
-        with ThreadPoolExecutor(len(asks)) as pool:
-            answers = [future.result() for future in [pool.submit(ask, one, barrier) for one in asks]]
-        if machine.batches() == before + 1:
-            return answers
-    raise AssertionError("the requests never met in one batch")
-
-
-@pytest.mark.parametrize("protocol", ["rest", "grpc", "both"])
-def test_one_bad_image_of_eight_hurts_no_other_of_its_batch_and_order_is_kept(
-    server: Machine, protocol: str
-) -> None:
-    images = [
-        png(scene(width=50 + i, height=30 + i, red=(i, 2, 9, 7), green=(20, 4, 5 + i, 6))) for i in range(8)
-    ]
-    images[3] = images[3][:60]
-    over_rest, over_grpc = server.rest(), server.grpc()
-    grpc_at = {"rest": [], "grpc": range(8), "both": range(0, 8, 2)}[protocol]
-    answers = at_once(
-        server, [partial((over_grpc if i in grpc_at else over_rest).predict, images[i]) for i in range(8)]
-    )
-    bad = answers.pop(3)
-    assert isinstance(bad, ServerRefused) and bad.code == 400 and bad.kind == "InvalidImage"
-    for i, body in zip((0, 1, 2, 4, 5, 6, 7), answers, strict=True):
-        answer = json.loads(body)
-        assert answer["image"] == {"height": 30 + i, "width": 50 + i}
-        assert [one["bbox"] for one in answer["detections"]] == [[i, 2, 9, 7], [20, 4, 5 + i, 6]]
-
-
-def test_requests_of_one_batch_keep_their_own_parameters(server: Machine) -> None:
-    predict = server.rest().predict
-    answers = at_once(server, [partial(predict, THREE, {"max_detections": count}) for count in (1, 2, 3, 1)])
-    counts = [len(json.loads(answer)["detections"]) for answer in answers]
-    assert counts == [1, 2, 3, 1]
 
 
 def test_headers_and_paths_that_steer_other_handlers_change_nothing(server: Machine) -> None:
@@ -229,15 +298,46 @@ def test_the_worker_has_lived_through_it_all_and_sees_neither_the_project_nor_a_
     assert not any(project in part for part in environment.get("PYTHONPATH", "").split(":"))
 
 
-def test_metrics_count_the_requests_in_prometheus_form(server: Machine) -> None:
-    def count() -> float:
-        text = ask(server.ports.metrics, "GET", "/metrics")[2].decode()
-        lines = [line for line in text.splitlines() if line.startswith("ts_inference_requests_total{")]
-        return sum(float(line.rpartition(" ")[2]) for line in lines)
+def metrics(machine: Machine) -> dict[str, float]:
+    """Each time series of :8082/metrics, without the name of the host."""
+    lines = ask(machine.ports.metrics, "GET", "/metrics")[2].decode().splitlines()
+    pairs = [line.rsplit(" ", 1) for line in lines if line and not line.startswith("#")]
+    return {re.sub(r'[Hh]ostname="[^"]*",', "", name): float(value) for name, value in pairs}
 
-    before = count()
+
+def test_what_was_asked_and_how_long_it_took_stands_in_the_metrics(server: Machine) -> None:
+    def added() -> dict[str, float]:
+        now = metrics(server)
+        return {
+            name: value - before.get(name, 0.0) for name, value in now.items() if value != before.get(name)
+        }
+
+    before = metrics(server)
     server.rest().predict(THREE)
-    assert count() == before + 1
+    post(server, THREE, {"Content-Type": "image/png", "X-Request-Start": f"t={time.time() - 3:.3f}"})
+    with pytest.raises(ServerRefused):
+        server.grpc().predict(b"?")
+    labels = 'ModelName="maskx",Level="Model",'
+    wanted = {
+        f'maskx_requests_total{{Protocol="rest",Code="200",{labels}}}': 2,
+        f'maskx_requests_total{{Protocol="grpc",Code="400",{labels}}}': 1,
+        f'maskx_errors_total{{Type="InvalidImage",{labels}}}': 1,
+        f"maskx_images_total{{{labels}}}": 3,
+        f"maskx_detections_total{{{labels}}}": 6,
+        f"maskx_batch_size_sum{{{labels}}}": 3,
+        f"maskx_decode_seconds_count{{{labels}}}": 3,
+        f"maskx_forward_seconds_count{{{labels}}}": 3,
+        f"maskx_encode_seconds_count{{{labels}}}": 3,
+        f"maskx_queue_seconds_count{{{labels}}}": 1,
+        f'maskx_queue_seconds_bucket{{{labels}le="2.5",}}': 0,
+        f'maskx_queue_seconds_bucket{{{labels}le="10.0",}}': 1,
+    }
+    deadline = time.monotonic() + 30  # TorchServe reads them from the worker's output, in its own time
+    while time.monotonic() < deadline and added().get(f"maskx_encode_seconds_count{{{labels}}}") != 3:
+        time.sleep(0.05)
+    found = added()
+    assert {name: found.get(name, 0.0) for name in wanted} == wanted
+    assert metrics(server)[f'maskx_device_memory_bytes{{Device="cpu",{labels}}}'] > 50_000_000
 
 
 def test_the_describe_call_says_device_and_precision(server: Machine) -> None:
