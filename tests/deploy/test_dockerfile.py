@@ -1,0 +1,113 @@
+"""The Dockerfile: what it copies exists, who runs it, and what the serving image cannot hold."""
+
+import json
+import re
+import shlex
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+from serve_config.server import _parser
+from tests.deploy.deployed import instructions
+
+STAGES = ("train", "serve", "proxy")
+MADE = {"build/maskx.mar", "build/maskx.mar.sha256"}
+"""What `make archive` makes; no part of the repository."""
+
+
+def copied(root: Path, stage: str) -> list[tuple[str, str]]:
+    """(source, target) of each COPY of a stage, and of each bind mount of its RUNs."""
+    found = []
+    for instruction in instructions(root / "Dockerfile"):
+        if instruction.stage != stage:
+            continue
+        if instruction.name == "COPY":
+            *sources, target = shlex.split(instruction.arguments)
+            found += [(source, target) for source in sources]
+        for source, target in re.findall(
+            r"--mount=type=bind,source=(\S+),target=(\S+)", instruction.arguments
+        ):
+            found.append((source, target))
+    return found
+
+
+def allowed(root: Path, path: str) -> bool:
+    """Whether .dockerignore, which refuses everything first, lets a path through."""
+    lines = (root / ".dockerignore").read_text().splitlines()
+    assert next(line for line in lines if not line.startswith("#")) == "*"
+    kept = [line[1:].rstrip("/") for line in lines if line.startswith("!")]
+    return any(PurePosixPath(path).is_relative_to(entry) for entry in kept)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_what_a_stage_copies_is_there_and_in_the_context(root: Path, stage: str) -> None:
+    sources = [source for source, _ in copied(root, stage)]
+    assert sources
+    for source in sources:
+        assert source in MADE or (root / source).exists(), f"{source} is not in the repository"
+        assert allowed(root, source), f".dockerignore keeps {source} out"
+
+
+def test_the_context_is_no_more_than_what_is_copied(root: Path) -> None:
+    sources = {source.rstrip("/") for stage in STAGES for source, _ in copied(root, stage)}
+    kept = {
+        line[1:].rstrip("/")
+        for line in (root / ".dockerignore").read_text().splitlines()
+        if line.startswith("!")
+    }
+    for entry in kept:
+        assert any(source == entry or source.startswith(f"{entry}/") for source in sources), entry
+
+
+def test_the_serving_image_gets_the_archive_and_serve_config_and_nothing_else(root: Path) -> None:
+    assert {source.rstrip("/") for source, _ in copied(root, "serve")} == MADE | {
+        "requirements",
+        "serve_config",
+    }
+    assert ("requirements", "/requirements") in copied(root, "serve")  # mounted for the RUN, not copied
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_ends_as_an_ordinary_user_given_by_number(root: Path, stage: str) -> None:
+    """Kubernetes can tell only a number from root (runAsNonRoot)."""
+    users = [i.arguments for i in instructions(root / "Dockerfile") if i.stage == stage and i.name == "USER"]
+    assert re.fullmatch(r"[1-9]\d{3,}:[1-9]\d{3,}", users[-1])
+
+
+def test_every_base_image_is_a_build_argument_with_a_version(root: Path) -> None:
+    given = {
+        name: default
+        for i in instructions(root / "Dockerfile")
+        if i.name == "ARG"
+        for name, _, default in [i.arguments.partition("=")]
+    }
+    stages = set()
+    for instruction in instructions(root / "Dockerfile"):
+        if instruction.name != "FROM":
+            continue
+        image = instruction.arguments.split()[0]
+        if image not in stages:
+            found = re.fullmatch(r"\$\{(\w+)\}", image)
+            assert found, f"{image} is not a build argument"
+            tag = given[found[1]].partition(":")[2]
+            assert tag not in ("", "latest")
+        stages.add(instruction.stage)
+    assert set(STAGES) <= stages
+
+
+def test_no_image_names_a_registry_or_holds_its_configuration(root: Path) -> None:
+    text = (root / "Dockerfile").read_text()
+    assert not re.search(r"index.url|find.links|https?://(?!127\.0\.0\.1)", text)
+    for instruction in instructions(root / "Dockerfile"):
+        if instruction.name == "RUN" and "pip install" in instruction.arguments:
+            assert "--mount=type=secret,id=pip,target=/etc/pip.conf" in instruction.arguments
+
+
+def test_the_health_check_asks_the_readiness_endpoint_of_the_entry(root: Path) -> None:
+    serve = {i.name: i.arguments for i in instructions(root / "Dockerfile") if i.stage == "serve"}
+    assert "/ready" in serve["HEALTHCHECK"]
+    assert json.loads(serve["ENTRYPOINT"]) == ["python", "-m", "serve_config.server", "run"]
+    options = _parser().parse_args(["run", *json.loads(serve["CMD"])])
+    assert f"http://{options.probes}/ready" in serve["HEALTHCHECK"]
+    assert str(options.archive) in {Path(source).name for source, _ in copied(root, "serve")}
+    assert str(options.state).startswith("/run/maskx/")
