@@ -8,6 +8,8 @@ CONFIG ?= $(or $(TRAINED_CONFIG),training/presets/shapes.toml)
 ARGS   ?= $(TRAINED_ARGS)
 IMAGE  ?= $(wildcard build/shapes/val/000001.png)
 OUT    ?= build/overlay.png
+ARCHIVE ?=
+VERSION ?=
 DATA_ARGS ?=
 EVALUATE_ARGS ?=
 SERVE_ARGS ?=
@@ -17,6 +19,9 @@ BENCH_ARGS ?=
 GPU_ARGS ?=
 PROFILE_ARGS ?=
 ACCURACY_ARGS ?=
+LOAD_ARGS ?=
+DOCKER ?= docker
+IMAGE_ARGS ?=
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -32,12 +37,13 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup data train evaluate archive serve predict stop demo check test bench bench-gpu profile accuracy clean FORCE
+.PHONY: help setup data train evaluate archive serve ready predict stop versions register \
+  set-default unregister demo check test tools bench bench-gpu profile accuracy load image clean FORCE
 
 help:                ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
 	@echo 'Variables: CONFIG=file.toml  ARGS="key=value ..."  RUN=folder of the training (build/train)  IMAGE=photo.jpg'
-	@echo '           OUT=overlay.png  PYTHON=python3.11  {DATA,EVALUATE,SERVE,PREDICT,TEST,BENCH,GPU,PROFILE,ACCURACY}_ARGS=more flags of that step'
+	@echo '           OUT=overlay.png  ARCHIVE=file.mar  VERSION=2.0  PYTHON=python3.11  {DATA,EVALUATE,SERVE,PREDICT,TEST,BENCH,GPU,PROFILE,ACCURACY,LOAD,IMAGE}_ARGS=more flags of that step'
 
 setup: $(VENV)/.stamp-run $(GENERATED)  ## .venv with the pinned packages; the gRPC client's generated code
 
@@ -56,10 +62,28 @@ predict: setup       ## send an image to the server, write the overlay: IMAGE= O
 	@test -n "$(IMAGE)" || { echo "error: name an image: make predict IMAGE=photo.jpg" >&2; exit 2; }
 	@test -f "$(IMAGE)" || { echo "error: IMAGE=$(IMAGE): no such file" >&2; exit 2; }
 	@mkdir -p "$(dir $(OUT))"
-	@$(PY) -m client "$(IMAGE)" --out "$(OUT)" $(PREDICT_ARGS)
+	@$(PY) -m client "$(IMAGE)" --overlay "$(OUT)" $(PREDICT_ARGS)
 
 stop:                ## stop the server
 	@if test -d build/serve && test -x $(PY); then $(PY) -m serve_config.server stop; else echo "no server was started here"; fi
+
+ready: setup         ## say whether the server answers a prediction now
+	@$(PY) -m serve_config.server ready
+
+versions: setup      ## the versions of the model that are loaded
+	@$(PY) -m serve_config.models list
+
+register: setup      ## load a version beside the others: ARCHIVE=; the server needs SERVE_ARGS=--model-api
+	@test -n "$(ARCHIVE)" || { echo "error: name an archive: make register ARCHIVE=build/maskx-2.mar" >&2; exit 2; }
+	@$(PY) -m serve_config.models register --archive "$(ARCHIVE)"
+
+set-default: setup   ## answer with a version where none is named: VERSION=
+	@test -n "$(VERSION)" || { echo "error: name a version: make set-default VERSION=2.0 (make versions lists them)" >&2; exit 2; }
+	@$(PY) -m serve_config.models default "$(VERSION)"
+
+unregister: setup    ## remove a version once its requests are answered: VERSION=
+	@test -n "$(VERSION)" || { echo "error: name a version: make unregister VERSION=1.0 (make versions lists them)" >&2; exit 2; }
+	@$(PY) -m serve_config.models unregister "$(VERSION)"
 
 # Steps are makes of their own, so that the time of each can be told; nothing is left running at the end.
 demo:                ## all of it: setup, data, train, evaluate, archive, serve, predict, stop
@@ -84,13 +108,19 @@ check: $(VENV)/.stamp-dev $(GENERATED)  ## ruff, formatting, mypy, the arrows be
 	@$(PY) -m pytest -q tests/test_arrows.py
 
 # handler/'s modules import each other flat, as they lie in the archive, and training imports
-# handler.maskx_image: mypy knows a file by one name only, so what imports flat is a run of its own.
-MYPY_PACKAGES = handler/maskx_image.py model training export serve_config client tests \
+# handler.maskx_image and handler.maskx_draw: mypy knows a file by one name only, so what imports flat is a run of its own.
+MYPY_PACKAGES = handler/maskx_image.py handler/maskx_draw.py model training export serve_config client tests \
   --exclude '^tests/(benchmarks|handler|served)/'
 MYPY_FLAT = $(wildcard handler/*.py) benchmarks tests/benchmarks tests/handler tests/served
 
-test: $(VENV)/.stamp-dev $(GENERATED)  ## every test, the served ones with a real TorchServe
+test: $(VENV)/.stamp-dev $(GENERATED)  ## every test, the served ones with a real TorchServe and nginx
+	@command -v nginx >/dev/null || $(MAKE) -s tools || echo "no nginx could be fetched: the proxy's tests are skipped" >&2
 	@$(PY) -m pytest -n 2 --dist loadfile $(TEST_ARGS)
+
+tools: build/tools/nginx/sbin/nginx  ## Debian's nginx for the proxy's tests, without being root -> build/tools
+
+build/tools/nginx/sbin/nginx:
+	@deploy/nginx/fetch.sh build/tools/nginx
 
 # TorchScript's deprecation is known, see build/maskx.pt below.
 bench: setup         ## time and memory against torchvision and the machine's own limit -> benchmarks/results
@@ -104,6 +134,13 @@ profile: setup       ## a trace of one request that a browser opens -> build/pro
 
 accuracy: build/maskx.pt  ## AP of maskx.pt in each precision, decoded whole and scaled down
 	@PYTHONWARNINGS=ignore::FutureWarning $(PY) -m benchmarks.accuracy $(ACCURACY_ARGS)
+
+load: build/maskx.pt $(GENERATED)  ## requests/s and latencies beside one process, faults, hostile requests: LOAD_ARGS="--soak 20"
+	@PYTHONWARNINGS=ignore::FutureWarning $(PY) -m benchmarks.load $(LOAD_ARGS)
+
+image: build/maskx.mar  ## the serving image and its proxy, with DOCKER=docker or another
+	@$(DOCKER) build --target serve -t maskx-serve:1 $(IMAGE_ARGS) .
+	@$(DOCKER) build --target proxy -t maskx-proxy:1 $(IMAGE_ARGS) .
 
 clean:               ## remove all that was made but .venv
 	@if test -d build/serve && test -x $(PY); then $(PY) -m serve_config.server stop || true; fi

@@ -16,10 +16,10 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.peer import DETECTIONS, SCORE_THRESHOLD
-from maskx_answer import Detections, answer_body
+from maskx_answer import Detections, answer_body, image_content
 from maskx_image import DecodedImage, decode_to_fit
 from maskx_model import ServedModel
-from maskx_request import Wishes
+from maskx_request import Envelope, Wishes
 from maskx_service import Service
 from maskx_settings import Limits
 from maskx_strings import run_length_strings
@@ -34,6 +34,7 @@ LABELS = {
     "maskx::run_lengths": "run lengths",
 }
 """The network's own labels in a profile, and what a table calls them."""
+SINGLE = Envelope(kind="single")
 WISHES = Wishes(score_threshold=SCORE_THRESHOLD, max_detections=DETECTIONS)
 
 
@@ -66,14 +67,10 @@ class Ours:
 
     def body(self, image: DecodedImage, found: Detections) -> bytes:
         """The answer to one image, in JSON."""
-        return answer_body(
-            found,
-            self.model.categories,
-            height=image.height,
-            width=image.width,
-            model_name="maskx",
-            model_version="bench",
+        content = image_content(
+            found, self.model.categories, height=image.height, width=image.width, mask_format="rle"
         )
+        return answer_body([content], SINGLE, model_name="maskx", model_version="bench")
 
     def stages(self, data: Sequence[bytes]) -> dict[str, float]:
         """Seconds of each stage of one batch; those of the network from its labels in a profile.

@@ -12,10 +12,10 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from benchmarks import ROOT
 
@@ -25,10 +25,12 @@ Numbers = dict[str, float]
 class Remote:
     """A side in its own process. Methods of `OursSide`, `PeerSide` and `Bare` are called by name."""
 
+    module = "benchmarks.worker"
+
     def __init__(self, kind: str, **options: Any) -> None:
         """Starts the process; `options` are the keyword arguments of the side's class."""
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.worker", json.dumps({"kind": kind, **options})],
+            [sys.executable, "-m", self.module, json.dumps({"kind": kind, **options})],
             cwd=ROOT,
             env={**os.environ, "PYTHONWARNINGS": "ignore"},
             stdin=subprocess.PIPE,
@@ -53,7 +55,7 @@ class Remote:
         if self._process.stdout is not None:
             self._process.stdout.close()
 
-    def __enter__(self) -> Remote:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -254,8 +256,8 @@ class PeerSide(Side):
 KINDS: dict[str, type[Any]] = {"ours": OursSide, "peer": PeerSide, "bare": Bare}
 
 
-def main() -> None:
-    """Serves one side until its input ends."""
+def serve(kinds: Mapping[str, type[Any]]) -> None:
+    """Serves the side that the command line names until its input ends."""
     out = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     sys.stdout = sys.stderr  # whatever prints must not come between the answers
     warnings.simplefilter("ignore")
@@ -266,7 +268,7 @@ def main() -> None:
         out.flush()
 
     try:
-        side = KINDS[options.pop("kind")](**options)
+        side = kinds[options.pop("kind")](**options)
         answer({"answer": None})
         for line in sys.stdin:
             message = json.loads(line)
@@ -276,4 +278,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    serve(KINDS)
