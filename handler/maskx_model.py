@@ -19,6 +19,7 @@ from torch import Tensor
 
 from maskx_answer import Detections
 from maskx_categories import Category
+from maskx_cores import usable_cores
 from maskx_engine import choose_precision, keep_freed_memory, ready_to_run
 from maskx_request import MAX_DETECTIONS, Wishes
 
@@ -70,6 +71,8 @@ class ServedModel:
         self.max_size = int(metadata["input"]["max_size"])
         if device.type == "cpu":
             keep_freed_memory()
+            if torch.get_num_threads() > usable_cores():
+                torch.set_num_threads(usable_cores())
         self._module = ready_to_run(module.eval(), device, self.precision, reducible)
 
     @torch.inference_mode()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from typing import Any, TypeVar
 
 from maskx_answer import Detections, answer_body, compact, image_content
 from maskx_categories import CategoryIndex
+from maskx_cores import usable_cores
 from maskx_errors import ANSWER_TOO_LARGE, IMAGE_TOO_LARGE, INTERNAL, INVALID_IMAGE, RESTARTING, MaskxError
 from maskx_forward import DeviceLost, predict_each
 from maskx_image import DecodedImage, ImageError, ImageTooLarge, decode_to_fit
@@ -240,13 +240,6 @@ class Service:
         if len(items) > 1:
             return list(self._threads.map(work, items))
         return [work(item) for item in items]
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on, where the system tells; else all there are. At least 1."""
-    if hasattr(os, "sched_getaffinity"):
-        return max(len(os.sched_getaffinity(0)), 1)
-    return os.cpu_count() or 1
 
 
 def _refusal(

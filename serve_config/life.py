@@ -24,6 +24,7 @@ from serve_config.config import (
     effective_config,
     gpu_count,
     handed_down,
+    threads_of,
 )
 from serve_config.java import find_java_home
 from serve_config.management import KEY_FILE
@@ -193,7 +194,7 @@ def _launch(state: Path, running: Running, java_home: Path) -> psutil.Popen:
     """TorchServe in a session of its own, with little of the environment and without the project on its path."""
     logs = state / "logs"
     logs.mkdir()
-    environment = handed_down(os.environ) | mark_of(state)
+    environment = handed_down(os.environ) | mark_of(state) | threads_of(running.batching, os.environ)
     environment |= {
         "JAVA_HOME": str(java_home),
         "TMPDIR": running.temporary,

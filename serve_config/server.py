@@ -130,7 +130,9 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--batch-size", type=int, help="requests in a batch (default: 4, with a GPU 8)")
         command.add_argument("--batch-delay", type=int, help="milliseconds to wait for them (default: 1)")
         command.add_argument(
-            "--workers", type=int, help="processes of the handler (default: 1 for each GPU, or 1)"
+            "--workers",
+            type=int,
+            help="handler processes, which share the cores (default: 1, or 1 for each GPU)",
         )
         command.add_argument(
             "--timeout", type=float, default=180.0, help="seconds until the model must answer"

@@ -18,7 +18,7 @@ import pytest
 
 from serve_config import java, life, server
 from serve_config.archives import checked_copy, read_contents
-from serve_config.config import CONFIG, batching_for, effective_config, gpu_count, handed_down
+from serve_config.config import CONFIG, batching_for, effective_config, gpu_count, handed_down, threads_of
 from serve_config.life import claim, failure_reason
 from serve_config.ports import Ports, free_ports, require_free
 from serve_config.probe import not_ready_because
@@ -162,6 +162,19 @@ def test_of_the_environment_only_what_is_needed_is_handed_down() -> None:
         "KUBECONFIG": "k",
     }
     assert handed_down(kept | dropped) == kept
+
+
+def test_several_workers_share_the_cores_unless_somebody_said_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+
+    def of(workers: int, **environment: str) -> dict[str, str]:
+        return threads_of(Batching(batch_size=4, batch_delay=1, workers=workers), environment)
+
+    assert (of(1), of(2), of(3)) == ({}, {"OMP_NUM_THREADS": "4"}, {"OMP_NUM_THREADS": "2"})
+    assert of(20) == {"OMP_NUM_THREADS": "1"}
+    assert of(2, OMP_NUM_THREADS="8") == {}
 
 
 def test_a_port_that_is_taken_is_named_with_the_cure() -> None:
