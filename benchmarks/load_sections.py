@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.load_setting import (
+    BATCH,
     BATCHES,
     CONCURRENCY,
     DELAY,
@@ -22,6 +23,7 @@ from benchmarks.load_setting import (
     say,
 )
 from benchmarks.load_times import Sample, summary
+from benchmarks.machine import usable_cores
 from benchmarks.tables import shown, table
 
 BAR = 0.9
@@ -118,29 +120,37 @@ def open_text(numbers: Numbers) -> str:
 def overhead_numbers(setting: LoadSetting) -> Numbers:
     """Requests a second through TorchServe beside those of the same images in one process, in turns of one run."""
     found = []
+    cores = usable_cores()
     for network in setting.networks:
-        for batch in BATCHES:
-            with setting.served(network, "overhead", batch_size=batch, batch_delay=DELAY) as served:
+        ways = [(BATCH, 1)] if network is not setting.tiny else [(batch, 1) for batch in BATCHES]
+        for batch, workers in [*ways, (BATCH, cores)] if cores > 1 else ways:
+            asked = {"batch_size": batch, "batch_delay": DELAY, "workers": workers}
+            with setting.served(network, "overhead", **asked) as served:
                 threads = served.description()["threads"]
                 with (
-                    setting.offline(network, threads) as offline,
+                    setting.offline(network, cores) as offline,
                     setting.client(served, "REST") as rest,
                     setting.client(served, "gRPC") as grpc,
                 ):
                     clients = {"REST": rest, "gRPC": grpc}
                     found.append(
-                        {"network": network.name, "batch": batch, "threads": threads}
+                        {"network": network.name, "batch": batch, "workers": workers, "threads": threads}
                         | _turns(network, batch, offline, clients)
                     )
-    return {"concurrency": CONCURRENCY, "delay": DELAY, "rows": found}
+    return {"concurrency": CONCURRENCY, "delay": DELAY, "threads": cores, "rows": found}
 
 
 def _turns(network: Network, batch: int, offline: Any, clients: dict[str, Any]) -> Numbers:
-    """In-process, REST, gRPC, in-process, ...: the rates of every turn, and the latencies of all turns together."""
+    """In-process, REST, gRPC, in-process, ...: the rates of every turn, and the latencies of all turns together.
+
+    Before the first turn each protocol is used for a while: Java runs slowly until it has compiled what is used much.
+    """
     rates: dict[str, list[float]] = {"in process": [], **{name: [] for name in clients}}
     windows: dict[str, list[Sample]] = {name: [] for name in clients}
     errors: dict[str, dict[str, int]] = {name: {} for name in clients}
     cpu = dict.fromkeys(clients, 0.0)
+    for client in clients.values():
+        closed(client, CONCURRENCY, network.run_in)
     for turn in range(network.rounds):
         say(f"overhead: {network.name}, batches of {batch}, turn {turn + 1} of {network.rounds}")
         if turn == 0:
@@ -174,16 +184,18 @@ def overhead_text(numbers: Numbers) -> str:
     """Rates and ratios, then latencies, then what the ratios say."""
     rates, times = [], []
     for row in numbers["rows"]:
-        cells = [row["network"], str(row["batch"]), _spread(row["rates"]["in process"])]
+        way = f"{row['workers']} x {row['threads']}"
+        cells = [row["network"], str(row["batch"]), way, _spread(row["rates"]["in process"])]
         for protocol in PROTOCOLS:
             cells += [_spread(row["rates"][protocol]), f"**{row['ratios'][protocol]:.2f}**"]
             found = {**row["times"][protocol], "rate": statistics.fmean(row["rates"][protocol])}
-            times.append((row["network"], str(row["batch"]), protocol, *rate_and_times(found)))
+            times.append((row["network"], str(row["batch"]), way, protocol, *rate_and_times(found)))
         cells.append(" / ".join(f"{row['client_cpu_ms'][protocol]:.1f}" for protocol in PROTOCOLS))
         rates.append(cells)
     headers = (
         "network",
         "batchSize",
+        "workers x threads",
         "in process",
         "REST",
         "ratio",
@@ -192,7 +204,7 @@ def overhead_text(numbers: Numbers) -> str:
         "client's CPU, ms a request",
     )
     below = [
-        f"{row['network']}, batchSize {row['batch']}, {protocol} ({row['ratios'][protocol]:.2f})"
+        f"{row['network']}, batchSize {row['batch']}, workers {row['workers']}, {protocol} ({row['ratios'][protocol]:.2f})"
         for row in numbers["rows"]
         for protocol in PROTOCOLS
         if row["ratios"][protocol] < BAR
@@ -200,11 +212,11 @@ def overhead_text(numbers: Numbers) -> str:
     lines = [
         table(headers, rates),
         f"Requests a second, mean of turns (lowest to highest); {numbers['concurrency']} clients in a closed loop, "
-        f"maxBatchDelay {numbers['delay']} ms, {numbers['rows'][0]['threads']} threads on both sides. In process: the "
-        "handler's Service in batches of exactly batchSize images, nobody else at work. The ratio is served / in "
+        f"maxBatchDelay {numbers['delay']} ms. In process: the handler's Service with {numbers['threads']} threads, in "
+        "batches of exactly batchSize images, nobody else at work. The ratio is served / in "
         f"process; the bar is {BAR}: " + (f"below it: {'; '.join(below)}." if below else "reached by all."),
         "",
-        table(("network", "batchSize", "protocol", *RATE_AND_TIMES), times),
+        table(("network", "batchSize", "workers x threads", "protocol", *RATE_AND_TIMES), times),
         *[
             _recommended(numbers["rows"], name)
             for name in dict.fromkeys(row["network"] for row in numbers["rows"])
@@ -215,7 +227,11 @@ def overhead_text(numbers: Numbers) -> str:
 
 def _recommended(rows: Sequence[Numbers], network: str) -> str:
     """The smallest batch within 2 % of the best rate: more only makes everybody wait longer."""
-    mine = {row["batch"]: statistics.fmean(row["rates"]["REST"]) for row in rows if row["network"] == network}
+    mine = {
+        row["batch"]: statistics.fmean(row["rates"]["REST"])
+        for row in rows
+        if (row["network"], row["workers"]) == (network, 1)
+    }
     best = max(mine.values())
     chosen = min(batch for batch, rate in mine.items() if rate >= 0.98 * best)
     return f"- {network}: batchSize {chosen} is the smallest within 2 % of the best rate over REST."

@@ -19,7 +19,9 @@ from benchmarks.worker import Remote
 PROTOCOLS = ("REST", "gRPC")
 CONCURRENCY = 8
 """Clients of the closed loop that saturates, as the bar of the overhead is set for."""
-BATCHES = (1, 4, 8)
+BATCH = 4
+"""What `make serve` chooses on a CPU."""
+BATCHES = (1, BATCH, 8)
 DELAY = 1
 """maxBatchDelay in ms: what is lost where a request is alone."""
 MOST = 200_000
@@ -34,13 +36,17 @@ LARGE_CLASSES = 80
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """A maskx.pt and how long it is measured: seconds of one turn, turns, and seconds of warm-up that are dropped."""
+    """A maskx.pt and how long it is measured, in seconds.
+
+    turn, rounds: of one turn, and turns. warm_up: of each turn, dropped. run_in: before the first turn, per protocol.
+    """
 
     name: str
     path: Path
     turn: float
     rounds: int
     warm_up: float
+    run_in: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +121,14 @@ def tiny_network(path: Path, *, quick: bool) -> Network:
     """The trained maskx.pt that `make archive` leaves. Raises ValueError where there is none."""
     if not path.is_file():
         raise ValueError(f"there is no {path}; make it with make archive, or name one with --tiny")
-    return Network(name=TINY, path=path, turn=2 if quick else 8, rounds=1 if quick else 3, warm_up=1)
+    return Network(
+        name=TINY,
+        path=path,
+        turn=2 if quick else 6,
+        rounds=1 if quick else 3,
+        warm_up=1,
+        run_in=1 if quick else 12,
+    )
 
 
 def large_network(folder: Path, picture: str, *, min_size: int, max_size: int, quick: bool) -> Network:
@@ -136,6 +149,7 @@ def large_network(folder: Path, picture: str, *, min_size: int, max_size: int, q
         turn=4 if quick else 20,
         rounds=1 if quick else 2,
         warm_up=1 if quick else 8,
+        run_in=1 if quick else 8,
     )
 
 

@@ -223,15 +223,17 @@ def test_the_overhead_says_which_networks_are_below_the_bar_and_which_batch_is_e
         {
             "network": "tiny",
             "batch": batch,
-            "threads": 2,
+            "workers": workers,
+            "threads": 2 // workers,
             "rates": {"in process": [10.0, 12.0], "REST": [rate], "gRPC": [11.0]},
             "ratios": {"REST": rate / 11, "gRPC": 1.0},
             "client_cpu_ms": {"REST": 1.0, "gRPC": 2.0},
             "times": {"REST": {**times, "p99.9": None}, "gRPC": {**times, "p99.9": None}},
         }
-        for batch, rate in ((1, 8.8), (4, 10.9), (8, 11.0))
+        for batch, workers, rate in ((1, 1, 8.8), (4, 1, 10.9), (8, 1, 11.0), (4, 2, 15.0))
     ]
-    text = load.overhead_text({"concurrency": 8, "delay": 1, "rows": rows})
-    assert "below it: tiny, batchSize 1, REST (0.80)." in text
+    text = load.overhead_text({"concurrency": 8, "delay": 1, "threads": 2, "rows": rows})
+    assert "below it: tiny, batchSize 1, workers 1, REST (0.80)." in text
     assert "tiny: batchSize 4 is the smallest within 2 %" in text
+    assert "| tiny | 4 | 2 x 1 |" in text
     assert "11.00 (10.00 to 12.00)" in text and "1 x 503" in text
