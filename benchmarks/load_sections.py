@@ -204,7 +204,8 @@ def overhead_text(numbers: Numbers) -> str:
         "client's CPU, ms a request",
     )
     below = [
-        f"{row['network']}, batchSize {row['batch']}, workers {row['workers']}, {protocol} ({row['ratios'][protocol]:.2f})"
+        f"{row['network']}, batchSize {row['batch']}, workers {row['workers']}, {protocol} "
+        f"({row['ratios'][protocol]:.2f})"
         for row in numbers["rows"]
         for protocol in PROTOCOLS
         if row["ratios"][protocol] < BAR
