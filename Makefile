@@ -37,8 +37,7 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup data train evaluate archive serve ready predict stop versions register \
-  set-default unregister demo check test tools bench bench-gpu profile accuracy load image clean FORCE
+.PHONY: help setup data train evaluate archive serve ready predict stop versions register set-default unregister demo check test tools bench bench-gpu profile accuracy load image clean FORCE
 
 help:                ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
