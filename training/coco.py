@@ -15,12 +15,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from handler.maskx_image import decode, read_header
-from model.classes import ClassTable, class_table
+from model.classes import ClassTable
 from model.targets import Target, mask_windows
 from training.augment import AugmentConfig, augment
 from training.coco_checks import Progress, Report, annotated_size_is_upright, read_annotations
 from training.coco_packing import pack_annotations
 from training.segmentations import NO_MASK, draw_crop
+from training.splits import split_classes
 
 Sample = tuple[Tensor, Target]
 """Image uint8 [3, H, W] in RGB, and its target."""
@@ -29,7 +30,7 @@ Sample = tuple[Tensor, Target]
 class CocoDataset(Dataset[Sample]):
     """Images of a folder with the annotations of a COCO instances file, checked when made (see coco_checks).
 
-    Give either `mask_classes` (see `model.classes.class_table`) or `classes`, the table of the set trained
+    Give either `mask_classes` (see `training.splits.split_classes`) or `classes`, the table of the set trained
     on, whose category ids and names must then hold here too. `report` tells what was found and what was
     left out. Nothing stays open, so loader workers may fork or spawn.
     """
@@ -52,7 +53,7 @@ class CocoDataset(Dataset[Sample]):
         if classes is None:
             assert mask_classes is not None
             try:
-                classes = class_table(document["categories"], mask_classes)
+                classes = split_classes(document["categories"], mask_classes)
             except ValueError as error:
                 raise ValueError(f"{annotations}: {error}") from error
         self.classes: ClassTable = classes

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from model.checkpoint import load_network
-from model.classes import class_table
 from training.config import DEFAULT_CONFIG, TrainingConfig, load_config
 from training.evaluate import GroupResults, Results, evaluate_network
 from training.shapes import ShapesConfig, write_shapes
+from training.splits import split_classes
 from training.train import Stopped, chosen_device, train
 from training.validate_transfer import CANDIDATES
 from training.variants import (
@@ -158,7 +158,7 @@ def one_row(base: TrainingConfig, system: str, train: Train, folder: Path) -> di
     device = chosen_device(base.device)
     results = evaluate_network(
         network.to(device),
-        class_table(categories, base.data.mask_classes),
+        split_classes(categories, base.data.mask_classes),
         Path(base.data.val_images),
         Path(base.data.val_annotations),
         device=device,

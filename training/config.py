@@ -28,7 +28,8 @@ class DataConfig:
     val_images: str = "build/shapes/val"
     val_annotations: str = "build/shapes/val.json"
     mask_classes: str = "all"
-    """Set A: "all", "voc", "nonvoc", names with commas between, or the path of a file of names. Others are set B."""
+    """Set A: "all", "voc", "nonvoc", names with commas between, the path of a file of names, or a random split of
+    Figure 3 such as "random:E3_A40B40" (see `training.splits`). Others are set B."""
     workers: int = 2
     """Processes that read and augment images; 0 does it in the training's own. The result is the same."""
     detector_from: str = ""

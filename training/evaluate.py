@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from model.checkpoint import load_network
-from model.classes import ClassTable, class_table
+from model.classes import ClassTable
 from model.dataclass_io import to_plain
 from training.coco_results import (
     AveragePrecision,
@@ -39,6 +39,7 @@ from training.predictions import (
     predict,
 )
 from training.sheet import write_sheet
+from training.splits import split_classes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,7 +308,7 @@ def _evaluate_checkpoint(options: argparse.Namespace) -> None:
     annotations = options.annotations or Path(data["val_annotations"])
     if options.mask_classes is not None:
         categories = [{"id": i, "name": name} for i, name in zip(classes.ids, classes.names, strict=True)]
-        classes = class_table(categories, options.mask_classes)
+        classes = split_classes(categories, options.mask_classes)
     device = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     predictions = predict(
         network.to(device),

@@ -73,6 +73,7 @@ def train(config: TrainingConfig, *, resume: bool = False, restart: bool = False
         config.data.train_annotations,
         mask_classes=config.data.mask_classes,
         augment=config.augment,
+        require_masks=config.schedule.end_to_end_steps + config.schedule.mask_steps > 0,
         progress=counted("checking images"),
     )
     print(data.report)
@@ -289,7 +290,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--mask-classes",
         metavar="WHICH",
-        help="the same as data.mask_classes=...: all, voc, nonvoc, names with commas between, or a file of names",
+        help="the same as data.mask_classes=...: all, voc, nonvoc, names with commas between, a file of names, or "
+        "random:E1_A40B40 (see training.splits)",
     )
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--resume", action="store_true", help="go on from the last checkpoint, if there is one")

@@ -22,12 +22,13 @@ from typing import Any
 import torch
 
 from model.checkpoint import load_network
-from model.classes import ClassTable, class_table
+from model.classes import ClassTable
 from model.dataclass_io import to_plain
 from training.coco_results import GroundTruth, load_ground_truth
 from training.config import TrainingConfig
 from training.evaluate import aligned, percent
 from training.predictions import predict
+from training.splits import split_classes
 from training.variants import (
     Train,
     changed,
@@ -191,7 +192,7 @@ def _classes(config: TrainingConfig) -> ClassTable:
         raise ValueError(
             f"{path} (data.val_annotations) cannot be read as COCO annotations: {error}"
         ) from error
-    return class_table(categories, config.data.mask_classes)
+    return split_classes(categories, config.data.mask_classes)
 
 
 def _objects(truth: GroundTruth, classes: ClassTable) -> dict[int, int]:

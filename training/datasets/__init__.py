@@ -1,0 +1,1 @@
+"""Known data sets: fetched, converted from their own formats to COCO's, and named."""

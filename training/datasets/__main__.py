@@ -1,0 +1,121 @@
+"""`python -m training.datasets list | fetch NAME | convert NAME | keys NAME`: known data sets, made ready to train on.
+
+`fetch` downloads, checks, unpacks and converts, and goes on where it was stopped; `convert` does the last step
+alone, for files that lie there already; `keys` prints what a training needs:
+
+    python -m training.train --config training/presets/paper.toml $(python -m training.datasets keys coco_2017)
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from training.datasets.catalogue import DATA_SETS, DOWNLOADS, ConvertOptions, DataSet, data_set
+from training.datasets.fetch import Download, download, gigabytes, require_space, unpack
+
+ARCHIVES = ".downloads"
+"""Folder below the root in which archives are kept, each with NAME.unpacked once it is."""
+
+
+def fetch(
+    known: DataSet, root: Path, options: ConvertOptions, *, mirror: str = "", remove_archives: bool = False
+) -> None:
+    """Download, unpack and convert a data set below `root`; what is done already is not done again.
+
+    Raises:
+        ValueError: as `download`, `unpack` and the conversion do; the disk has no room for what is to be downloaded.
+    """
+    archives = root / ARCHIVES
+    archives.mkdir(parents=True, exist_ok=True)
+    wanted = [DOWNLOADS[name] for name in known.downloads if not _mark(archives, DOWNLOADS[name]).is_file()]
+    require_space(root, sum(item.bytes - _there(archives, item) for item in wanted), "the download")
+    for item in wanted:
+        path = download(item, archives, url=f"{mirror.rstrip('/')}/{item.name}" if mirror else None)
+        files = unpack(path, root / item.into)
+        _mark(archives, item).write_text(f"{item.digest}\n", encoding="ascii")
+        print(f"{path}: checked ({item.digest.partition(':')[0]}), {files} files unpacked", flush=True)
+        if remove_archives:
+            path.unlink()
+    convert(known, root, options)
+
+
+def convert(known: DataSet, root: Path, options: ConvertOptions) -> None:
+    """Write the annotation files of a data set whose own files lie below `root`."""
+    if known.convert is not None:
+        print("\n".join(known.convert(root, options)))
+    known.require(root)
+    print("ready; train with\n    " + " ".join(known.keys(root)))
+
+
+def _mark(archives: Path, item: Download) -> Path:
+    return archives / f"{item.name}.unpacked"
+
+
+def _there(archives: Path, item: Download) -> int:
+    paths = (archives / item.name, archives / f"{item.name}.part")
+    return min(item.bytes, sum(path.stat().st_size for path in paths if path.is_file()))
+
+
+def listing() -> str:
+    """The named data sets, what they download, and where their files lie."""
+    lines = []
+    for name, known in DATA_SETS.items():
+        size = gigabytes(sum(DOWNLOADS[one].bytes for one in known.downloads))
+        lines.append(f"{name:10} {size:>9}  {known.title}")
+        lines += [f"{'':22}{key}" for key in known.keys(Path("data"))]
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line. 0: done; 2: a mistake, named; 130: stopped by Ctrl-C (the same command goes on)."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.datasets", description="Fetch and convert known data sets."
+    )
+    parser.add_argument("what", choices=("list", "fetch", "convert", "keys"))
+    parser.add_argument("name", nargs="?", help=f"one of {', '.join(DATA_SETS)}")
+    parser.add_argument(
+        "--root", type=Path, default=Path("data"), help="folder of all data (default: %(default)s)"
+    )
+    parser.add_argument("--mirror", default="", help="address of a folder that has the same files")
+    parser.add_argument(
+        "--remove-archives", action="store_true", help="remove each archive once it is unpacked"
+    )
+    parser.add_argument(
+        "--minival", type=Path, help="coco_2014, vg3k: COCO file or list of ids of COCO's minival"
+    )
+    parser.add_argument(
+        "--image-set", choices=("Segmentation", "Main"), default="Segmentation", help="voc_2012: which lists"
+    )
+    parser.add_argument(
+        "--names", choices=("voc", "coco"), default="voc", help="voc_2012: spelling of the classes"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        if options.what == "list":
+            print(listing())
+            return 0
+        if options.name is None:
+            raise ValueError(f"{options.what}: name a data set: {', '.join(DATA_SETS)}")
+        known = data_set(options.name)
+        how = ConvertOptions(minival=options.minival, image_set=options.image_set, names=options.names)
+        if options.what == "keys":
+            known.require(options.root)
+            print(" ".join(known.keys(options.root)))
+        elif options.what == "convert":
+            convert(known, options.root, how)
+        else:
+            fetch(known, options.root, how, mirror=options.mirror, remove_archives=options.remove_archives)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
