@@ -124,7 +124,7 @@ def overhead_numbers(setting: LoadSetting) -> Numbers:
     for network in setting.networks:
         ways = [(BATCH, 1)] if network is not setting.tiny else [(batch, 1) for batch in BATCHES]
         for batch, workers in [*ways, (BATCH, cores)] if cores > 1 else ways:
-            asked = {"batch_size": batch, "batch_delay": DELAY, "workers": workers}
+            asked: Numbers = {"batch_size": batch, "batch_delay": DELAY, "workers": workers}
             with setting.served(network, "overhead", **asked) as served:
                 threads = served.description()["threads"]
                 with (
