@@ -5,6 +5,8 @@ from pathlib import Path
 
 # For the processes that tests start, too: two test processes share two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A process that is started as another user is forked, and gRPC's own hooks for that were seen to crash the child.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 import hypothesis
 import pytest

@@ -148,13 +148,21 @@ def test_a_wrong_token_ends_the_run_at_once(folder: Path, capsys: pytest.Capture
     assert "401" in capsys.readouterr().err
 
 
+INTERRUPTIBLE = """
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("client", run_name="__main__", alter_sys=True)
+"""
+"""python -m client, also where the tests run behind a shell that has its children ignore SIGINT."""
+
+
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
 def test_a_run_that_was_killed_goes_on_without_asking_twice(folder: Path, end: signal.Signals) -> None:
     out = folder.parent / "r.json"
     with rest(*[Step()] * 3, Step(hang=True)) as faulty:
         arguments = [str(folder), "--coco", str(out), "--url", faulty.url, "--jobs", "1"]
         process = subprocess.Popen(
-            [sys.executable, "-m", "client", *arguments],
+            [sys.executable, "-c", INTERRUPTIBLE, *arguments],
             cwd=ROOT,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
