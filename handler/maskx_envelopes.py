@@ -107,26 +107,27 @@ def _several(
     content: Mapping[str, Any], given: Given, limits: ImageLimits
 ) -> tuple[Envelope, list[Item | RequestError]]:
     _take(content, given, road="the JSON", others=["images"])
-    items: list[Item | RequestError] = []
-    for place, one in enumerate(_list(content["images"], '"images"', limits)):
-        try:
-            items.append(_bare_or_object(one, f"images[{place}]", limits, ["image"]))
-        except RequestError as error:
-            items.append(error)
-    return Envelope(kind="several"), items
+    return Envelope(kind="several"), _each(content, "images", limits, ["image"])
 
 
 def _instances(
     content: Mapping[str, Any], given: Given, limits: ImageLimits
 ) -> tuple[Envelope, list[Item | RequestError]]:
     _parameters(content, given, ["instances", "parameters"])
+    return Envelope(kind="v1"), _each(content, "instances", limits, ["b64", "image"])
+
+
+def _each(
+    content: Mapping[str, Any], key: str, limits: ImageLimits, image_keys: list[str]
+) -> list[Item | RequestError]:
+    """The images of the list under `key`; one that cannot be read is an error in its place."""
     items: list[Item | RequestError] = []
-    for place, one in enumerate(_list(content["instances"], '"instances"', limits)):
+    for place, one in enumerate(_list(content[key], f'"{key}"', limits)):
         try:
-            items.append(_bare_or_object(one, f"instances[{place}]", limits, ["b64", "image"]))
+            items.append(_bare_or_object(one, f"{key}[{place}]", limits, image_keys))
         except RequestError as error:
             items.append(error)
-    return Envelope(kind="v1"), items
+    return items
 
 
 def _inputs(
