@@ -74,7 +74,7 @@ def export_checkpoint(checkpoint: Path, out: Path) -> None:
     config = contents["model_config"]
     metadata = build_metadata(
         classes,
-        mask_size=2 * config["mask"]["roi_size"],
+        mask_size=network.mask_size,
         max_detections=config["box"]["detections_per_image"],
         min_size=config["input"]["min_size"],
         max_size=config["input"]["max_size"],

@@ -92,6 +92,9 @@ def verify_mask_table(network: MaskXRCNN, served: nn.Module) -> None:
         w_det = torch.cat([normalised(part) if weights.normalise else part for part in parts], dim=1)
         for label in range(classes):
             expected = torch.zeros(()) if weights.agnostic is None else weights.agnostic
+            if weights.specific is not None:
+                background = weights.specific[0] if network.mask_softmax else torch.zeros(())
+                expected = weights.specific[label] - background
             if weights.transfer is not None:
                 expected = expected + weights.transfer(w_det[label]).float()
             scale = float(expected.abs().max().clamp(min=1e-12))

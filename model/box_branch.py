@@ -1,9 +1,11 @@
 """The box branch: class scores and class-wise boxes of each RoI; its last layer holds w_det."""
 
-from __future__ import annotations
+import itertools
 
 import torch
 from torch import Tensor, nn
+
+from model.convolution import group_norm, with_winograd
 
 
 class BoxHead(nn.Module):
@@ -16,12 +18,48 @@ class BoxHead(nn.Module):
         self.cell_by_cell = False
         """Whether fc6 wants all channels of a cell together; so it is in the network as it is served."""
 
+    def weight_type(self) -> torch.dtype:
+        """The type that it computes in."""
+        return self.fc6.weight.dtype
+
     def forward(self, pooled: Tensor) -> Tensor:
         """Pooled features [R, F, S, S] -> [R, D]."""
         if self.cell_by_cell:
             pooled = pooled.permute(0, 2, 3, 1)
         x = torch.relu(self.fc6(pooled.flatten(1)))
         return torch.relu(self.fc7(x))
+
+
+class ConvBoxHead(nn.Module):
+    """Four 3x3 convolutions and their mean over the cells (OPMask): the classifier reads a mean, so its weights on a
+    single cell say how much that cell speaks for the class (`model.object_prior`).
+
+    The last convolution widens to D. Groups of channels are normalised where OPMask normalises over the batch.
+    """
+
+    def __init__(self, *, channels: int, width: int) -> None:
+        super().__init__()
+        widths = [channels, channels, channels, channels, width]
+        blocks: list[nn.Module] = []
+        for inputs, outputs in itertools.pairwise(widths):
+            convolution = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+            nn.init.kaiming_normal_(convolution.weight, mode="fan_in", nonlinearity="relu")
+            blocks += [convolution, group_norm(outputs), nn.ReLU(inplace=True)]
+        self.convs = nn.Sequential(*blocks)
+        with_winograd(self.convs, many=True)
+
+    def weight_type(self) -> torch.dtype:
+        """The type that it computes in."""
+        return self.convs[9].weight.dtype  # type: ignore[return-value]
+
+    def maps(self, pooled: Tensor) -> Tensor:
+        """Pooled features [R, F, S, S] -> [R, D, S, S], before the mean."""
+        maps: Tensor = self.convs(pooled)
+        return maps
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Pooled features [R, F, S, S] -> [R, D]."""
+        return self.maps(pooled).mean(dim=[2, 3])
 
 
 class BoxPredictor(nn.Module):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from model.backbone import build_backbone
-from model.box_branch import BoxHead, BoxPredictor
+from model.box_branch import BoxHead, BoxPredictor, ConvBoxHead
 from model.canvas import Canvas
 from model.config import ModelConfig
-from model.mask_branch import MaskBranch, MaskHead, OfficialMaskMLP, SlimMaskMLP
+from model.hourglass import HourglassMaskHead, hourglass_20, hourglass_52
+from model.mask_branch import MaskBranch, MaskHead, MLPMaskHead, OfficialMaskMLP, SlimMaskMLP
 from model.network import MaskXRCNN
 from model.pooling import PyramidRoIAlign
 from model.rpn import build_rpn
@@ -30,9 +31,13 @@ def build_network(config: ModelConfig, *, num_classes: int) -> MaskXRCNN:
     )
     channels = backbone.out_channels
     mask = config.mask
+    head = mask_head(config, channels)
+    before = mask.width // 2 if isinstance(head, HourglassMaskHead) else mask.width
+    if mask.head == "fcn" and mask.convolutions == 0:
+        before = channels
     mlp = {
         "none": lambda: None,
-        "slim": lambda: SlimMaskMLP(width=mask.width, roi_size=mask.roi_size),
+        "slim": lambda: SlimMaskMLP(width=before, roi_size=mask.roi_size),
         "official": lambda: OfficialMaskMLP(width=mask.width, mask_size=2 * mask.roi_size),
     }[mask.mlp]()
     return MaskXRCNN(
@@ -63,16 +68,17 @@ def build_network(config: ModelConfig, *, num_classes: int) -> MaskXRCNN:
             sampling_ratio=config.box.sampling_ratio,
             canonical_size=config.box.canonical_size,
         ),
-        box_head=BoxHead(channels=channels, roi_size=config.box.roi_size, width=config.box.width),
+        box_head=ConvBoxHead(channels=channels, width=config.box.width)
+        if config.box.head == "conv"
+        else BoxHead(channels=channels, roi_size=config.box.roi_size, width=config.box.width),
         box_predictor=BoxPredictor(width=config.box.width, num_classes=num_classes),
         mask_pool=PyramidRoIAlign(
             size=mask.roi_size, sampling_ratio=mask.sampling_ratio, canonical_size=config.box.canonical_size
         ),
-        mask_branch=MaskBranch(
-            head=MaskHead(channels=channels, width=mask.width, convolutions=mask.convolutions), mlp=mlp
-        ),
+        mask_branch=MaskBranch(head=head, mlp=mlp),
         mask_weights=MaskWeights(
             kind=config.transfer.kind,
+            num_classes=num_classes,
             input=config.transfer.input,
             box_width=config.box.width,
             mask_width=mask.width,
@@ -84,6 +90,8 @@ def build_network(config: ModelConfig, *, num_classes: int) -> MaskXRCNN:
             dropout=config.transfer.dropout,
             noise=config.transfer.noise,
         ),
+        mask_prior=mask.prior == "cam",
+        mask_softmax=mask.loss == "softmax",
         rois_per_image=config.box.rois_per_image,
         positive_fraction=config.box.positive_fraction,
         foreground_iou=config.box.foreground_iou,
@@ -94,3 +102,17 @@ def build_network(config: ModelConfig, *, num_classes: int) -> MaskXRCNN:
         detections_per_image=config.box.detections_per_image,
         candidates_per_image=config.box.candidates_per_image,
     )
+
+
+def mask_head(config: ModelConfig, channels: int) -> MaskHead | MLPMaskHead | HourglassMaskHead:
+    """The mask head of the configuration on `channels` pooled channels."""
+    mask = config.mask
+    if mask.head == "hourglass20":
+        return hourglass_20(channels=channels, width=mask.width, roi_size=mask.roi_size)
+    if mask.head == "hourglass52":
+        return hourglass_52(channels=channels, width=mask.width, roi_size=mask.roi_size)
+    if mask.head == "mlp":
+        return MLPMaskHead(
+            channels=channels, roi_size=mask.roi_size, hidden=config.box.width, width=mask.width
+        )
+    return MaskHead(channels=channels, width=mask.width, convolutions=mask.convolutions)

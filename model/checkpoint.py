@@ -106,6 +106,7 @@ def load_network(path: str | Path) -> tuple[MaskXRCNN, ClassTable, dict[str, Any
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     load_weights(network, contents["model"], source=str(path))
+    network.set_mask_threshold(config.transfer.mask_threshold, classes.set_b_labels())
     return network.eval(), classes, contents
 
 

@@ -72,6 +72,15 @@ class ClassTable:
         """Labels of the classes with boxes only."""
         return tuple(label for label, mask in enumerate(self.has_mask, start=1) if not mask)
 
+    def require_masks(self) -> None:
+        """ValueError that names the classes of set B, where there are any."""
+        if without := [name for name, mask in zip(self.names, self.has_mask, strict=True) if not mask]:
+            raise ValueError(
+                f"model.transfer.kind class_specific learns each class's masks from masks of that class, and "
+                f"{len(without)} of {self.num_classes} have none ({_few(without)}): set data.mask_classes=all, or "
+                "another kind"
+            )
+
     def without_masks(self, labels: Iterable[int]) -> ClassTable:
         """The table with `labels` (all of set A) moved to set B: the hold-out of an inner validation.
 

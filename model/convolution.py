@@ -1,5 +1,7 @@
 """3x3 convolutions that can be computed by Winograd's form, where whoever loads the network asks for it."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -47,13 +49,19 @@ class WinogradConv2d(nn.Conv2d):
 
 
 def with_winograd(module: nn.Module, *, many: bool) -> None:
-    """Makes every 3x3 convolution inside `module` a `WinogradConv2d` of the same parameters, in place."""
+    """Makes every 3x3 convolution of stride 1 inside `module` a `WinogradConv2d` of the same parameters, in place."""
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is nn.Conv2d and child.kernel_size == (3, 3):
+            if type(child) is nn.Conv2d and (child.kernel_size, child.stride) == ((3, 3), (1, 1)):
                 with torch.device("meta"):  # draws no random numbers: a seed gives the network it gave before
                     other = WinogradConv2d(
                         child.in_channels, child.out_channels, bias=child.bias is not None, many=many
                     )
                 other.weight, other.bias = child.weight, child.bias
                 setattr(parent, name, other)
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Group normalisation (Wu and He, 2018, arXiv:1803.08494) with 16 channels to a group (Table 3), or as many of 16
+    as divide `channels`."""
+    return nn.GroupNorm(channels // math.gcd(channels, 16), channels)

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch.autograd.profiler import record_function
 from torchvision.ops import clip_boxes_to_image, nms
 
-from model.box_branch import BoxHead, BoxPredictor
+from model.box_branch import BoxHead, BoxPredictor, ConvBoxHead
 from model.box_coding import decode_boxes
 from model.canvas import Canvas
 from model.mask_branch import MaskBranch
+from model.object_prior import object_prior
 from model.pooling import PyramidRoIAlign, bucket_of
 from model.rpn import CrowdAwareRPN
 from model.run_lengths import mask_run_lengths
@@ -28,6 +29,7 @@ class Inference(nn.Module):
     mask_table: Tensor
     mask_bias: Tensor
     pixels_together: int
+    mask_prior: torch.jit.Final[bool]
 
     def __init__(
         self,
@@ -36,12 +38,13 @@ class Inference(nn.Module):
         backbone: nn.Module,
         rpn: CrowdAwareRPN,
         box_pool: PyramidRoIAlign,
-        box_head: BoxHead,
+        box_head: BoxHead | ConvBoxHead,
         box_predictor: BoxPredictor,
         mask_pool: PyramidRoIAlign,
         mask_branch: MaskBranch,
         mask_table: Tensor,
         mask_bias: Tensor,
+        mask_prior: bool,
         nms_iou: float,
         candidates_per_image: int,
     ) -> None:
@@ -56,6 +59,7 @@ class Inference(nn.Module):
         self.mask_branch = mask_branch
         self.register_buffer("mask_table", mask_table.detach().clone())
         self.register_buffer("mask_bias", mask_bias.detach().clone())
+        self.mask_prior = mask_prior
         self.nms_iou = nms_iou
         self.candidates_per_image = candidates_per_image
         self.pixels_together = 0
@@ -133,7 +137,7 @@ class Inference(nn.Module):
         image_sizes: list[tuple[int, int]] = []
         for image in images:
             image_sizes.append(self.canvas.size_of(image))
-        dtype = self.box_head.fc6.weight.dtype
+        dtype = self.box_head.weight_type()
         with record_function("maskx::resize"):
             canvas = self.canvas(images, height, width)
             canvas = canvas.to(dtype).contiguous(memory_format=torch.channels_last)
@@ -263,9 +267,19 @@ class Inference(nn.Module):
     def mask_probabilities(self, features: dict[str, Tensor], boxes: list[Tensor], labels: Tensor) -> Tensor:
         """Mask probabilities [D, M, M] of boxes (per image, resized pixels) for their labels [D]."""
         rows = bucket_of(labels.shape[0])
-        pooled = self.mask_pool(features, boxes, rows).to(self.mask_branch.head.deconv.weight.dtype)
-        weights = self.mask_table[F.pad(labels, [0, rows - labels.shape[0]])]
-        return torch.sigmoid(self.mask_branch(pooled, weights, self.mask_bias))[: labels.shape[0]]
+        pooled = self.mask_pool(features, boxes, rows).to(self.mask_branch.weight_type())
+        of_row = F.pad(labels, [0, rows - labels.shape[0]])
+        if self.mask_prior:
+            of_box = self.box_pool(features, boxes, rows).to(self.box_head.weight_type())
+            # `ModelConfig` sees to a convolutional box head.
+            maps = self.box_head.maps(of_box)  # type: ignore[union-attr, operator]
+            prior = object_prior(maps, self.box_predictor.cls_score.weight[of_row], self.mask_pool.size)
+            pooled = pooled + prior.unsqueeze(1).to(pooled.dtype)
+        bias = self.mask_bias
+        if bias.dim() > 0:
+            bias = bias[of_row].view(-1, 1, 1)
+        logits = self.mask_branch(pooled, self.mask_table[of_row], bias)
+        return torch.sigmoid(logits)[: labels.shape[0]]
 
     def to_original(self, boxes: Tensor, resized: tuple[int, int], height: int, width: int) -> Tensor:
         """Boxes from the resized image's pixels to the original's."""
@@ -282,7 +296,7 @@ class Inference(nn.Module):
         for image, box, label in zip(images, boxes, labels, strict=True):
             height, width = self.canvas.padded_size_of(image)
             h, w = self.canvas.size_of(image)
-            canvas = self.canvas([image], height, width).to(self.box_head.fc6.weight.dtype)
+            canvas = self.canvas([image], height, width).to(self.box_head.weight_type())
             canvas = canvas.contiguous(memory_format=torch.channels_last)
             features = self.for_pooling(self.backbone(canvas))
             y = float(h) / float(image.shape[1])

@@ -2,33 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
+Total = Callable[["int | Tensor"], "float | Tensor"]
+"""From a count in this batch (of RoIs, of anchors; a number or a scalar tensor) to what sums over them are divided by.
 
-def class_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy over C+1 classes, the mean over sampled RoIs; zero where none was sampled."""
-    if labels.numel() == 0:
-        return logits.sum() * 0.0
-    return F.cross_entropy(logits, labels)
+A batch may be one part of a step's images: others are worked through after it, or by other processes. Then it is
+the count over all of them, at least 1, divided by the number of processes where their gradients are averaged. It is
+asked in the same order by every part, also by those that count 0.
+"""
 
 
-def box_loss(deltas: Tensor, targets: Tensor, sampled: int) -> Tensor:
+def own_total(count: int | Tensor) -> float | Tensor:
+    """`Total` where the batch is the whole step."""
+    return count.clamp(min=1) if isinstance(count, Tensor) else float(max(count, 1))
+
+
+def class_loss(logits: Tensor, labels: Tensor, sampled: float | Tensor) -> Tensor:
+    """Cross-entropy over C+1 classes, divided by all sampled RoIs."""
+    return F.cross_entropy(logits, labels, reduction="sum") / sampled
+
+
+def box_loss(deltas: Tensor, targets: Tensor, sampled: float | Tensor) -> Tensor:
     """Smooth L1 (beta 1/9, torchvision's) over the foreground's own class, divided by all sampled RoIs."""
-    return F.smooth_l1_loss(deltas, targets, beta=1.0 / 9, reduction="sum") / max(sampled, 1)
+    return F.smooth_l1_loss(deltas, targets, beta=1.0 / 9, reduction="sum") / sampled
 
 
-def mask_loss(logits_RMM: Tensor, targets_RMM: Tensor) -> Tensor:
-    """Per-pixel binary cross-entropy over RoIs of set A, the only ones that get here (Sec. 3.2).
+def mask_loss(logits_RMM: Tensor, targets_RMM: Tensor, rois: float | Tensor) -> Tensor:
+    """Per-pixel binary cross-entropy over RoIs of set A, the only ones that get here (Sec. 3.2), divided by `rois`.
 
-    With none the loss is a zero that still reaches every mask parameter, so that distributed workers
+    With no RoI here the loss is a zero that still reaches every mask parameter, so that distributed workers
     do not wait for a gradient that never comes.
     """
-    if targets_RMM.shape[0] == 0:
-        return logits_RMM.sum() * 0.0
-    return F.binary_cross_entropy_with_logits(logits_RMM, targets_RMM)
+    pixels = targets_RMM.shape[1] * targets_RMM.shape[2]
+    return F.binary_cross_entropy_with_logits(logits_RMM, targets_RMM, reduction="sum") / (rois * pixels)
+
+
+def mask_softmax_loss(
+    logits_RCMM: Tensor, targets_RMM: Tensor, labels_R: Tensor, rois: float | Tensor
+) -> Tensor:
+    """Per-pixel softmax over the background and all classes (Mask R-CNN, Table 2b), divided as `mask_loss` is.
+
+    A pixel of the object is of its RoI's class, any other background: classes compete for the pixel.
+    """
+    pixels = targets_RMM.shape[1] * targets_RMM.shape[2]
+    goal = labels_R[:, None, None] * (targets_RMM >= 0.5)
+    return F.cross_entropy(logits_RCMM, goal, reduction="sum") / (rois * pixels)
 
 
 def mask_targets(

@@ -5,18 +5,30 @@ Two methods, not two modes: `losses` for training and `forward` for answers.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
-from model.box_branch import BoxHead, BoxPredictor
+from model.box_branch import BoxHead, BoxPredictor, ConvBoxHead
 from model.box_coding import encode_boxes
+from model.box_only import BoxOnly, box_only_losses
 from model.canvas import Canvas, canvas_side
 from model.inference import Inference
-from model.losses import box_loss, class_loss, mask_loss, mask_targets
+from model.losses import (
+    Total,
+    box_loss,
+    class_loss,
+    mask_loss,
+    mask_softmax_loss,
+    mask_targets,
+    own_total,
+)
 from model.mask_branch import MaskBranch
+from model.object_prior import object_prior
 from model.pooling import PyramidRoIAlign
 from model.rpn import CrowdAwareRPN
 from model.sampling import match_to_objects, sample
@@ -29,6 +41,8 @@ Stage = Literal["end_to_end", "detector", "mask"]
 class MaskXRCNN(nn.Module):
     """The network of Learning to Segment Every Thing; its parent Mask R-CNN is the class-agnostic form."""
 
+    mask_shift: Tensor | None
+
     def __init__(
         self,
         *,
@@ -36,11 +50,13 @@ class MaskXRCNN(nn.Module):
         backbone: nn.Module,
         rpn: CrowdAwareRPN,
         box_pool: PyramidRoIAlign,
-        box_head: BoxHead,
+        box_head: BoxHead | ConvBoxHead,
         box_predictor: BoxPredictor,
         mask_pool: PyramidRoIAlign,
         mask_branch: MaskBranch,
         mask_weights: MaskWeights,
+        mask_prior: bool,
+        mask_softmax: bool,
         rois_per_image: int,
         positive_fraction: float,
         foreground_iou: float,
@@ -61,6 +77,8 @@ class MaskXRCNN(nn.Module):
         self.mask_pool = mask_pool
         self.mask_branch = mask_branch
         self.mask_weights = mask_weights
+        self.mask_prior = mask_prior
+        self.mask_softmax = mask_softmax
         self.rois_per_image = rois_per_image
         self.positive_fraction = positive_fraction
         self.foreground_iou = foreground_iou
@@ -70,8 +88,14 @@ class MaskXRCNN(nn.Module):
         self.nms_iou = nms_iou
         self.detections_per_image = detections_per_image
         self.candidates_per_image = candidates_per_image
+        self.register_buffer("mask_shift", None, persistent=False)
         self.stage: Stage = "end_to_end"
         self._trainable = {name for name, p in self.named_parameters() if p.requires_grad}
+
+    @property
+    def mask_size(self) -> int:
+        """M, the side of a mask: every head's is twice its crop's."""
+        return 2 * self.mask_pool.size
 
     # ---- stages (Sec. 3.3) ----
 
@@ -105,20 +129,36 @@ class MaskXRCNN(nn.Module):
 
     # ---- training ----
 
-    def losses(self, images: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
+    def losses(
+        self,
+        images: list[Tensor],
+        targets: list[Target],
+        box_only: BoxOnly | None = None,
+        *,
+        seeds: Sequence[int] | None = None,
+        total: Total = own_total,
+    ) -> dict[str, Tensor]:
         """Losses of a batch, each a scalar to be added up.
 
         Args:
             images: uint8 [3, h, w], RGB.
             targets: see `model.targets.Target`; boxes in each image's own pixels.
+            box_only: what objects without masks teach the mask branch; None, as in the paper: nothing.
+            seeds: one per image, from which its anchors and RoIs are drawn, whatever else is in the batch.
+                None: from torch's own generator.
+            total: see `model.losses.Total`.
 
         Returns:
             `loss_objectness`, `loss_rpn_box`, `loss_class`, `loss_box` and `loss_mask`; in stage
-            "detector" without the last, in stage "mask" the last alone.
+            "detector" without the last, in stage "mask" the last alone. With `loss_mask` come the
+            losses that `box_only` asks for.
         """
         if len(images) != len(targets):
             raise ValueError(f"{len(images)} images came with {len(targets)} targets; one target an image")
         device = self.canvas.mean.device
+        generators: list[torch.Generator | None] = [None] * len(images)
+        if seeds is not None:
+            generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
         sizes = [self.canvas.size_of(image) for image in images]
         height = canvas_side(max(size[0] for size in sizes), self.canvas.step)
         width = canvas_side(max(size[1] for size in sizes), self.canvas.step)
@@ -137,34 +177,62 @@ class MaskXRCNN(nn.Module):
             needs_proposals = self.stage != "mask" or not self.masks_on_ground_truth
             if needs_proposals:
                 rpn_targets = [{"boxes": b, "crowd_boxes": c} for b, c in zip(boxes, crowds, strict=True)]
-                proposals, rpn_losses = self.rpn(ImageList(canvas, sizes), features, rpn_targets)
-                rois, roi_labels, roi_matched = self.sampled(proposals, boxes, labels, crowds)
+                listed = ImageList(canvas, sizes)
+                if self.stage == "mask":
+                    proposals, _ = self.rpn(listed, features, rpn_targets)
+                else:
+                    proposals, rpn_losses = self.rpn.proposals_and_losses(
+                        listed, features, rpn_targets, total, generators
+                    )
+                    losses |= rpn_losses
+                rois, roi_labels, roi_matched = self.sampled(proposals, boxes, labels, crowds, generators)
         if self.stage != "mask":
-            losses["loss_objectness"] = rpn_losses["loss_objectness"]
-            losses["loss_rpn_box"] = rpn_losses["loss_rpn_box_reg"]
-            losses |= self.box_losses(features, rois, roi_labels, roi_matched, boxes)
+            losses |= self.box_losses(features, rois, roi_labels, roi_matched, boxes, total)
         if self.stage != "detector":
             if self.masks_on_ground_truth:
-                rois = [self.jittered(b) for b in boxes]
+                rois = [self.jittered(b, g) for b, g in zip(boxes, generators, strict=True)]
                 roi_labels = labels
                 roi_matched = [torch.arange(b.shape[0], device=device) for b in boxes]
             losses["loss_mask"] = self.mask_loss(
-                features, rois, roi_labels, roi_matched, scales, images, targets
+                features, rois, roi_labels, roi_matched, scales, images, targets, total
             )
+            if box_only is not None:
+                losses |= box_only_losses(
+                    self,
+                    box_only,
+                    features=features,
+                    same_features=self.stage == "mask",
+                    canvas=canvas,
+                    sizes=sizes,
+                    rois=rois,
+                    roi_labels=roi_labels,
+                    matched=roi_matched,
+                    boxes=boxes,
+                    labels=labels,
+                    without=[~target["has_mask"].to(device) for target in targets],
+                    total=total,
+                )
         return losses
 
     def sampled(
-        self, proposals: list[Tensor], boxes: list[Tensor], labels: list[Tensor], crowds: list[Tensor]
+        self,
+        proposals: list[Tensor],
+        boxes: list[Tensor],
+        labels: list[Tensor],
+        crowds: list[Tensor],
+        generators: Sequence[torch.Generator | None],
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Sampled RoIs per image with their label (0 background) and the index of their object.
 
         Ground-truth boxes join the proposals, as in Detectron.
         """
         rois, roi_labels, roi_matched = [], [], []
-        for proposal, box, label, crowd in zip(proposals, boxes, labels, crowds, strict=True):
+        for proposal, box, label, crowd, generator in zip(
+            proposals, boxes, labels, crowds, generators, strict=True
+        ):
             candidates = torch.cat([proposal.detach(), box])
             of_candidate, matched = match_to_objects(candidates, box, label, crowd, self.foreground_iou)
-            chosen = sample(of_candidate, self.rois_per_image, self.positive_fraction)
+            chosen = sample(of_candidate, self.rois_per_image, self.positive_fraction, generator)
             rois.append(candidates[chosen])
             roi_labels.append(of_candidate[chosen])
             roi_matched.append(matched[chosen])
@@ -177,6 +245,7 @@ class MaskXRCNN(nn.Module):
         labels: list[Tensor],
         matched: list[Tensor],
         boxes: list[Tensor],
+        total: Total,
     ) -> dict[str, Tensor]:
         """Class and box losses over the sampled RoIs; boxes are decoded for the RoI's own class alone."""
         hidden = self.box_head(self.box_pool(features, rois))
@@ -185,9 +254,10 @@ class MaskXRCNN(nn.Module):
         deltas = self.box_predictor.deltas_of(hidden[foreground], label[foreground])
         goal = torch.cat([b[m[y > 0]] for b, m, y in zip(boxes, matched, labels, strict=True)])
         wanted = encode_boxes(goal, torch.cat(rois)[foreground])
+        sampled = total(label.numel())
         return {
-            "loss_class": class_loss(self.box_predictor(hidden), label),
-            "loss_box": box_loss(deltas, wanted, label.numel()),
+            "loss_class": class_loss(self.box_predictor(hidden), label, sampled),
+            "loss_box": box_loss(deltas, wanted, sampled),
         }
 
     def mask_loss(
@@ -199,6 +269,7 @@ class MaskXRCNN(nn.Module):
         scales: list[Tensor],
         images: list[Tensor],
         targets: list[Target],
+        total: Total,
     ) -> Tensor:
         """Mask loss over the foreground RoIs whose own object has a mask (set A).
 
@@ -212,30 +283,83 @@ class MaskXRCNN(nn.Module):
             mine = torch.where(label > 0)[0]
             mine = mine[target["has_mask"].to(mine.device)[match[mine]]]
             windows = mask_windows(target["boxes"], image.shape[1], image.shape[2])
-            mask_size = 2 * self.mask_pool.size
             of_a.append(roi[mine])
             of_a_labels.append(label[mine])
-            goals.append(mask_targets(roi[mine] / scale, match[mine], target["masks"], windows, mask_size))
-        table, bias = self.mask_table()
-        weights = table[torch.cat(of_a_labels)]
-        logits = self.mask_branch(self.mask_pool(features, of_a), weights, bias)
-        return mask_loss(logits, torch.cat(goals))
+            goals.append(
+                mask_targets(roi[mine] / scale, match[mine], target["masks"], windows, self.mask_size)
+            )
+        label = torch.cat(of_a_labels)
+        goal, count = torch.cat(goals), total(label.numel())
+        if not self.mask_softmax:
+            return mask_loss(self.mask_logits(features, of_a, label), goal, count)
+        table, bias = self.mask_weights(
+            self.box_predictor.cls_score.weight, self.box_predictor.bbox_pred.weight
+        )
+        logits = self.mask_branch.of_all_labels(self.mask_features(features, of_a, label), table, bias)
+        return mask_softmax_loss(logits, goal, label, count)
 
-    def jittered(self, boxes: Tensor) -> Tensor:
+    @torch.no_grad()
+    def object_masks(
+        self, features: dict[str, Tensor] | None, canvas: Tensor, boxes: list[Tensor], labels: Tensor
+    ) -> Tensor:
+        """Mask probabilities [N, M, M] on boxes (per image, in pixels of the canvas) for their labels [N].
+
+        Without `features` they are computed from the canvas; for use in evaluation mode.
+        """
+        if features is None:
+            features = self.backbone(canvas)
+        return torch.sigmoid(self.mask_logits(features, boxes, labels))
+
+    def mask_logits(self, features: dict[str, Tensor], rois: list[Tensor], labels: Tensor) -> Tensor:
+        """Mask logits [R, M, M] of RoIs (per image, in pixels of the canvas), each for its own label [R]."""
+        table, bias = self.mask_table()
+        own_bias = bias if bias.dim() == 0 else bias[labels].view(-1, 1, 1)
+        pooled = self.mask_features(features, rois, labels)
+        logits: Tensor = self.mask_branch(pooled, table[labels], own_bias)
+        return logits
+
+    def mask_features(self, features: dict[str, Tensor], rois: list[Tensor], labels: Tensor) -> Tensor:
+        """What the mask head sees of RoIs [R, channels, S, S]: pooled, and with the prior of their labels [R] added."""
+        pooled: Tensor = self.mask_pool(features, rois)
+        if not self.mask_prior:
+            return pooled
+        assert isinstance(self.box_head, ConvBoxHead)
+        maps = self.box_head.maps(self.box_pool(features, rois))
+        prior = object_prior(maps, self.box_predictor.cls_score.weight[labels], self.mask_pool.size)
+        return pooled + prior.unsqueeze(1).to(pooled.dtype)
+
+    def jittered(self, boxes: Tensor, generator: torch.Generator | None) -> Tensor:
         """Boxes whose corners moved by up to `mask_box_jitter` of their sides, each its own way."""
         if self.mask_box_jitter == 0 or boxes.shape[0] == 0:
             return boxes
         side = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
-        return boxes + (torch.rand_like(boxes) * 2 - 1) * self.mask_box_jitter * side
+        drawn = torch.rand(boxes.shape, dtype=boxes.dtype, device=boxes.device, generator=generator)
+        return boxes + (drawn * 2 - 1) * self.mask_box_jitter * side
 
     def mask_table(self) -> tuple[Tensor, Tensor]:
-        """Mask weights [C+1, F] of every label, and the bias (`model.weight_transfer.MaskWeights`)."""
-        table: tuple[Tensor, Tensor] = self.mask_weights(
+        """Mask weights [C+1, F] of every label, and the bias, [] or [C+1] (`model.weight_transfer.MaskWeights`).
+
+        Trained by a softmax over classes, a mask is that of its own class against the background: what the box
+        branch has decided leaves these two, whose softmax is the sigmoid of their difference.
+        """
+        table, bias = self.mask_weights(
             self.box_predictor.cls_score.weight, self.box_predictor.bbox_pred.weight
         )
-        return table
+        return (table - table[:1], bias - bias[:1]) if self.mask_softmax else (table, bias)
 
     # ---- answers ----
+
+    def set_mask_threshold(self, threshold: float, labels: Sequence[int]) -> None:
+        """Let masks of `labels` take pixels from `threshold` on, in (0, 1), and others from 0.5 on; in answers alone.
+
+        What is served keeps its 0.5: the logits of these labels are shifted, p >= threshold being
+        logit(p) - logit(threshold) >= 0.
+        """
+        self.mask_shift = None
+        if threshold != 0.5 and labels:
+            weight = self.box_predictor.cls_score.weight
+            self.mask_shift = torch.zeros(weight.shape[0], device=weight.device)
+            self.mask_shift[list(labels)] = math.log((1 - threshold) / threshold)
 
     @torch.no_grad()
     def inference(self) -> Inference:
@@ -253,7 +377,8 @@ class MaskXRCNN(nn.Module):
             mask_pool=self.mask_pool,
             mask_branch=self.mask_branch,
             mask_table=table,
-            mask_bias=bias,
+            mask_bias=bias if self.mask_shift is None else bias + self.mask_shift,
+            mask_prior=self.mask_prior,
             nms_iou=self.nms_iou,
             candidates_per_image=self.candidates_per_image,
         ).eval()

@@ -1,24 +1,19 @@
 """The region proposal network of Faster R-CNN on FPN: torchvision's, with crowd regions never negatives."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead, concat_box_prediction_layers
 from torchvision.ops import batched_nms, clip_boxes_to_image, nms
 
 from model.box_coding import moved_boxes
 from model.convolution import with_winograd
-
-
-def covered_by(boxes_R4: Tensor, regions_M4: Tensor) -> Tensor:
-    """Largest fraction of each box's own area that one region covers, [R]; zeros where there is no region."""
-    if regions_M4.shape[0] == 0:
-        return boxes_R4.new_zeros(boxes_R4.shape[0])
-    top_left = torch.maximum(boxes_R4[:, None, :2], regions_M4[None, :, :2])
-    bottom_right = torch.minimum(boxes_R4[:, None, 2:], regions_M4[None, :, 2:])
-    overlap = (bottom_right - top_left).clamp(min=0).prod(dim=2)
-    area = (boxes_R4[:, 2:] - boxes_R4[:, :2]).clamp(min=1e-6).prod(dim=1)
-    return (overlap / area[:, None]).max(dim=1).values
+from model.losses import Total
+from model.sampling import covered_by, sample
 
 
 class Float32RPNHead(RPNHead):
@@ -53,6 +48,74 @@ class CrowdAwareRPN(RegionProposalNetwork):
             in_crowd = covered_by(anchor, target["crowd_boxes"]) > 0.5
             kept.append(torch.where(in_crowd & (label == 0), torch.full_like(label, -1.0), label))
         return kept, matched
+
+    @torch.jit.unused
+    def proposals_and_losses(
+        self,
+        images: ImageList,
+        features: dict[str, Tensor],
+        targets: list[dict[str, Tensor]],
+        total: Total,
+        generators: Sequence[torch.Generator | None],
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Training's `forward`: proposals of each image, and `loss_objectness` and `loss_rpn_box`.
+
+        Args:
+            images: the canvas, and the sizes of the images on it.
+            features: the pyramid's levels.
+            targets: `boxes` and `crowd_boxes` on the canvas.
+            total: see `model.losses.Total`.
+            generators: of each image, from which its anchors are drawn.
+        """
+        levels = list(features.values())
+        logits, deltas = self.head(levels)
+        anchors = self.anchor_generator(images, levels)
+        anchors_of_level = [logit[0].numel() for logit in logits]
+        objectness, moves = concat_box_prediction_layers(logits, deltas)
+        with torch.no_grad():
+            decoded = self.box_coder.decode(moves.detach(), anchors).view(len(anchors), -1, 4)
+            proposals, _ = self.filter_proposals(decoded, objectness, images.image_sizes, anchors_of_level)
+            labels, matched = self.assign_targets_to_anchors(anchors, targets)
+        return proposals, self.losses(objectness, moves, anchors, labels, matched, total, generators)
+
+    @torch.jit.unused
+    def losses(
+        self,
+        objectness: Tensor,
+        deltas: Tensor,
+        anchors: list[Tensor],
+        labels: list[Tensor],
+        matched: list[Tensor],
+        total: Total,
+        generators: Sequence[torch.Generator | None],
+    ) -> dict[str, Tensor]:
+        """Of sampled anchors (Faster R-CNN, eq. 1), both divided by their number.
+
+        Args:
+            objectness: logits [A, 1] of the anchors of all images, one after the other.
+            deltas: box deltas [A, 4].
+            anchors, labels, matched: per image the anchors [A_i, 4], their labels 1, 0 or -1 (left out) and the
+                box [A_i, 4] of each one's object.
+            total: see `model.losses.Total`.
+            generators: of each image, from which its anchors are drawn.
+        """
+        sampler = self.fg_bg_sampler
+        starts = [0]
+        for label in labels:
+            starts.append(starts[-1] + label.numel())
+        chosen = torch.cat(
+            [
+                start + sample(label, sampler.batch_size_per_image, sampler.positive_fraction, generator)
+                for start, label, generator in zip(starts[:-1], labels, generators, strict=True)
+            ]
+        )
+        label = torch.cat(labels)[chosen]
+        positive = chosen[label > 0]
+        wanted = self.box_coder.encode_single(torch.cat(matched)[positive], torch.cat(anchors)[positive])
+        sampled = total(chosen.numel())
+        of_box = F.smooth_l1_loss(deltas[positive], wanted, beta=1 / 9, reduction="sum")
+        of_object = F.binary_cross_entropy_with_logits(objectness.flatten()[chosen], label, reduction="sum")
+        return {"loss_objectness": of_object / sampled, "loss_rpn_box": of_box / sampled}
 
     def proposals(
         self, features: list[Tensor], height: int, width: int, image_sizes: list[tuple[int, int]]

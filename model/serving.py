@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from model.backbone import FrozenBatchNorm2d
+from model.box_branch import BoxHead
 from model.inference import Inference
 
 REDUCIBLE = ("backbone", "rpn.head", "box_head", "mask_branch")
@@ -25,10 +26,13 @@ def prepared_for_serving(inference: Inference) -> Inference:
     side = 2 * served.canvas.step
     fold_batch_norms(served.backbone, torch.zeros(1, 3, side, side, device=served.canvas.mean.device))
     box_head, size = served.box_head, served.box_pool.size
-    weight = box_head.fc6.weight
-    by_cell = weight.view(weight.shape[0], -1, size, size).permute(0, 2, 3, 1)
-    box_head.fc6.weight = nn.Parameter(by_cell.reshape(weight.shape[0], -1).contiguous(), requires_grad=False)
-    box_head.cell_by_cell = True
+    if isinstance(box_head, BoxHead):
+        weight = box_head.fc6.weight
+        by_cell = weight.view(weight.shape[0], -1, size, size).permute(0, 2, 3, 1)
+        box_head.fc6.weight = nn.Parameter(
+            by_cell.reshape(weight.shape[0], -1).contiguous(), requires_grad=False
+        )
+        box_head.cell_by_cell = True
     return served
 
 

@@ -56,8 +56,10 @@ def normalised(w_det_CI: Tensor) -> Tensor:
 class MaskWeights(nn.Module):
     """The table of mask weights: row c holds the weights of label c.
 
-    Three forms: the class-agnostic baseline (every row the same learned vector), the paper's transfer
-    w_seg = T(w_det), and the residual transfer w_seg = w_agnostic + T(w_det).
+    Four forms: the class-agnostic baseline (every row the same learned vector), the paper's transfer
+    w_seg = T(w_det), the residual transfer w_seg = w_agnostic + T(w_det), and for full supervision
+    Mask R-CNN's own class-specific rows, each learned (with a bias each) from masks of its class, for
+    which alone `num_classes` (without background) must be given.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class MaskWeights(nn.Module):
         residual: bool,
         dropout: float,
         noise: float,
+        num_classes: int = 0,
     ) -> None:
         super().__init__()
         self.use_cls = "cls" in input.split("+")
@@ -84,6 +87,7 @@ class MaskWeights(nn.Module):
         self.noise = noise
         self.transfer: WeightTransfer | None = None
         self.agnostic: nn.Parameter | None = None
+        self.specific: nn.Parameter | None = None
         self.bias: nn.Parameter | None = None
         if kind == "transfer":
             self.transfer = WeightTransfer(
@@ -93,8 +97,11 @@ class MaskWeights(nn.Module):
                 relu=relu,
                 zero_init=residual,
             )
-        if kind == "class_agnostic" or residual:
-            # Std 0.001 where fan-in initialisation diverges, as in the paper's own code.
+        # Std 0.001 where fan-in initialisation diverges, as in the paper's own code.
+        if kind == "class_specific":
+            self.specific = nn.Parameter(torch.randn(num_classes + 1, mask_width) * 0.001)
+            self.bias = nn.Parameter(torch.zeros(num_classes + 1))
+        elif kind == "class_agnostic" or residual:
             self.agnostic = nn.Parameter(torch.randn(mask_width) * 0.001)
             self.bias = nn.Parameter(torch.zeros(()))
 
@@ -113,10 +120,13 @@ class MaskWeights(nn.Module):
         return torch.cat(parts, dim=1)
 
     def forward(self, cls_weight_CD: Tensor, box_weight_4CD: Tensor) -> tuple[Tensor, Tensor]:
-        """Mask weights [C, F] float32 of all classes (row 0 background), and the scalar bias of every logit.
+        """Mask weights [C, F] float32 of all classes (row 0 background), and the bias: one for all [], or [C].
 
         The predicted convolution of the paper has no bias: there the second answer is zero.
         """
+        if self.specific is not None:
+            assert self.bias is not None
+            return self.specific, self.bias
         classes = cls_weight_CD.shape[0]
         bias = cls_weight_CD.new_zeros(()) if self.bias is None else self.bias
         if self.transfer is None:

@@ -14,6 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from model.config import ModelConfig
 from model.dataclass_io import from_plain, to_plain
 from training.augment import AugmentConfig
+from training.box_only import BoxLossesConfig, TeacherConfig
 from training.schedule import STAGES, ScheduleConfig
 
 DEFAULT_CONFIG = Path("training/presets/shapes.toml")
@@ -132,6 +133,8 @@ class TrainingConfig:
     data: DataConfig = field(default_factory=DataConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     loss_weights: LossWeightsConfig = field(default_factory=LossWeightsConfig)
+    box_losses: BoxLossesConfig = field(default_factory=BoxLossesConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
@@ -186,10 +189,12 @@ def config_from_dict(values: Mapping[str, Any]) -> TrainingConfig:
     return from_plain(TrainingConfig, values)
 
 
-MAY_CHANGE = ("output.", "validate_transfer.", "data.workers", "data.val_", "device", "threads")
+MAY_CHANGE = (
+    "output.", "validate_transfer.", "data.workers", "data.val_", "device", "threads", "schedule.accumulate"
+)  # fmt: skip
 """Keys that a resumed training may have otherwise: what they change is not the way of the weights.
 
-`device` and `threads` change rounding, and are allowed because a machine may be all there is.
+`device`, `threads` and `schedule.accumulate` change rounding, and are allowed because a machine may be all there is.
 """
 
 

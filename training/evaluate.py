@@ -29,6 +29,7 @@ from training.coco_results import (
     mask_precision,
     with_filled_boxes,
 )
+from training.distributed import FailedElsewhere, Group, process_group
 from training.predictions import (
     MAX_DETECTIONS,
     SCORE_THRESHOLD,
@@ -38,6 +39,7 @@ from training.predictions import (
     listed,
     predict,
 )
+from training.shared_predictions import predict_together
 from training.sheet import write_sheet
 from training.splits import split_classes
 
@@ -294,32 +296,49 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     try:
-        _evaluate_checkpoint(options)
+        with process_group(options.device) as group, group.one_voice():
+            _evaluate_checkpoint(options, group)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except torch.OutOfMemoryError as error:
+        print(f"error: {error}. Try a smaller --batch-size", file=sys.stderr)
+        return 2
+    except FailedElsewhere:
         return 2
     return 0
 
 
-def _evaluate_checkpoint(options: argparse.Namespace) -> None:
-    network, classes, contents = load_network(options.checkpoint)
-    data = contents["training_config"]["data"]
-    images_dir = options.images or Path(data["val_images"])
-    annotations = options.annotations or Path(data["val_annotations"])
-    if options.mask_classes is not None:
-        categories = [{"id": i, "name": name} for i, name in zip(classes.ids, classes.names, strict=True)]
-        classes = split_classes(categories, options.mask_classes)
+def _evaluate_checkpoint(options: argparse.Namespace, group: Group) -> None:
+    if options.batch_size < 1:
+        raise ValueError(f"batch_size is {options.batch_size}; give 1 or more")
     device = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    predictions = predict(
-        network.to(device),
-        classes,
-        images_dir,
-        load_ground_truth(annotations, classes, max_images=options.max_images),
-        device=device,
-        batch_size=options.batch_size,
-        score_threshold=options.score_threshold,
-        precision=options.precision,
-    )
+    with group.together():
+        network, classes, contents = load_network(options.checkpoint)
+        data = contents["training_config"]["data"]
+        images_dir = options.images or Path(data["val_images"])
+        annotations = options.annotations or Path(data["val_annotations"])
+        if options.mask_classes is not None:
+            categories = [{"id": i, "name": name} for i, name in zip(classes.ids, classes.names, strict=True)]
+            classes = split_classes(categories, options.mask_classes)
+        network = network.to(device)
+        truth = load_ground_truth(annotations, classes, max_images=options.max_images)
+
+    def predict_some(truth: GroundTruth) -> Predictions:
+        return predict(
+            network,
+            classes,
+            images_dir,
+            truth,
+            device=device,
+            batch_size=options.batch_size,
+            score_threshold=options.score_threshold,
+            precision=options.precision,
+        )
+
+    predictions = predict_together(group, truth, images_dir, predict_some, batch_size=options.batch_size)
+    if predictions is None:
+        return
     results = judge(predictions, classes, score_threshold=options.score_threshold)
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "results.json").write_text(

@@ -77,6 +77,19 @@ class Predictions:
     object_masks: list[ObjectMask]
 
 
+class NothingRead(ValueError):
+    """No image of a set could be evaluated. `skipped`: what was left out, with counts."""
+
+    def __init__(self, message: str, skipped: dict[str, int]) -> None:
+        super().__init__(message)
+        self.skipped = skipped
+
+
+def nothing_read(skipped: dict[str, int], images_dir: Path) -> NothingRead:
+    """The error where no image of `images_dir` could be evaluated."""
+    return NothingRead(f"no image under {images_dir} could be evaluated: {listed(skipped)}", skipped)
+
+
 @torch.no_grad()
 def predict(
     network: Evaluable,
@@ -124,7 +137,7 @@ def predict(
             object_masks += _masks_on_truth(served, classes, images, ids, truth, device)
         done += ids
     if not done:
-        raise ValueError(f"no image under {images_dir} could be evaluated: {listed(skipped)}")
+        raise nothing_read(skipped, images_dir)
     kept = replace(truth.only(set(done)), skipped=skipped)
     return Predictions(truth=kept, results=results, object_masks=object_masks)
 

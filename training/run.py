@@ -1,6 +1,7 @@
 """One training: what changes from step to step, a single step, and how the whole of it is saved and taken up again."""
 
 import subprocess
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,20 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from model import config as model_config
+from model.box_only import BoxOnly
 from model.checkpoint import FORMAT, load_weights, save_checkpoint
 from model.classes import ClassTable
 from model.network import MaskXRCNN
 from model.targets import Target
+from training.box_only import box_only_weights
 from training.config import TrainingConfig, to_dict
+from training.distributed import ALONE, Group
+from training.gradients import Gradients
 from training.optimiser import build_optimiser, peak_rate, set_rate
 from training.random_state import random_state, restore_random_state
+from training.sampler import image_seed, step_seed
 from training.schedule import STAGES, Stage
+from training.teacher import Teacher
 
 
 def under_bfloat16(precision: str, device: torch.device) -> bool:
@@ -44,6 +51,7 @@ class Run:
         classes: of the data set.
         images: in the data set.
         saved: contents of a checkpoint to go on from; None to start.
+        group: the processes that train it together.
     """
 
     def __init__(
@@ -54,8 +62,10 @@ class Run:
         classes: ClassTable,
         images: int,
         saved: dict[str, Any] | None = None,
+        group: Group = ALONE,
     ) -> None:
         self.config = config
+        self.group = group
         self.network = network.train()
         self.classes = classes
         self.images = images
@@ -65,6 +75,8 @@ class Run:
         self.images_seen = 0
         self.stage: Stage | None = None
         self.optimiser: Optimizer | None = None
+        self.teacher: Teacher | None = None
+        self._gradients: Gradients | None = None
         self._saved = saved
         self._revision = revision()
         if saved is not None:
@@ -82,19 +94,36 @@ class Run:
         done = self.config.schedule.steps_done(self.step)
         return [stage for stage in STAGES if done[stage] < self.config.schedule.steps(stage)]
 
+    def common(self) -> dict[str, Any]:
+        """What must be the same in every process of the group: state, data and configuration."""
+        settings = to_dict(self.config)
+        return {
+            "step in its checkpoint": self.step,
+            "number of images": self.images,
+            "classes": self.classes.to_dict(),
+            **{f"[{name}]": settings[name] for name in settings if name not in ("data", "output")},
+        }
+
     def restore_random(self) -> None:
         """The random generators as they were when the checkpoint was written; nothing in a run that starts."""
         if self._saved is not None:
             restore_random_state(self._saved["random"])
 
     def begin(self, stage: Stage) -> None:
-        """Freeze what `stage` does not train, and make its optimiser, or take up the saved one."""
+        """Freeze what `stage` does not train, and make its optimiser and teacher, or take up the saved ones."""
         self.stage = stage
         self.network.set_stage(stage)
         self.network.train()
+        self._gradients = None  # takes its hooks away from the parameters before the next one sets its own
+        self._gradients = Gradients(self.network, group=self.group, parts=self.config.schedule.accumulate)
         self.optimiser = build_optimiser(self.network, self.config.optimiser, stage)
+        self.teacher = None
+        if self.config.teacher.used and stage != "detector":
+            self.teacher = Teacher(self.network, momentum=self.config.teacher.momentum)
         if self._saved is not None and self._saved["stage"] == stage:
             self.optimiser.load_state_dict(self._saved["optimizer"])
+            if self.teacher is not None:
+                self.teacher.restore(self._saved["teacher"], source=str(checkpoint_path(self.config)))
         self._saved = None
 
     def set_learning_rate(self) -> float:
@@ -110,30 +139,44 @@ class Run:
     def train_on(self, images: list[Tensor], targets: list[Target]) -> dict[str, float]:
         """One step of the optimiser. Every loss before its weight, their weighted sum `loss`, `gradient_norm`.
 
+        Args:
+            images, targets: this process's share of the step's images; the figures are over all of them.
+
         Raises:
             NotFinite: a loss or the gradient; the weights are still those before this step.
         """
-        assert self.optimiser is not None
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"):
-            losses = self.network.losses(images, targets)
-        weights = vars(self.config.loss_weights)
-        total = torch.stack([weights[name] * loss.float() for name, loss in losses.items()]).sum()
+        assert self.optimiser is not None and self._gradients is not None
+        box_only, of_box_only = self._box_only()
+        weights = vars(self.config.loss_weights) | of_box_only
+        seed = self.config.seed
         self.optimiser.zero_grad(set_to_none=True)
-        total.backward()  # type: ignore[no-untyped-call]
+        losses = self._gradients.add(
+            images,
+            targets,
+            seeds=[image_seed(seed=seed, step=self.step, image_id=target["image_id"]) for target in targets],
+            seed=step_seed(seed=seed, step=self.step),
+            weighted=partial(weighted_sum, weights),
+            autocast=partial(
+                torch.autocast, self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"
+            ),
+            box_only=box_only,
+        )
         trained = [p for group in self.optimiser.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(trained, self.config.optimiser.clip_norm or float("inf"))
-        named = {**losses, "loss": total, "gradient_norm": norm}
+        named = {**losses, "gradient_norm": norm.float()}
         # All in one tensor, so that the host waits for the device once a step.
-        values = torch.stack([value.detach().float() for value in named.values()]).tolist()
+        values = torch.stack(list(named.values())).tolist()
         figures = dict(zip(named, values, strict=True))
         self._require_finite(figures, targets)
         self.optimiser.step()
+        if self.teacher is not None:
+            self.teacher.follow(self.network)
         self.step += 1
-        self.images_seen += len(images)
+        self.images_seen += self.config.schedule.batch_size
         return figures
 
     def save(self) -> Path:
-        """Write the checkpoint; its path.
+        """Write the checkpoint, which the first of several processes does; its path.
 
         Raises:
             NotFinite: a weight is; the last checkpoint stays as it was.
@@ -145,6 +188,9 @@ class Run:
                 f"step {self.step}: {len(broken)} weights are not finite ({broken[0]}). {self._cure()}"
             )
         path = checkpoint_path(self.config)
+        if not self.group.first:
+            return path
+        of_teacher = {} if self.teacher is None else {"teacher": self.teacher.state()}
         save_checkpoint(
             path,
             {
@@ -164,11 +210,29 @@ class Run:
                 },
                 "random": random_state(),
                 "threads": torch.get_num_threads(),
+                "processes": self.group.size,
                 "revision": self._revision,
                 "torch": str(torch.__version__),
+                **of_teacher,
             },
         )
         return path
+
+    def _box_only(self) -> tuple[BoxOnly | None, dict[str, float]]:
+        """What objects without masks teach in the coming step (None: nothing), and the weight of each such loss."""
+        assert self.stage is not None
+        box_losses, teacher = self.config.box_losses, self.config.teacher
+        step = self.config.schedule.steps_done(self.step)[self.stage]
+        weights = box_only_weights(box_losses, teacher, step, of=self.config.schedule.steps(self.stage))
+        if not weights:
+            return None, weights
+        box_only = BoxOnly(
+            colour_threshold=box_losses.colour_threshold if box_losses.used else None,
+            margin=box_losses.margin if box_losses.used else 0.0,
+            teacher=None if self.teacher is None else self.teacher.network,
+            mask_threshold=teacher.mask_threshold,
+        )
+        return box_only, weights
 
     def _require_finite(self, figures: dict[str, float], targets: list[Target]) -> None:
         if all(abs(value) < float("inf") for value in figures.values()):  # false for NaN too
@@ -188,6 +252,11 @@ class Run:
             f"{kept}. Mostly the learning rate is too high: try a lower optimiser.learning_rate, a longer "
             "schedule.warmup_steps or optimiser.clip_norm=10"
         )
+
+
+def weighted_sum(weights: dict[str, float], losses: dict[str, Tensor]) -> Tensor:
+    """Losses times their weights, added up in float32."""
+    return torch.stack([weights[name] * loss.float() for name, loss in losses.items()]).sum()
 
 
 def checkpoint_path(config: TrainingConfig) -> Path:

@@ -4,7 +4,7 @@ import csv
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
@@ -26,9 +26,10 @@ class RunLog:
         step: steps already done. Rows of later steps, which a killed run has left, are dropped, and so is
             everything where `step` is 0.
         tensorboard: write event files too.
+        more: names of further losses, each a column.
     """
 
-    def __init__(self, folder: Path, *, step: int, tensorboard: bool) -> None:
+    def __init__(self, folder: Path, *, step: int, tensorboard: bool, more: Sequence[str] = ()) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "log.csv"
         _keep_rows_up_to(self.path, step)
@@ -36,7 +37,7 @@ class RunLog:
         if step == 0:
             shutil.rmtree(events, ignore_errors=True)
         self._file = self.path.open("a", newline="", encoding="utf-8")
-        self._rows = csv.DictWriter(self._file, COLUMNS)
+        self._rows = csv.DictWriter(self._file, (*COLUMNS, *more))
         if self.path.stat().st_size == 0:
             self._rows.writeheader()
         self._events = SummaryWriter(str(events), purge_step=step + 1) if tensorboard else None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-_EPOCH, _SAMPLE = 1, 2
+_EPOCH, _SAMPLE, _STEP, _IMAGE = 1, 2, 3, 4
 
 
 class SeededBatches(Sampler[list[tuple[int, int]]]):
@@ -25,9 +25,21 @@ class SeededBatches(Sampler[list[tuple[int, int]]]):
         batches: how many batches to yield.
         seed: the run's seed.
         position: images already seen; 0 at the start of a run.
+        rank, processes: of each batch, every image from number `rank` on in steps of `processes` is yielded: the
+            share of one of several processes.
     """
 
-    def __init__(self, *, size: int, batch_size: int, batches: int, seed: int, position: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        size: int,
+        batch_size: int,
+        batches: int,
+        seed: int,
+        position: int = 0,
+        rank: int = 0,
+        processes: int = 1,
+    ) -> None:
         if size < 1 or batch_size < 1:
             raise ValueError(f"{size} images in batches of {batch_size}: both must be at least 1")
         self.size = size
@@ -35,6 +47,8 @@ class SeededBatches(Sampler[list[tuple[int, int]]]):
         self.batches = batches
         self.seed = seed
         self.position = position
+        self.rank = rank
+        self.processes = processes
 
     def __len__(self) -> int:
         return self.batches
@@ -49,7 +63,7 @@ class SeededBatches(Sampler[list[tuple[int, int]]]):
                     epoch = at // self.size
                     order = shuffled(self.size, seed=self.seed, epoch=epoch)
                 pairs.append((int(order[at % self.size]), sample_seed(seed=self.seed, position=at)))
-            yield pairs
+            yield pairs[self.rank :: self.processes]
 
 
 def shuffled(size: int, *, seed: int, epoch: int) -> Tensor:
@@ -61,6 +75,16 @@ def shuffled(size: int, *, seed: int, epoch: int) -> Tensor:
 def sample_seed(*, seed: int, position: int) -> int:
     """The seed, 0..2^63-1, from which the augmentation of the image at `position` of the run is drawn."""
     return mixed(seed, _SAMPLE, position)
+
+
+def image_seed(*, seed: int, step: int, image_id: int) -> int:
+    """The seed, 0..2^63-1, from which the anchors and RoIs of an image are drawn at a step of the run."""
+    return mixed(seed, _IMAGE, step, image_id)
+
+
+def step_seed(*, seed: int, step: int) -> int:
+    """The seed, 0..2^63-1, of what is random in a step of the run and belongs to no image."""
+    return mixed(seed, _STEP, step)
 
 
 def mixed(*numbers: int) -> int:

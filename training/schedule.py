@@ -22,7 +22,10 @@ class ScheduleConfig:
     mask_steps: int = 0
     """Stage-wise training, second part: the mask branch and T alone, on a frozen detector."""
     batch_size: int = 16
-    """Images a step."""
+    """Images a step, of all processes together (the paper: 16 on 8 GPUs)."""
+    accumulate: int = 1
+    """Parts in which each process works through its images of a step, for less memory: the gradient is that of all at
+    once, which from 2 parts on costs a further pass forward. Batch statistics, where they are trained, are a part's."""
     warmup_steps: int = 500
     """Steps over which the learning rate rises linearly; at most half of a stage is taken."""
     warmup_start: float = 1 / 3
@@ -40,6 +43,10 @@ class ScheduleConfig:
                 raise ValueError(f"{stage}_steps is {self.steps(stage)}; give 0 (no such stage) or more")
         if self.batch_size < 1:
             raise ValueError(f"batch_size is {self.batch_size}; give 1 or more")
+        if not 1 <= self.accumulate <= self.batch_size:
+            raise ValueError(
+                f"accumulate is {self.accumulate}; give 1 to {self.batch_size}, the batch_size: each part has an image"
+            )
         if self.warmup_steps < 0:
             raise ValueError(f"warmup_steps is {self.warmup_steps}; give 0 (no warm-up) or more")
         for name in ("warmup_start", "gamma", "final"):

@@ -17,10 +17,11 @@ class Stop:
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[Stop]:
+def stop_on_signals(*, quiet: bool = False) -> Iterator[Stop]:
     """Within, the first of `SIGNALS` sets `Stop.by`; a second one interrupts at once (KeyboardInterrupt).
 
-    Outside the main thread, where Python takes no signals, nothing is changed.
+    The first is answered on standard error, unless `quiet`. Outside the main thread, where Python takes no
+    signals, nothing is changed.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
@@ -32,7 +33,8 @@ def stop_on_signals() -> Iterator[Stop]:
             raise KeyboardInterrupt
         stop.by = signal.Signals(number)
         # print() is not safe here: the signal may have come in the middle of another print().
-        os.write(2, b"\nstopping after this step; a second signal stops at once, without saving\n")
+        if not quiet:
+            os.write(2, b"\nstopping after this step; a second signal stops at once, without saving\n")
 
     before = {number: signal.signal(number, wish) for number in SIGNALS}
     try:

@@ -2,6 +2,7 @@
 
 End to end, or stage by stage (Sec. 3.3): the detector first, then the mask branch and the weight transfer
 function on top of it. A run that was stopped or killed goes on with `--resume`, to the same weights.
+With `torchrun --nproc-per-node 8 -m training.train ...` several processes train together (`training.distributed`).
 """
 
 import argparse
@@ -9,7 +10,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from model.checkpoint import load_checkpoint, load_detector, remove_unfinished, 
 from model.classes import ClassTable
 from model.network import MaskXRCNN
 from model.targets import Target
+from training.box_only import box_only_weights
 from training.coco import CocoDataset, collate
 from training.config import (
     DEFAULT_CONFIG,
@@ -31,9 +33,17 @@ from training.config import (
     differing_keys,
     load_config,
 )
+from training.distributed import (
+    FailedElsewhere,
+    Group,
+    process_group,
+    refuse_processes,
+    started_together,
+)
+from training.memory import memory_advice, out_of_memory
 from training.progress import Progress, counted, progress
 from training.random_state import seed_all
-from training.run import Run, checkpoint_path
+from training.run import NotFinite, Run, checkpoint_path
 from training.run_log import RunLog
 from training.sampler import SeededBatches
 from training.stopping import Stop, ignore_signals, stop_on_signals
@@ -50,6 +60,8 @@ class Stopped(Exception):
 def train(config: TrainingConfig, *, resume: bool = False, restart: bool = False) -> Path:
     """Train as `config` says, from its beginning or from the run's last checkpoint; the finished checkpoint.
 
+    Started by `torchrun`, this is one of several processes that do it together.
+
     Args:
         config: see `training.config`.
         resume: go on from the checkpoint in `config.output.dir`; where there is none, start.
@@ -59,54 +71,90 @@ def train(config: TrainingConfig, *, resume: bool = False, restart: bool = False
         ValueError: data, configuration or checkpoint are not fit for it, or a loss is not finite. What was
             saved before stays.
         Stopped: Ctrl-C or SIGTERM, after the state was saved.
+        FailedElsewhere: another process has failed, and says why.
     """
     if config.schedule.total_steps == 0:
         raise ValueError("[schedule] no steps: set end_to_end_steps, detector_steps or mask_steps above 0")
+    with process_group(config.device) as group, group.one_voice():
+        require_images_for_all(config, group)
+        with group.together():
+            run, data = prepared(config, group, resume=resume, restart=restart)
+        group.require_same(run.common())
+        if run.finished:
+            return checkpoint_path(config)
+        path = train_run(run, data)
+        group.wait()  # whoever reads the checkpoint next finds it
+        return path
+
+
+def prepared(config: TrainingConfig, group: Group, *, resume: bool, restart: bool) -> tuple[Run, CocoDataset]:
+    """A run at its beginning or where its checkpoint was written, and the data it trains on; see `train`."""
     saved = checkpoint_to_resume(config, resume=resume, restart=restart)
     device = chosen_device(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)
     seed_all(config.seed)
 
+    needs_masks = config.schedule.end_to_end_steps + config.schedule.mask_steps > 0
     data = CocoDataset(
         config.data.train_images,
         config.data.train_annotations,
         mask_classes=config.data.mask_classes,
         augment=config.augment,
-        require_masks=config.schedule.end_to_end_steps + config.schedule.mask_steps > 0,
+        require_masks=needs_masks,
         progress=counted("checking images"),
     )
     print(data.report)
     if saved is not None:
         require_same_data(saved, data, checkpoint_path(config))
+    if config.model.transfer.kind == "class_specific" and needs_masks:
+        data.classes.require_masks()
     network = starting_network(config, data.classes, from_checkpoint=saved is not None)
     network = network.to(device)
     if config.channels_last:
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    run = Run(config=config, network=network, classes=data.classes, images=len(data), saved=saved)
+    classes = data.classes
+    run = Run(config=config, network=network, classes=classes, images=len(data), saved=saved, group=group)
     describe(run, data, device, saved)
-    if run.finished:
-        return checkpoint_path(config)
-    if saved is None:
-        checkpoint_path(config).unlink(missing_ok=True)
+    return run, data
 
+
+def train_run(run: Run, data: CocoDataset) -> Path:
+    """The steps that are left of a run; the path of the checkpoint. Raises as `train`."""
+    config, group = run.config, run.group
+    if run.step == 0 and group.first:
+        checkpoint_path(config).unlink(missing_ok=True)
     with (
-        stop_on_signals() as stop,
+        stop_on_signals(quiet=not group.first) as stop,
         closing(batches(run, data)) as coming,
-        RunLog(Path(config.output.dir), step=run.step, tensorboard=config.output.tensorboard) as log,
+        run_log(run) as log,
         progress(config.schedule.total_steps, "training", unit="steps", done=run.step) as shown,
     ):
         run.restore_random()
+        stopped_by = None
         for stage in run.remaining_stages():
             run.begin(stage)
             shown.say(f"stage {stage}: {config.schedule.steps(stage)} steps")
-            train_stage(run, coming, stop=stop, log=log, shown=shown)
-            if stop.by is not None:
+            stopped_by = train_stage(run, coming, stop=stop, log=log, shown=shown)
+            if stopped_by is not None:
                 break
         path = run.save()
-    if stop.by is not None and not run.finished:
-        raise Stopped(stop.by, step=run.step, checkpoint=path)
+    if stopped_by is not None:
+        raise Stopped(stopped_by, step=run.step, checkpoint=path)
     return path
+
+
+def run_log(run: Run) -> AbstractContextManager[RunLog | None]:
+    """The log of a run, which the first process writes."""
+    config = run.config
+    if not run.group.first:
+        return nullcontext()
+    return RunLog(
+        Path(config.output.dir),
+        step=run.step,
+        tensorboard=config.output.tensorboard,
+        more=list(box_only_weights(config.box_losses, config.teacher, 0, of=1)),
+    )
 
 
 def train_stage(
@@ -114,25 +162,39 @@ def train_stage(
     coming: Iterator[tuple[list[Tensor], list[Target]]],
     *,
     stop: Stop,
-    log: RunLog,
+    log: RunLog | None,
     shown: Progress[None],
-) -> None:
-    """The remaining steps of the run's present stage, or those before `stop`."""
+) -> signal.Signals | None:
+    """The remaining steps of the run's present stage, or those before any process was told to stop: by which signal."""
     assert run.stage is not None
     every = run.config.output
     rate = 0.0
-    while run.stage in run.remaining_stages() and stop.by is None:
+    stopped_by = None
+    while run.stage in run.remaining_stages():
+        if number := run.group.largest(stop.by or 0):
+            stopped_by = signal.Signals(number)
+            break
         images, targets = next(coming)
         rate = run.set_learning_rate()
-        figures = run.train_on(images, targets)
-        log.add(figures, images=len(images))
+        try:
+            figures = run.train_on(images, targets)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            raise ValueError(
+                f"step {run.step + 1}: {without_trace(error)} {memory_advice(run.config, run.group)}"
+            ) from error
+        if log is not None:
+            log.add(figures, images=run.config.schedule.batch_size)
         shown.note(f"{run.stage}, learning rate {rate:.3g}, loss {figures['loss']:.4g}")
         shown.advance()
-        if run.step % every.log_every == 0:
+        if log is not None and run.step % every.log_every == 0:
             log.write(run.step, stage=run.stage, learning_rate=rate)
         if run.step % every.checkpoint_every == 0 and not run.finished:
             run.save()
-    log.write(run.step, stage=run.stage, learning_rate=rate)
+    if log is not None:
+        log.write(run.step, stage=run.stage, learning_rate=rate)
+    return stopped_by
 
 
 def starting_network(config: TrainingConfig, classes: ClassTable, *, from_checkpoint: bool) -> MaskXRCNN:
@@ -159,6 +221,8 @@ def batches(run: Run, data: CocoDataset) -> Generator[tuple[list[Tensor], list[T
         batches=config.schedule.total_steps - run.step,
         seed=config.seed,
         position=run.images_seen,
+        rank=run.group.rank,
+        processes=run.group.size,
     )
     loader = DataLoader(
         data,
@@ -255,6 +319,7 @@ def describe(run: Run, data: CocoDataset, device: torch.device, saved: dict[str,
     print(
         f"{len(data)} images; {table.num_classes} classes, {len(table.set_a_labels())} with masks; "
         f"{parameters / 1e6:.1f} M parameters; {device}, {run.precision}, {threads} threads"
+        + (f"; {run.group.size} processes" if run.group.size > 1 else "")
     )
     if saved is None:
         return
@@ -264,6 +329,21 @@ def describe(run: Run, data: CocoDataset, device: torch.device, saved: dict[str,
             f"warning: {threads} threads instead of {saved['threads']}: sums are rounded otherwise, so the weights "
             "will not be those of an uninterrupted run to the last bit",
             file=sys.stderr,
+        )
+    if (before := saved.get("processes", 1)) != run.group.size:
+        print(
+            f"warning: {run.group.size} processes instead of {before}: the same images, with sums rounded otherwise",
+            file=sys.stderr,
+        )
+
+
+def require_images_for_all(config: TrainingConfig, group: Group) -> None:
+    """ValueError where a process, or one of the parts of its share, would have no image in a step."""
+    wanted = group.size * config.schedule.accumulate
+    if config.schedule.batch_size < wanted:
+        raise ValueError(
+            f"schedule.batch_size is {config.schedule.batch_size} images for {group.size} processes with "
+            f"schedule.accumulate={config.schedule.accumulate}; give at least {wanted}, or fewer processes or parts"
         )
 
 
@@ -306,6 +386,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--trace", action="store_true", help="show where in the source an error was raised")
     parser.add_argument("changes", nargs="*", metavar="key=value", help="such as schedule.mask_steps=800")
     options = parser.parse_intermixed_args(arguments)
+    rank, processes = started_together()
     try:
         config = load_config(options.config, options.changes)
         if options.seed is not None:
@@ -317,23 +398,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.validate_transfer:
             from training import validate_transfer
 
+            refuse_processes("--validate-transfer")
             validate_transfer.run(config, train)
             return 0
         checkpoint = train(config, resume=options.resume, restart=options.restart)
     except (ValueError, OSError, torch.OutOfMemoryError) as error:
         if options.trace:
             raise
-        print(f"error: {without_trace(error)}", file=sys.stderr)
+        if rank == 0 or not isinstance(error, NotFinite):  # of which all processes know
+            who = f"process {rank}: " if rank else ""
+            print(f"error: {who}{without_trace(error)}", file=sys.stderr)
+        return 2
+    except FailedElsewhere:
+        if rank == 0:
+            print("error: another process ended; its own error, if it had one, stands above", file=sys.stderr)
         return 2
     except Stopped as stopped:
+        if rank:
+            return 128 + stopped.by
         words = [word for word in arguments if word not in ("--resume", "--restart")]
         again = words if options.validate_transfer else [*words, "--resume"]
-        print(f"{stopped}; go on with:\n    python -m training.train {shlex.join(again)}")
+        start = f"torchrun --nproc-per-node {processes}" if processes > 1 else "python"
+        print(f"{stopped}; go on with:\n    {start} -m training.train {shlex.join(again)}")
         return 128 + stopped.by
     except KeyboardInterrupt:
         print("interrupted; the last checkpoint, if there was one, stays as it was", file=sys.stderr)
         return 130
-    print(f"done: {checkpoint}")
+    if rank == 0:
+        print(f"done: {checkpoint}")
     return 0
 
 

@@ -36,8 +36,16 @@ def changed(config: TrainingConfig, changes: Mapping[str, Any]) -> TrainingConfi
 
 
 def digest(config: TrainingConfig, **more: Any) -> str:
-    """Eight hexadecimal digits that differ where the training, or anything given beside it, differs."""
-    relevant = {key: value for key, value in flat(to_dict(config)).items() if not key.startswith(MAY_CHANGE)}
+    """Eight hexadecimal digits that differ where the training, or anything given beside it, differs.
+
+    Settings at their defaults are left out: a run keeps its digits when a new setting is added to the program.
+    """
+    usual = flat(to_dict(TrainingConfig()))
+    relevant = {
+        key: value
+        for key, value in flat(to_dict(config)).items()
+        if not key.startswith(MAY_CHANGE) and value != usual.get(key)
+    }
     text = json.dumps([relevant, more], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -61,7 +69,9 @@ def detector_alone(config: TrainingConfig) -> TrainingConfig:
         "schedule.mask_steps": 0,
     }
     changes |= {"optimiser.mask_learning_rate": None, "optimiser.transfer_weight_decay": None}
-    return changed(config, {**changes, "model.transfer": {"kind": "class_agnostic"}})
+    changes |= {"box_losses": {}, "teacher": {}}  # nor anything else that the mask branch alone learns by
+    changes |= {"model.transfer": {"kind": "class_agnostic"}, "model.mask.loss": "sigmoid"}
+    return changed(config, changes)
 
 
 def finished_detector(config: TrainingConfig) -> Path | None:

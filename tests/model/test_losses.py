@@ -4,7 +4,7 @@ import torch
 from torchvision.models.detection._utils import BoxCoder
 
 from model.box_coding import decode_boxes, encode_boxes
-from model.losses import box_loss, class_loss, mask_targets
+from model.losses import box_loss, class_loss, mask_targets, own_total
 from model.sampling import sample
 
 
@@ -49,7 +49,8 @@ def test_each_roi_gets_the_mask_of_its_own_object() -> None:
 def test_losses_over_nothing_are_zero_and_differentiable() -> None:
     logits = torch.zeros((0, 4), requires_grad=True)
     (
-        class_loss(logits, torch.zeros(0, dtype=torch.int64)) + box_loss(logits, torch.zeros((0, 4)), 0)
+        class_loss(logits, torch.zeros(0, dtype=torch.int64), own_total(0))
+        + box_loss(logits, torch.zeros((0, 4)), own_total(0))
     ).backward()
     assert logits.grad is not None
 

@@ -406,7 +406,9 @@ def test_the_log_has_times_and_the_clients_name_and_no_secret(front: Proxy, behi
     first = entries["logged-1"]
     assert (first["client"], first["path"], first["status"]) == ("somebody", "/predictions/logged", 200)
     # Both clocks tick in milliseconds and start apart: neither bounds the other.
-    assert first["seconds"] >= 0 and float(first["upstream_seconds"]) >= 0 and first["upstream_status"] == "200"
+    assert (
+        first["seconds"] >= 0 and float(first["upstream_seconds"]) >= 0 and first["upstream_status"] == "200"
+    )
     assert entries["logged-2"]["path"] == "/predictions/logged" and entries["logged-3"]["client"] == ""
     assert SECRET not in (front.folder / "run" / "access.log").read_text()
 

@@ -1,0 +1,141 @@
+"""The gradient of one step: over all its images, whichever process has them and in however many parts."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parallel import DistributedDataParallel
+
+from model.losses import Total
+from model.network import MaskXRCNN
+from model.targets import Target
+from training.distributed import Group
+
+Weighted = Callable[[dict[str, Tensor]], Tensor]
+"""From the losses to their weighted sum."""
+
+
+class Losses(nn.Module):
+    """The network's losses as a `forward`: distributed training hooks nothing else."""
+
+    def __init__(self, network: MaskXRCNN) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: list[Tensor], targets: list[Target], **options: Any) -> dict[str, Tensor]:
+        """See `MaskXRCNN.losses`."""
+        return self.network.losses(images, targets, **options)
+
+
+class Gradients:
+    """Adds up the gradients of a step's images in the parameters.
+
+    Args:
+        network: in the stage that is trained.
+        group: the processes that have images of the step.
+        parts: into which each process divides its images, one after the other in memory. The gradient is that of
+            all images at once, but for normalisations by batch statistics, which see one part.
+    """
+
+    def __init__(self, network: MaskXRCNN, *, group: Group, parts: int) -> None:
+        self.network = network
+        self.group = group
+        self.parts = parts
+        self._losses = group.wrapped(Losses(network))
+
+    def add(
+        self,
+        images: list[Tensor],
+        targets: list[Target],
+        *,
+        seeds: Sequence[int],
+        seed: int,
+        weighted: Weighted,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        **options: Any,
+    ) -> dict[str, Tensor]:
+        """Every loss over the step's images in all processes, and their weighted sum `loss`; scalars, detached.
+
+        Args:
+            images, targets: this process's, at least as many as `parts`.
+            seeds: one per image (`MaskXRCNN.losses`).
+            seed: of all else that is random in the step, such as dropout on T's input: it is the same in each part
+                and process.
+            weighted: what the gradient is of.
+            autocast: context in which the losses are computed.
+            options: further arguments of `MaskXRCNN.losses`.
+        """
+        assert len(images) >= self.parts
+        shares = [
+            (images[i :: self.parts], targets[i :: self.parts], seeds[i :: self.parts])
+            for i in range(self.parts)
+        ]
+
+        def losses(which: nn.Module, part: int, total: Total) -> dict[str, Tensor]:
+            some, of_some, seeds_of_some = shares[part]
+            torch.manual_seed(seed)
+            with autocast():
+                answer: dict[str, Tensor] = which(some, of_some, seeds=seeds_of_some, total=total, **options)
+            return answer
+
+        totals: list[Total] = [self.group.total]
+        if self.parts > 1:
+            counts = torch.tensor([self._counts(losses, part) for part in range(self.parts)])
+            whole = self.group.summed(counts.sum(0)).clamp(min=1) / self.group.size
+            totals = [_Told(whole.tolist()) for _ in shares]
+        sums: dict[str, Tensor] = {}
+        for part, total in enumerate(totals):
+            waits = part < self.parts - 1 and isinstance(self._losses, DistributedDataParallel)
+            with self._losses.no_sync() if waits else nullcontext():  # type: ignore[operator]
+                found = losses(self._losses, part, total)
+                loss = weighted(found)
+                loss.backward()  # type: ignore[no-untyped-call]
+            for name, value in {**found, "loss": loss}.items():
+                value = value.detach().float()
+                sums[name] = sums[name] + value if name in sums else value
+        means = self.group.mean(torch.stack(list(sums.values())))
+        return dict(zip(sums, means.unbind(), strict=True))
+
+    @torch.no_grad()
+    def _counts(self, losses: Callable[[nn.Module, int, Total], Any], part: int) -> list[float]:
+        """What a part counts, in the order in which it asks for the totals; known only once it was gone through."""
+        counts: list[float] = []
+
+        def note(count: int | Tensor) -> float:
+            counts.append(float(count))
+            return 1.0
+
+        with statistics_kept(self.network):
+            losses(self._plain, part, note)
+        return counts
+
+    @property
+    def _plain(self) -> nn.Module:
+        wrapped = self._losses
+        return wrapped.module if isinstance(wrapped, DistributedDataParallel) else wrapped
+
+
+class _Told:
+    """A `Total` that was counted before, in the order it is asked in."""
+
+    def __init__(self, totals: list[float]) -> None:
+        self._totals = iter(totals)
+
+    def __call__(self, count: int | Tensor) -> float:
+        return next(self._totals)
+
+
+@contextmanager
+def statistics_kept(network: nn.Module) -> Iterator[None]:
+    """Within, batches move no running statistics of normalisations."""
+    norms = [m for m in network.modules() if isinstance(m, _NormBase) and m.training]
+    kept = [{name: buffer.clone() for name, buffer in norm.named_buffers()} for norm in norms]
+    try:
+        yield
+    finally:
+        for norm, buffers in zip(norms, kept, strict=True):
+            for name, buffer in norm.named_buffers():
+                buffer.copy_(buffers[name])
