@@ -272,7 +272,7 @@ class Inference(nn.Module):
         if self.mask_prior:
             of_box = self.box_pool(features, boxes, rows).to(self.box_head.weight_type())
             # `ModelConfig` sees to a convolutional box head.
-            maps = self.box_head.maps(of_box)  # type: ignore[union-attr, operator]
+            maps = self.box_head.maps(of_box)  # type: ignore
             prior = object_prior(maps, self.box_predictor.cls_score.weight[of_row], self.mask_pool.size)
             pooled = pooled + prior.unsqueeze(1).to(pooled.dtype)
         bias = self.mask_bias

@@ -29,7 +29,7 @@ from training.validate_transfer import CANDIDATES
 from training.variants import (
     Train,
     changed,
-    detector_alone,
+    detector_in,
     digest,
     kept_rows,
     mask_branch_alone,
@@ -146,7 +146,7 @@ def one_row(base: TrainingConfig, system: str, train: Train, folder: Path) -> di
     of `base`.
     """
     start = time.monotonic()
-    detector = Path(base.data.detector_from or train_in(folder / "detector", detector_alone(base), train))
+    detector = Path(base.data.detector_from or detector_in(folder / "detector", base, train))
     checkpoint = detector
     if system != "box":
         variant = mask_branch_alone(

@@ -54,8 +54,8 @@ def detector_alone(config: TrainingConfig) -> TrainingConfig:
     """The stage-wise training's first part: the detector, for its own or else the end-to-end number of
     steps.
 
-    Settings of the transfer function, which the detector never uses, are the same in all, so that one
-    detector serves every form. Raises ValueError where the schedule has neither number of steps.
+    Settings of the mask branch and the transfer function, which the detector never uses, are the same in all,
+    so that one detector serves every form. Raises ValueError where the schedule has neither number of steps.
     """
     steps = config.schedule.detector_steps or config.schedule.end_to_end_steps
     if not steps:
@@ -70,7 +70,7 @@ def detector_alone(config: TrainingConfig) -> TrainingConfig:
     }
     changes |= {"optimiser.mask_learning_rate": None, "optimiser.transfer_weight_decay": None}
     changes |= {"box_losses": {}, "teacher": {}}  # nor anything else that the mask branch alone learns by
-    changes |= {"model.transfer": {"kind": "class_agnostic"}, "model.mask.loss": "sigmoid"}
+    changes |= {"model.transfer": {"kind": "class_agnostic"}, "model.mask": {}}
     return changed(config, changes)
 
 
@@ -97,6 +97,13 @@ def mask_branch_alone(config: TrainingConfig, detector: Path, *, steps: int) -> 
     """The stage-wise training's second part: the mask branch and T on the frozen detector of a checkpoint."""
     stages = {"schedule.end_to_end_steps": 0, "schedule.detector_steps": 0, "schedule.mask_steps": steps}
     return changed(config, {**stages, "data.detector_from": str(detector)})
+
+
+def detector_in(folder: Path, config: TrainingConfig, train: Train) -> Path:
+    """As `train_in` with the detector alone of `config`; it is the same one for every split of the classes."""
+    detector = detector_alone(config)
+    out = folder / digest(changed(detector, {"data.mask_classes": "all"}))
+    return train(changed(detector, {"output.dir": str(out)}), resume=(out / "checkpoint.pt").is_file())
 
 
 def train_in(folder: Path, config: TrainingConfig, train: Train) -> Path:
