@@ -28,7 +28,7 @@ from training.validate_transfer import hold_out_groups
 from training.variants import (
     Train,
     changed,
-    detector_alone,
+    detector_in,
     digest,
     finished_detector,
     mask_branch_alone,
@@ -117,7 +117,7 @@ def calibrate(
         if one.mask is not None and not one.crowd
     )
     dealt = hold_out_groups(classes, counts, groups=wanted.groups, seed=config.seed)[: wanted.folds]
-    detector = finished_detector(config) or train_in(folder / "detector", detector_alone(config), train)
+    detector = finished_detector(config) or detector_in(folder / "detector", config, train)
     ious: dict[float, list[float]] = {threshold: [] for threshold in {*thresholds, 0.5}}
     for fold, held_out in enumerate(dealt):
         names = [classes.name_of_label(label) for label in classes.set_a_labels() if label not in held_out]

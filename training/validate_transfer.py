@@ -32,7 +32,7 @@ from training.splits import split_classes
 from training.variants import (
     Train,
     changed,
-    detector_alone,
+    detector_in,
     digest,
     finished_detector,
     kept_rows,
@@ -152,7 +152,7 @@ def validate(
     dealt = hold_out_groups(classes, _objects(truth, classes), groups=wanted.groups, seed=config.seed)[
         : wanted.folds
     ]
-    detector = finished_detector(config) or train_in(folder / "detector", detector_alone(config), train)
+    detector = finished_detector(config) or detector_in(folder / "detector", config, train)
 
     fold_classes: list[tuple[list[int], Path]] = []
     for fold, held_out in enumerate(dealt):
