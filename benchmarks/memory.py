@@ -14,12 +14,19 @@ def resident_mib() -> float:
 
 
 def peak_mib() -> float:
-    """The most that this process held since it began (VmHWM), in MiB.
+    """The most that this process held since it began, or since `forget_peak` (VmHWM), in MiB.
 
     Not `ru_maxrss`, which a child inherits from a larger parent; that is the answer only where /proc is not there.
     """
     kib = _status_kib("VmHWM")
     return (kib or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) / 1024
+
+
+def forget_peak() -> None:
+    """Lets `peak_mib` begin anew at what is held now, where Linux can do that."""
+    path = Path("/proc/self/clear_refs")
+    if path.exists():
+        path.write_text("5", encoding="ascii")
 
 
 def settle() -> None:
