@@ -5,7 +5,17 @@ from pathlib import Path
 
 import pytest
 
-FOLDERS = ("model", "training", "export", "handler", "serve_config", "client", "benchmarks", "tests")
+FOLDERS = (
+    "model",
+    "training",
+    "export",
+    "handler",
+    "serve_config",
+    "client",
+    "offline",
+    "benchmarks",
+    "tests",
+)
 LEAVES = ("handler.maskx_image", "handler.maskx_draw")
 """Modules that import nothing of the project; training and client use them, to see and draw what serving does."""
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
@@ -15,6 +25,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "handler": ("handler",),
     "serve_config": ("serve_config",),
     "client": ("client", *LEAVES),
+    "offline": ("offline", "handler"),
     "benchmarks": FOLDERS,
     "tests": FOLDERS,
 }
@@ -111,7 +122,7 @@ def graph(root: Path) -> dict[str, set[str]]:
 
 def test_every_folder_of_the_house_is_seen(graph: dict[str, set[str]]) -> None:
     seen = {name.partition(".")[0] for name in graph}
-    assert {"model", "training", "export", "handler", "client", "serve_config", "tests"} <= seen
+    assert {"model", "training", "export", "handler", "client", "serve_config", "offline", "tests"} <= seen
     assert "model.network" in graph["model.build"]  # else an empty graph would pass all that follows
 
 
@@ -150,10 +161,14 @@ def test_the_handler_imports_its_modules_flat_as_they_lie_in_the_archive(root: P
         ("client/a.py", "from handler import maskx_a", "client.a -> handler.maskx_a"),
         ("handler/maskx_a.py", "import model.network", "handler.maskx_a -> model.network"),
         ("handler/maskx_image.py", "from maskx_a import x", "handler.maskx_image -> handler.maskx_a"),
+        ("offline/a.py", "from training.coco import CocoDataset", "offline.a -> training.coco"),
+        ("handler/maskx_a.py", "from offline.plan import Plan", "handler.maskx_a -> offline.plan"),
     ],
 )
 def test_an_import_against_the_arrows_is_found(tmp_path: Path, path: str, line: str, arrow: str) -> None:
-    for other in ("training/coco", "client/rest", "model/network", "handler/maskx_a", "handler/maskx_image"):
+    for other in (
+        "training/coco", "client/rest", "model/network", "handler/maskx_a", "handler/maskx_image", "offline/plan"
+    ):  # fmt: skip
         (tmp_path / other).parent.mkdir(exist_ok=True)
         (tmp_path / f"{other}.py").touch()
     (tmp_path / path).parent.mkdir(exist_ok=True)

@@ -49,7 +49,7 @@ def third_party(root: Path, folder: str) -> set[str]:
     return {DISTRIBUTIONS.get(name, name).lower().replace("_", "-") for name in names}
 
 
-@pytest.mark.parametrize("name", ["serve", "train", "client", "dev", "constraints"])
+@pytest.mark.parametrize("name", ["serve", "train", "client", "offline", "timm", "dev", "constraints"])
 def test_every_requirement_is_pinned_and_names_no_registry(root: Path, name: str) -> None:
     path = root / "requirements" / f"{name}.txt"
     assert len(pinned(path)) > 3
@@ -70,6 +70,7 @@ def test_a_package_has_one_version_in_all_files(root: Path) -> None:
         ("handler", ["serve"]),
         ("serve_config", ["serve"]),
         ("client", ["client"]),
+        ("offline", ["serve", "offline"]),
         ("model", ["train"]),
         ("training", ["train"]),
         ("export", ["train"]),
