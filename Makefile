@@ -10,7 +10,14 @@ IMAGE  ?= $(wildcard build/shapes/val/000001.png)
 OUT    ?= build/overlay.png
 ARCHIVE ?=
 VERSION ?=
+NAME ?=
+GRID ?= shapes
+EXPERIMENTS_ARGS ?=
 DATA_ARGS ?=
+FETCH_ARGS ?=
+CALIBRATE_ARGS ?=
+OFFLINE_ARGS ?=
+IMAGES ?=
 EVALUATE_ARGS ?=
 SERVE_ARGS ?=
 PREDICT_ARGS ?=
@@ -27,8 +34,9 @@ VENV := .venv
 PY := $(VENV)/bin/python
 GENERATED := client/generated/inference_pb2.py
 SHAPES := build/shapes/train.json
-# A preset named shapes*.toml trains on the drawn data set; any other file names data of its own.
-DATA := $(if $(filter shapes%,$(notdir $(CONFIG))),$(SHAPES))
+FIGURES := build/figures/train.json
+# Presets named shapes*.toml and figures*.toml train on drawn data sets; any other file names data of its own.
+DATA := $(if $(filter shapes%,$(notdir $(CONFIG))),$(SHAPES)) $(if $(filter figures%,$(notdir $(CONFIG))),$(FIGURES))
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
@@ -37,20 +45,30 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup data train evaluate archive serve ready predict stop versions register set-default unregister demo check test tools bench bench-gpu profile accuracy load image clean FORCE
+.PHONY: help setup data train evaluate archive serve ready predict predict-folder stop versions register set-default unregister demo check test tools fetch calibrate experiments bench bench-gpu bench-training profile accuracy load image clean FORCE
 
 help:                ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
-	@echo 'Variables: CONFIG=file.toml  ARGS="key=value ..."  RUN=folder of the training (build/train)  IMAGE=photo.jpg'
-	@echo '           OUT=overlay.png  ARCHIVE=file.mar  VERSION=2.0  PYTHON=python3.11  {DATA,EVALUATE,SERVE,PREDICT,TEST,BENCH,GPU,PROFILE,ACCURACY,LOAD,IMAGE}_ARGS=more flags of that step'
+	@echo 'Variables: CONFIG=file.toml  ARGS="key=value ..."  RUN=folder of the training (build/train)  IMAGE=photo.jpg  IMAGES=folder'
+	@echo '           OUT=overlay.png  ARCHIVE=file.mar  VERSION=2.0  NAME=data set  PYTHON=python3.11  {DATA,FETCH,CALIBRATE,EXPERIMENTS,OFFLINE,EVALUATE,SERVE,PREDICT,TEST,BENCH,GPU,PROFILE,ACCURACY,LOAD,IMAGE}_ARGS=more flags of that step'
 
 setup: $(VENV)/.stamp-run $(GENERATED)  ## .venv with the pinned packages; the gRPC client's generated code
 
 data: $(SHAPES)      ## draw the default data set into build/shapes
 
+fetch: setup         ## download a known data set and make it ready to train on: NAME=coco_2017
+	@test -n "$(NAME)" || { echo "error: name a data set: make fetch NAME=coco_2017 (also coco_2014, lvis_v1, voc_2012, vg3k)" >&2; exit 2; }
+	@$(PY) -m training.datasets fetch "$(NAME)" $(FETCH_ARGS)
+
 train: $(RUN)/finished  ## train, or go on with a training that was stopped: CONFIG= ARGS= RUN=
 
 evaluate: build/evaluation/results.json  ## box and mask AP over A, B and all classes; a sheet of predictions
+
+calibrate: $(RUN)/finished  ## the mask threshold of classes without masks, measured on classes held out of set A
+	@$(PY) -m training.calibrate_masks --checkpoint $(RUN)/checkpoint.pt $(CALIBRATE_ARGS)
+
+experiments: setup   ## a grid of trainings -> build/experiments: GRID=shapes|photos|paper EXPERIMENTS_ARGS="--dry-run"
+	@$(PY) -m training.experiments $(GRID) $(EXPERIMENTS_ARGS)
 
 archive: build/maskx.mar  ## checkpoint -> TorchScript, verified -> build/maskx.mar
 
@@ -62,6 +80,10 @@ predict: setup       ## send an image to the server, write the overlay: IMAGE= O
 	@test -f "$(IMAGE)" || { echo "error: IMAGE=$(IMAGE): no such file" >&2; exit 2; }
 	@mkdir -p "$(dir $(OUT))"
 	@$(PY) -m client "$(IMAGE)" --overlay "$(OUT)" $(PREDICT_ARGS)
+
+predict-folder: build/maskx.mar  ## COCO results of every image under IMAGES=, without a server -> build/offline
+	@test -n "$(IMAGES)" || { echo "error: name a folder or bucket: make predict-folder IMAGES=photos" >&2; exit 2; }
+	@$(PY) -m offline.predict --archive build/maskx.mar --images "$(IMAGES)" --out build/offline $(OFFLINE_ARGS)
 
 stop:                ## stop the server
 	@if test -d build/serve && test -x $(PY); then $(PY) -m serve_config.server stop; else echo "no server was started here"; fi
@@ -109,8 +131,8 @@ check: $(VENV)/.stamp-dev $(GENERATED)  ## ruff, formatting, mypy, the arrows be
 # handler/'s modules import each other flat, as they lie in the archive, and training imports
 # handler.maskx_image and handler.maskx_draw: mypy knows a file by one name only, so what imports flat is a run of its own.
 MYPY_PACKAGES = handler/maskx_image.py handler/maskx_draw.py model training export serve_config client tests \
-  --exclude '^tests/(benchmarks|handler|served)/'
-MYPY_FLAT = $(wildcard handler/*.py) benchmarks tests/benchmarks tests/handler tests/served
+  --exclude '^tests/(benchmarks|handler|offline|served)/'
+MYPY_FLAT = $(wildcard handler/*.py) offline benchmarks tests/benchmarks tests/handler tests/offline tests/served
 
 test: $(VENV)/.stamp-dev $(GENERATED)  ## every test, the served ones with a real TorchServe and nginx
 	@command -v nginx >/dev/null || $(MAKE) -s tools || echo "no nginx could be fetched: the proxy's tests are skipped" >&2
@@ -127,6 +149,9 @@ bench: setup         ## time and memory against torchvision and the machine's ow
 
 bench-gpu: setup     ## the same on a GPU, with throughput; without one a short form on the CPU
 	@PYTHONWARNINGS=ignore::FutureWarning $(PY) -m benchmarks.gpu $(GPU_ARGS)
+
+bench-training: setup  ## training's images/s and memory beside torchvision's reference step -> benchmarks/results
+	@PYTHONWARNINGS=ignore::FutureWarning $(PY) -m benchmarks.training $(BENCH_ARGS)
 
 profile: setup       ## a trace of one request that a browser opens -> build/profile
 	@PYTHONWARNINGS=ignore::FutureWarning $(PY) -m benchmarks.trace $(PROFILE_ARGS)
@@ -172,6 +197,9 @@ $(GENERATED): client/inference.proto client/compile_proto.py $(VENV)/.stamp-run
 # Drawn whole or not at all, and not again from the same settings; so its time stamp stays where nothing changed.
 $(SHAPES): $(if $(DATA_ARGS),FORCE) | setup
 	@$(PY) -m training.shapes --out build/shapes $(DATA_ARGS)
+
+$(FIGURES): | setup
+	@$(PY) -m training.figures --out build/figures
 
 # CONFIG and ARGS are kept beside the run: a later `make train RUN=...` needs neither, and does something only with
 # other ones.
