@@ -18,7 +18,8 @@ class Detection:
     """One object. `bbox` is [x, y, width, height] in pixels of the upright image, of `height` x `width`.
 
     `area` is the mask's in pixels, or the box's where no mask was asked for. `mask_supervised` is false where the
-    category had no masks in training. `segmentation` is as the server gave it, None without masks.
+    category had no masks in training. `segmentation` is as the server gave it, None without masks. `keypoints` are
+    [x, y, score] of each one after the other, in pixels counted from 0; None where the category has none.
     """
 
     category_id: int
@@ -30,6 +31,7 @@ class Detection:
     segmentation: Any
     height: int
     width: int
+    keypoints: tuple[float, ...] | None = None
 
     @property
     def window(self) -> Window | None:
@@ -58,7 +60,9 @@ class Detection:
             "area": self.area,
             "mask_supervised": self.mask_supervised,
         }
-        return found if self.segmentation is None else {**found, "segmentation": self.segmentation}
+        if self.segmentation is not None:
+            found["segmentation"] = self.segmentation
+        return found if self.keypoints is None else {**found, "keypoints": list(self.keypoints)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +115,7 @@ def prediction_of(content: Mapping[str, Any], model: Mapping[str, Any]) -> Predi
                 segmentation=one.get("segmentation"),
                 height=height,
                 width=width,
+                keypoints=tuple(map(float, one["keypoints"])) if "keypoints" in one else None,
             )
             for one in content["detections"]
         )

@@ -7,7 +7,8 @@ import torch
 import torchvision
 
 from model.classes import ClassTable
-from model.serving import REDUCIBLE
+from model.keypoints import KeypointsConfig, keypoint_labels
+from model.serving import REDUCIBLE, REDUCIBLE_WITH_KEYPOINTS
 
 FORMAT_VERSION = 1
 """Raised when a reader of older files could misread the new ones."""
@@ -17,7 +18,13 @@ MASKX_VERSION = "0.1.0"
 
 
 def build_metadata(
-    classes: ClassTable, *, mask_size: int, max_detections: int, min_size: int, max_size: int
+    classes: ClassTable,
+    *,
+    mask_size: int,
+    max_detections: int,
+    min_size: int,
+    max_size: int,
+    keypoints: KeypointsConfig | None = None,
 ) -> dict[str, Any]:
     """What a server must know of a model beside its weights.
 
@@ -27,10 +34,13 @@ def build_metadata(
         max_detections: detections per image where a request does not say.
         min_size, max_size: the network's shorter side and bound of the longer, in pixels; a decoder may shrink a
             greater image to them.
+        keypoints: which there are; None where there are none. Then `keypoints` names them, the lines that a drawing
+            joins them by (pairs of their numbers, from 0), and the labels that have some.
 
     `reducible` names the modules whose weights may be cast to a lower precision before the file is frozen, all or none.
     """
-    return {
+    with_keypoints = keypoints is not None and keypoints.used
+    metadata = {
         "format_version": FORMAT_VERSION,
         "categories": [
             {
@@ -44,13 +54,20 @@ def build_metadata(
         "mask_size": mask_size,
         "defaults": {"score_threshold": 0.5, "max_detections": max_detections},
         "input": {"min_size": min_size, "max_size": max_size},
-        "reducible": list(REDUCIBLE),
+        "reducible": list(REDUCIBLE_WITH_KEYPOINTS if with_keypoints else REDUCIBLE),
         "versions": {
             "torch": torch.__version__,
             "torchvision": torchvision.__version__,
             "maskx": MASKX_VERSION,
         },
     }
+    if keypoints is not None and with_keypoints:
+        metadata["keypoints"] = {
+            "names": list(keypoints.all_names),
+            "lines": [list(pair) for pair in keypoints.lines],
+            "labels": keypoint_labels(keypoints, classes),
+        }
+    return metadata
 
 
 def metadata_json(metadata: dict[str, Any]) -> str:

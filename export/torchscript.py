@@ -20,6 +20,7 @@ from export.files import METADATA_NAME, records_of, write_whole
 from export.metadata import build_metadata, metadata_json
 from export.verify import ExportError, verify
 from model.checkpoint import load_network
+from model.config import model_config_from_dict
 from model.network import MaskXRCNN
 from model.serving import prepared_for_serving
 
@@ -78,6 +79,7 @@ def export_checkpoint(checkpoint: Path, out: Path) -> None:
         max_detections=config["box"]["detections_per_image"],
         min_size=config["input"]["min_size"],
         max_size=config["input"]["max_size"],
+        keypoints=model_config_from_dict(config).keypoints,
     )
     data = export_network(network.eval(), metadata)
     write_whole(out, data)

@@ -89,7 +89,14 @@ def verify_mask_table(network: MaskXRCNN, served: nn.Module) -> None:
     with torch.no_grad():
         parts = [cls_score] if weights.use_cls else []
         parts += [bbox_pred.reshape(classes, -1)] if weights.use_box else []
-        w_det = torch.cat([normalised(part) if weights.normalise else part for part in parts], dim=1)
+        if weights.rows is not None:
+            parts = [weights.rows]
+        means = (
+            [None] * len(parts) if weights.mean is None else weights.mean.split([p.shape[1] for p in parts])
+        )
+        w_det = torch.cat(
+            [normalised(p, m) if weights.normalise else p for p, m in zip(parts, means, strict=True)], dim=1
+        )
         for label in range(classes):
             expected = torch.zeros(()) if weights.agnostic is None else weights.agnostic
             if weights.specific is not None:
@@ -264,6 +271,8 @@ def require_close(expected: list[Answer], got: list[Answer], cases: list[Case], 
             ties += max(len(alone_a), len(alone_b))
             sides = a["boxes"][[d for d, _ in pairs]]
             pixels = int(((sides[:, 2] - sides[:, 0] + 1) * (sides[:, 3] - sides[:, 1] + 1)).sum())
+            if "keypoints" in a:
+                require_close_keypoints(a, b, pairs, limit, f"{what}, case {k}, image {i}")
             different = sum(differing_pixels(runs_of(a, d), runs_of(b, e)) for d, e in pairs)
             if different > max(10.0, MASK_TOLERANCE * pixels):
                 raise ExportError(
@@ -271,6 +280,21 @@ def require_close(expected: list[Answer], got: list[Answer], cases: list[Case], 
                 )
     if ties > LARGEST_SHARE_OF_TIES * detections:
         raise ExportError(f"{what}: {ties} of {detections} detections differ by more than {TOLERANCE:g}")
+
+
+def require_close_keypoints(
+    a: dict[str, Tensor], b: dict[str, Tensor], pairs: list[tuple[int, int]], limit: float, where: str
+) -> None:
+    """Keypoints of the same detections within `limit` pixels, their scores within `TOLERANCE`; where two places are
+    equally likely rounding chooses, so `LARGEST_SHARE_OF_TIES` may be elsewhere."""
+    mine, theirs = a["keypoints"][[d for d, _ in pairs]], b["keypoints"][[e for _, e in pairs]]
+    moved = ((mine - theirs)[:, :, :2].abs() > limit).any(dim=2)
+    scores = (mine - theirs)[:, :, 2].abs().masked_fill(moved, 0.0)
+    if bool((scores > TOLERANCE).any()) or int(moved.sum()) > LARGEST_SHARE_OF_TIES * moved.numel():
+        raise ExportError(
+            f"{where}: {int(moved.sum())} of {moved.numel()} keypoints are elsewhere, and the scores of the others "
+            f"differ by up to {float(scores.max()) if scores.numel() else 0.0:.2g}"
+        )
 
 
 def matched_detections(

@@ -10,6 +10,9 @@ mask comes in the form that the request asked for:
 
 `area` is the number of the mask's pixels; without a mask it is that of the box, as in `pycocotools`.
 
+Detections of a category with keypoints have `keypoints`, [x, y, score] of each one after the other, whatever the
+mask_format.
+
 Knows nothing of the server.
 """
 
@@ -35,7 +38,8 @@ class Detections:
 
     boxes: float32 [D, 4] XYXY. scores: float32 [D]. labels: int64 [D], 1..C. rle_counts: int64, the masks'
     column-major run lengths one after the other, each beginning with background. rle_offsets: int64 [D+1]; those of
-    mask d lie from rle_offsets[d] to rle_offsets[d+1].
+    mask d lie from rle_offsets[d] to rle_offsets[d+1]. keypoints: float32 [D, K, 3], x and y in pixels, the first of
+    which goes from 0 to 1, and a score; None from a model without keypoints.
     """
 
     boxes: np.ndarray
@@ -43,6 +47,7 @@ class Detections:
     labels: np.ndarray
     rle_counts: np.ndarray
     rle_offsets: np.ndarray
+    keypoints: np.ndarray | None = None
 
 
 def image_content(
@@ -81,7 +86,23 @@ def image_content(
         for one, area, segmentation in zip(found, areas.tolist(), segmentations, strict=True):
             one["area"] = area
             one["segmentation"] = segmentation
+    if detections.keypoints is not None:
+        for one, label, keypoints in zip(
+            found, detections.labels.tolist(), detections.keypoints.tolist(), strict=True
+        ):
+            if categories[label].keypoints:
+                one["keypoints"] = flat_keypoints(keypoints)
     return {"image": {"height": height, "width": width}, "detections": found}
+
+
+def flat_keypoints(keypoints: Sequence[Sequence[float]]) -> list[float]:
+    """[x, y, score, x, y, score, ...] of one detection as COCO has it: a place is counted in whole pixels from 0, so
+    that the middle of the first pixel is 0, not 0.5. Rounded as boxes and scores are."""
+    return [
+        value
+        for x, y, score in keypoints
+        for value in (round(x - 0.5, 2), round(y - 0.5, 2), round(score, 6))
+    ]
 
 
 def _segmentations(detections: Detections, mask_format: str, *, height: int, width: int) -> list[Any]:

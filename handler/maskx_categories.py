@@ -23,11 +23,13 @@ _LONGEST_NAME = 200
 
 @dataclass(frozen=True, kw_only=True)
 class Category:
-    """A class of the model: its id and name in the data set, and whether it had masks in training (set A)."""
+    """A class of the model: its id and name in the data set, whether it had masks in training (set A), and whether
+    its objects have keypoints."""
 
     id: int
     name: str
     mask_supervised: bool
+    keypoints: bool = False
 
 
 class CategoryIndex:

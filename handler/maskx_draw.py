@@ -25,6 +25,9 @@ Color = tuple[int, int, int]
 TINT = 0.45
 """Share of the class's colour in a pixel of its mask."""
 
+KEYPOINT_SHOWN = 0.1
+"""Least score of a keypoint that is drawn."""
+
 LEGEND = "* hatched, dashed: no mask of this class was seen in training"
 
 
@@ -44,19 +47,21 @@ def draw_detections(
     min_side: int = 640,
     legend: bool = False,
     size: tuple[int, int] | None = None,
+    lines: Sequence[tuple[int, int]] = (),
 ) -> Image.Image:
     """A new RGB image with the detections drawn over `image`, which stays as it is.
 
     Args:
         image: the upright image that the detections are about.
         detections: in the form of an answer: `category_id`, `category`, `bbox` [x, y, width, height] in
-            pixels, and where known `score`, `mask_supervised` (taken as true where absent) and `segmentation` (as
-            `mask_window` takes it).
+            pixels, and where known `score`, `mask_supervised` (taken as true where absent), `segmentation` (as
+            `mask_window` takes it) and `keypoints`, of which those of score `KEYPOINT_SHOWN` and more are drawn.
         min_side: an image whose longer side is shorter is enlarged by a whole factor to at least this many
             pixels, so that names can be read; 0 never enlarges.
         legend: adds a line that explains the marks, where a transferred mask is drawn.
         size: height and width of the image that the detections are about, where `image` is that one scaled; None
             where it is not.
+        lines: pairs of keypoints, by their numbers, to join.
 
     Raises:
         ValueError: a segmentation that does not fit the image, or is none.
@@ -85,6 +90,8 @@ def draw_detections(
             line,
             not _supervised(one),
         )
+    for one in order:
+        _keypoints(pen, one.get("keypoints") or (), scale, color_of(int(one["category_id"])), line, lines)
     taken: list[tuple[float, float, float, float]] = []
     for one in reversed(order):
         _label(pen, one, _corners(one, scale, drawn.size), font, drawn.size, taken)
@@ -296,6 +303,27 @@ def _box(
         end = min(start + dash, bottom)
         pen.line([(left, start), (left, end)], fill=color, width=line)
         pen.line([(right, start), (right, end)], fill=color, width=line)
+
+
+def _keypoints(
+    pen: ImageDraw.ImageDraw,
+    keypoints: Sequence[float],
+    scale: tuple[float, float],
+    color: Color,
+    line: int,
+    lines: Sequence[tuple[int, int]],
+) -> None:
+    """Dots with a dark rim, [x, y, score] of each one after the other, and the lines between those that are shown."""
+    places = {
+        k // 3: ((keypoints[k] + 0.5) * scale[0], (keypoints[k + 1] + 0.5) * scale[1])
+        for k in range(0, len(keypoints), 3)
+        if keypoints[k + 2] >= KEYPOINT_SHOWN
+    }
+    for one, other in lines:
+        if one in places and other in places:
+            pen.line([places[one], places[other]], fill=(255, 255, 255), width=line)
+    for x, y in places.values():
+        pen.ellipse((x - line - 1, y - line - 1, x + line + 1, y + line + 1), fill=color, outline=(0, 0, 0))
 
 
 def label_text(detection: Mapping[str, Any]) -> str:

@@ -34,7 +34,7 @@ class ServedModel:
 
     `categories` maps labels to what they stand for; `defaults` are the wishes of a request that has none; `precision`
     is what the network computes in; the network brings an image's shorter side to `min_size` pixels, its longer
-    within `max_size`.
+    within `max_size`. `keypoint_names` are empty without keypoints; `keypoint_lines` join them by their numbers.
     """
 
     def __init__(self, path: Path, device: torch.device, *, precision: str = "auto") -> None:
@@ -57,9 +57,15 @@ class ServedModel:
         reducible = metadata.get("reducible", ())
         self.precision = choose_precision(precision, device, reducible)
         self.device = device
+        keypoints: dict[str, Any] = metadata.get("keypoints", {})
+        self.keypoint_names = tuple(keypoints.get("names", ()))
+        self.keypoint_lines = tuple((int(one), int(other)) for one, other in keypoints.get("lines", ()))
         self.categories = {
             entry["label"]: Category(
-                id=entry["id"], name=entry["name"], mask_supervised=entry["mask_supervised"]
+                id=entry["id"],
+                name=entry["name"],
+                mask_supervised=entry["mask_supervised"],
+                keypoints=entry["label"] in keypoints.get("labels", ()),
             )
             for entry in metadata["categories"]
         }
@@ -143,7 +149,8 @@ class ServedModel:
 
     def description(self) -> dict[str, Any]:
         """What runs here, for whoever operates it."""
-        return {
+        keypoints = {"keypoints": list(self.keypoint_names)} if self.keypoint_names else {}
+        return keypoints | {
             "device": str(self.device),
             "precision": self.precision,
             "threads": torch.get_num_threads(),

@@ -6,6 +6,7 @@ No larger than OVERLAY_SIDE, and smaller where it would have more bytes than an 
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,13 @@ _COMPRESSION = 3
 
 
 def overlay_png(
-    pixels: np.ndarray, content: dict[str, Any], *, height: int, width: int, max_bytes: int
+    pixels: np.ndarray,
+    content: dict[str, Any],
+    *,
+    height: int,
+    width: int,
+    max_bytes: int,
+    lines: Sequence[tuple[int, int]] = (),
 ) -> bytes:
     """The overlay of one image.
 
@@ -34,6 +41,7 @@ def overlay_png(
         content: what was found in it, `maskx_answer.image_content` in any of its mask formats.
         height, width: of the upright original, in pixels, which `content` is about.
         max_bytes: that the PNG may have.
+        lines: pairs of keypoints to join.
 
     Raises:
         MaskxError: `max_bytes` is too few for a picture of any use.
@@ -42,7 +50,7 @@ def overlay_png(
     side = min(max(image.size), OVERLAY_SIDE)
     enlarged_to = 640
     while side >= min(_LEAST_SIDE, *image.size):
-        data = _drawn(image, side, content, (height, width), enlarged_to)
+        data = _drawn(image, side, content, (height, width), enlarged_to, lines)
         if len(data) <= max_bytes:
             return data
         # Bytes grow with the area. An image that had been enlarged stays as it is first.
@@ -56,7 +64,12 @@ def overlay_png(
 
 
 def _drawn(
-    image: Image.Image, side: int, content: dict[str, Any], size: tuple[int, int], enlarged_to: int
+    image: Image.Image,
+    side: int,
+    content: dict[str, Any],
+    size: tuple[int, int],
+    enlarged_to: int,
+    lines: Sequence[tuple[int, int]],
 ) -> bytes:
     scale = side / max(image.size)
     if scale < 1:
@@ -65,7 +78,9 @@ def _drawn(
             Image.Resampling.BILINEAR,
             reducing_gap=2.0,
         )
-    drawn = draw_detections(image, content["detections"], min_side=enlarged_to, legend=True, size=size)
+    drawn = draw_detections(
+        image, content["detections"], min_side=enlarged_to, legend=True, size=size, lines=lines
+    )
     file = io.BytesIO()
     drawn.save(file, "PNG", compress_level=_COMPRESSION)
     return file.getvalue()

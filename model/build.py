@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from model.backbone import build_backbone
-from model.box_branch import BoxHead, BoxPredictor, ConvBoxHead
+import torch
+
+from model.backbone import Backbone, build_backbone
+from model.box_branch import BoxHead, BoxPredictor, ConvBoxHead, ConvFCBoxHead
+from model.c4 import STRIDE, C4Backbone, Res5BoxHead, build_c4
 from model.canvas import Canvas
 from model.config import ModelConfig
 from model.hourglass import HourglassMaskHead, hourglass_20, hourglass_52
+from model.keypoint_branch import KeypointBranch
+from model.losses import Focal
 from model.mask_branch import MaskBranch, MaskHead, MLPMaskHead, OfficialMaskMLP, SlimMaskMLP
 from model.network import MaskXRCNN
 from model.pooling import PyramidRoIAlign
+from model.pooling_forms import PyramidBicubicRoIAlign, PyramidRoIPool
 from model.rpn import build_rpn
+from model.serving import norms_to_fold
+from model.timm_body import TimmBody
 from model.weight_transfer import MaskWeights
 
 
@@ -18,23 +26,20 @@ def build_network(config: ModelConfig, *, num_classes: int) -> MaskXRCNN:
     """Mask^X R-CNN for `num_classes` classes (background not counted)."""
     if num_classes < 1:
         raise ValueError(f"num_classes is {num_classes}; at least one class is needed")
-    if len(config.rpn.anchor_sizes) != 5:
+    if len(config.rpn.anchor_sizes) != 5 and not uses_c4(config):
         raise ValueError(
             f"rpn.anchor_sizes has {len(config.rpn.anchor_sizes)} sizes; the pyramid has 5 levels"
         )
-    backbone = build_backbone(
-        name=config.backbone.name,
-        weights=config.backbone.weights,
-        fpn_channels=config.backbone.fpn_channels,
-        norm=config.backbone.norm,
-        trainable_layers=config.backbone.trainable_layers,
-    )
+    backbone, box_side = backbone_and_box_head(config)
     channels = backbone.out_channels
+    rpn_focal, box_focal = config.rpn.focal, config.box.focal
     mask = config.mask
     head = mask_head(config, channels)
     before = mask.width // 2 if isinstance(head, HourglassMaskHead) else mask.width
     if mask.head == "fcn" and mask.convolutions == 0:
         before = channels
+    if mask.head == "res5":
+        before = config.box.width
     mlp = {
         "none": lambda: None,
         "slim": lambda: SlimMaskMLP(width=before, roi_size=mask.roi_size),
@@ -45,6 +50,7 @@ def build_network(config: ModelConfig, *, num_classes: int) -> MaskXRCNN:
             min_size=config.input.min_size,
             max_size=config.input.max_size,
             step=config.input.canvas_step,
+            round_down=config.input.rounding == "down",
             mean=list(backbone.pixel_mean),
             std=list(backbone.pixel_std),
         ),
@@ -62,18 +68,27 @@ def build_network(config: ModelConfig, *, num_classes: int) -> MaskXRCNN:
             post_nms_train=config.rpn.post_nms_train,
             post_nms_test=config.rpn.post_nms_test,
             nms_iou=config.rpn.nms_iou,
+            convolutions=config.rpn.convolutions,
+            one_level=uses_c4(config),
+            focal=(rpn_focal.gamma, rpn_focal.alpha, rpn_focal.prior) if config.rpn.loss == "focal" else None,
         ),
-        box_pool=PyramidRoIAlign(
+        box_pool=roi_pooling(
+            config,
+            form=config.box.pooling,
             size=config.box.roi_size,
             sampling_ratio=config.box.sampling_ratio,
-            canonical_size=config.box.canonical_size,
         ),
-        box_head=ConvBoxHead(channels=channels, width=config.box.width)
-        if config.box.head == "conv"
-        else BoxHead(channels=channels, roi_size=config.box.roi_size, width=config.box.width),
-        box_predictor=BoxPredictor(width=config.box.width, num_classes=num_classes),
-        mask_pool=PyramidRoIAlign(
-            size=mask.roi_size, sampling_ratio=mask.sampling_ratio, canonical_size=config.box.canonical_size
+        box_head=box_side,
+        box_predictor=BoxPredictor(
+            width=config.box.width,
+            num_classes=num_classes,
+            prior=box_focal.prior if config.box.loss == "focal" else None,
+        ),
+        mask_pool=roi_pooling(
+            config,
+            form=mask.pooling,
+            size=mask.roi_size * (2 if mask.head == "res5" else 1),
+            sampling_ratio=mask.sampling_ratio,
         ),
         mask_branch=MaskBranch(head=head, mlp=mlp),
         mask_weights=MaskWeights(
@@ -86,11 +101,16 @@ def build_network(config: ModelConfig, *, num_classes: int) -> MaskXRCNN:
             relu=config.transfer.activation == "relu",
             stop_gradient=config.transfer.stop_gradient,
             normalise=config.transfer.normalise,
+            vector_width=config.transfer.vector_width,
+            kept_mean=config.transfer.kept_mean and config.transfer.kind == "transfer",
             residual=config.transfer.residual,
             dropout=config.transfer.dropout,
             noise=config.transfer.noise,
         ),
+        keypoint_branch=keypoint_branch(config, channels, num_classes),
         mask_prior=mask.prior == "cam",
+        mask_on_res5=mask.head == "res5",
+        class_focal=Focal(box_focal.gamma, box_focal.alpha) if config.box.loss == "focal" else None,
         mask_softmax=mask.loss == "softmax",
         rois_per_image=config.box.rois_per_image,
         positive_fraction=config.box.positive_fraction,
@@ -104,6 +124,64 @@ def build_network(config: ModelConfig, *, num_classes: int) -> MaskXRCNN:
     )
 
 
+def uses_c4(config: ModelConfig) -> bool:
+    """Whether the network is of the C4 form (`model.c4`): one level, conv4."""
+    return config.box.head == "res5"
+
+
+def backbone_and_box_head(
+    config: ModelConfig,
+) -> tuple[Backbone | C4Backbone, BoxHead | ConvBoxHead | ConvFCBoxHead | Res5BoxHead]:
+    """The backbone and the box head of the configuration; in the C4 form both come from one ResNet.
+
+    ValueError where a model of timm could not be exported, before it is trained.
+    """
+    if uses_c4(config):
+        return build_c4(
+            name=config.backbone.name,
+            weights=config.backbone.weights,
+            fpn_channels=config.backbone.fpn_channels,
+            norm=config.backbone.norm,
+            trainable_layers=config.backbone.trainable_layers,
+            width=config.box.width,
+        )
+    backbone = build_backbone(
+        name=config.backbone.name,
+        weights=config.backbone.weights,
+        fpn_channels=config.backbone.fpn_channels,
+        norm=config.backbone.norm,
+        trainable_layers=config.backbone.trainable_layers,
+    )
+    if isinstance(backbone.body, TimmBody):
+        with torch.no_grad():
+            norms_to_fold(backbone.eval(), torch.zeros(1, 3, 64, 64))
+        backbone.train()
+    return backbone, box_head(config, backbone.out_channels)
+
+
+def roi_pooling(config: ModelConfig, *, form: str, size: int, sampling_ratio: int) -> PyramidRoIAlign:
+    """Pooling of RoIs to `size` cells, over the levels of the pyramid or from conv4 alone."""
+    pooling = {"align": PyramidRoIAlign, "bicubic": PyramidBicubicRoIAlign, "roi_pool": PyramidRoIPool}[form]
+    return pooling(
+        size=size,
+        sampling_ratio=sampling_ratio,
+        canonical_size=config.box.canonical_size,
+        levels=1 if uses_c4(config) else 4,
+        first_stride=STRIDE if uses_c4(config) else 4,
+        aligned=config.box.aligned or form == "roi_pool",
+    )
+
+
+def box_head(config: ModelConfig, channels: int) -> BoxHead | ConvBoxHead | ConvFCBoxHead:
+    """The box head of the configuration on `channels` pooled channels."""
+    box = config.box
+    if box.head == "conv":
+        return ConvBoxHead(channels=channels, width=box.width)
+    if box.head == "conv_fc":
+        return ConvFCBoxHead(channels=channels, roi_size=box.roi_size, width=box.width)
+    return BoxHead(channels=channels, roi_size=box.roi_size, width=box.width)
+
+
 def mask_head(config: ModelConfig, channels: int) -> MaskHead | MLPMaskHead | HourglassMaskHead:
     """The mask head of the configuration on `channels` pooled channels."""
     mask = config.mask
@@ -115,4 +193,23 @@ def mask_head(config: ModelConfig, channels: int) -> MaskHead | MLPMaskHead | Ho
         return MLPMaskHead(
             channels=channels, roi_size=mask.roi_size, hidden=config.box.width, width=mask.width
         )
+    if mask.head == "res5":
+        return MaskHead(channels=config.box.width, width=mask.width, convolutions=0)
     return MaskHead(channels=channels, width=mask.width, convolutions=mask.convolutions)
+
+
+def keypoint_branch(config: ModelConfig, channels: int, num_classes: int) -> KeypointBranch | None:
+    """The keypoint branch of the configuration on levels of `channels` channels; None without keypoints."""
+    keypoints = config.keypoints
+    if not keypoints.used:
+        return None
+    return KeypointBranch(
+        pool=roi_pooling(
+            config, form="align", size=keypoints.roi_size, sampling_ratio=keypoints.sampling_ratio
+        ),
+        channels=channels,
+        width=keypoints.width,
+        convolutions=keypoints.convolutions,
+        keypoints=len(keypoints.all_names),
+        num_classes=num_classes,
+    )

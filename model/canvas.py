@@ -4,10 +4,13 @@ import torch
 from torch import Tensor, nn
 
 
-def resized_size(height: int, width: int, min_size: int, max_size: int) -> tuple[int, int]:
+def resized_size(
+    height: int, width: int, min_size: int, max_size: int, round_down: bool = False
+) -> tuple[int, int]:
     """Height and width after the shorter side is brought to `min_size`, the longer kept within `max_size`."""
     scale = min(float(min_size) / float(min(height, width)), float(max_size) / float(max(height, width)))
-    return max(int(height * scale + 0.5), 1), max(int(width * scale + 0.5), 1)
+    half = 0.0 if round_down else 0.5
+    return max(int(height * scale + half), 1), max(int(width * scale + half), 1)
 
 
 def canvas_side(side: int, step: int) -> int:
@@ -22,18 +25,26 @@ class Canvas(nn.Module):
     std: Tensor
 
     def __init__(
-        self, *, min_size: int, max_size: int, step: int, mean: list[float], std: list[float]
+        self,
+        *,
+        min_size: int,
+        max_size: int,
+        step: int,
+        mean: list[float],
+        std: list[float],
+        round_down: bool = False,
     ) -> None:
         super().__init__()
         self.min_size = min_size
         self.max_size = max_size
         self.step = step
+        self.round_down = round_down
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
     def size_of(self, image: Tensor) -> tuple[int, int]:
         """Height and width of a [3, h, w] image after resizing."""
-        return resized_size(image.shape[1], image.shape[2], self.min_size, self.max_size)
+        return resized_size(image.shape[1], image.shape[2], self.min_size, self.max_size, self.round_down)
 
     def padded_size_of(self, image: Tensor) -> tuple[int, int]:
         """Height and width of the canvas that the image's own size asks for."""
@@ -42,10 +53,17 @@ class Canvas(nn.Module):
 
     def forward(self, images: list[Tensor], height: int, width: int) -> Tensor:
         """uint8 [3, h_i, w_i] images -> float32 [N, 3, height, width]; the padding holds zeros (the mean)."""
+        sizes: list[tuple[int, int]] = []
+        for image in images:
+            sizes.append(self.size_of(image))
+        return self.resized(images, sizes, height, width)
+
+    def resized(self, images: list[Tensor], sizes: list[tuple[int, int]], height: int, width: int) -> Tensor:
+        """`forward` with each image brought to the (height, width) that `sizes` gives it."""
         mean, std = self.mean, self.std
         canvas = torch.zeros((len(images), 3, height, width), dtype=torch.float32, device=mean.device)
         for i, image in enumerate(images):
-            h, w = self.size_of(image)
+            h, w = sizes[i]
             x = image.to(mean.device).to(torch.float32)
             if h != image.shape[1] or w != image.shape[2]:
                 x = nn.functional.interpolate(x[None], size=[h, w], mode="bilinear", align_corners=False)[0]

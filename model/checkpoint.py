@@ -19,13 +19,14 @@ from torch import Tensor
 from model.build import build_network
 from model.classes import ClassTable
 from model.config import ModelConfig, model_config_from_dict
+from model.keypoints import keypoint_labels
 from model.network import MaskXRCNN
 
 FORMAT = 1
 """Raised whenever a reader of the old form could not read the new one."""
 KEYS = ("format", "model", "model_config", "training_config", "classes", "step")
 """What every checkpoint has; a training adds what it needs to go on."""
-_MASK_SIDE = ("mask_branch.", "mask_weights.")
+_MASK_SIDE = ("mask_branch.", "mask_weights.", "keypoint_branch.")
 
 
 def save_checkpoint(path: str | Path, contents: dict[str, Any]) -> None:
@@ -107,6 +108,7 @@ def load_network(path: str | Path) -> tuple[MaskXRCNN, ClassTable, dict[str, Any
         raise ValueError(f"{path}: {error}") from error
     load_weights(network, contents["model"], source=str(path))
     network.set_mask_threshold(config.transfer.mask_threshold, classes.set_b_labels())
+    network.set_keypoint_labels(keypoint_labels(config.keypoints, classes))
     return network.eval(), classes, contents
 
 

@@ -5,11 +5,13 @@ Only `model.build` reads these classes; the leaves of the network take plain arg
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from model.dataclass_io import from_plain, to_plain
+from model.keypoints import KeypointsConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,19 +24,65 @@ class InputConfig:
     """Upper bound of the longer side, in pixels."""
     canvas_step: int = 32
     """An image's canvas is its own resized size rounded up to a multiple of this (the deepest stride is 32)."""
+    rounding: Literal["nearest", "down"] = "nearest"
+    """Of the resized sides, to whole pixels: Detectron's way, or torchvision's, for detectors that come from there."""
+
+
+BackboneName = Literal[
+    "small",
+    "efficientnet_lite0",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnext101_32x8d",
+    "resnext101_64x4d",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
     """Bottom-up network and its FPN (Lin et al., 2017)."""
 
-    name: Literal["small", "efficientnet_lite0", "resnet50", "resnet101"] = "resnet50"
+    name: BackboneName | str = "resnet50"
+    """Or timm:NAME, any model of timm that gives maps of strides 4 to 32 (requirements/timm.txt)."""
     weights: str = "imagenet"
-    """"none", "imagenet", "coco" or the path of a state dict."""
-    norm: Literal["batch", "frozen"] = "frozen"
+    """"none", "imagenet", "coco" or "coco_v2" (body and pyramid of torchvision's Mask R-CNN on ResNet-50), or the path
+    of a state dict, of a classifier or a whole detector of torchvision."""
+    norm: Literal["batch", "frozen", "sync", "group"] = "frozen"
+    """Of batches, held still (the paper), of the batches of all processes together (SyncBN; served as "batch"), or of
+    groups of channels, in the pyramid too (Wu and He, 2018)."""
     trainable_layers: int = 3
     """Stages trained, counted from the deepest (torchvision's default for a pretrained network)."""
     fpn_channels: int = 256
+
+    def __post_init__(self) -> None:
+        known = get_args(BackboneName)
+        if self.name not in known and not self.name.startswith("timm:"):
+            near = difflib.get_close_matches(self.name, known, n=1)
+            raise ValueError(
+                f"name is {self.name!r}; allowed are {', '.join(known)}, and timm:NAME"
+                + (f"; did you mean {near[0]!r}?" if near else "")
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FocalConfig:
+    """Focal loss (Lin et al., 2017), where a `loss` is "focal"; the defaults are the paper's for RetinaNet."""
+
+    gamma: float = 2.0
+    """How much what is right already counts less; 0: not at all."""
+    alpha: float = 0.25
+    """Weight of foreground; that of background is 1 - alpha."""
+    prior: float = 0.01
+    """Probability of foreground that the biases begin with (Sec. 4.1 there)."""
+
+    def __post_init__(self) -> None:
+        if self.gamma < 0 or not 0 <= self.alpha <= 1 or not 0 < self.prior < 1:
+            raise ValueError(
+                f"gamma is {self.gamma}, alpha {self.alpha}, prior {self.prior}; give 0 or more, 0 to 1, and between "
+                "0 and 1"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +91,8 @@ class RpnConfig:
 
     anchor_sizes: tuple[int, ...] = (32, 64, 128, 256, 512)
     """One anchor side per level, in pixels of the resized image."""
+    convolutions: int = 1
+    """3x3 convolutions before the two 1x1 ones; torchvision's second detectors (v2) have two."""
     aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     foreground_iou: float = 0.7
     background_iou: float = 0.3
@@ -53,23 +103,40 @@ class RpnConfig:
     post_nms_train: int = 2000
     post_nms_test: int = 1000
     nms_iou: float = 0.7
+    loss: Literal["cross_entropy", "focal"] = "cross_entropy"
+    """Of sampled anchors (Faster R-CNN), or the focal loss of all, divided by the foreground ones, as their boxes'."""
+    focal: FocalConfig = field(default_factory=FocalConfig)
+
+    def __post_init__(self) -> None:
+        if self.convolutions < 1:
+            raise ValueError(f"convolutions is {self.convolutions}; give 1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
 class BoxConfig:
     """Box branch: RoIAlign 7x7, two fully connected layers, class scores and class-wise boxes."""
 
-    head: Literal["fc", "conv"] = "fc"
-    """Two fully connected layers (FPN), or four 3x3 convolutions and their mean over the cells (OPMask)."""
+    head: Literal["fc", "conv", "conv_fc", "res5"] = "fc"
+    """Two fully connected layers (FPN), or four 3x3 convolutions and their mean over the cells (OPMask), or four 3x3
+    convolutions and one fully connected layer (torchvision's second detectors). "res5" is the C4 form (Mask R-CNN,
+    Fig. 4, left): no pyramid, all is read off conv4 of a ResNet, whose conv5 is the head (roi_size 14, width 2048)."""
+    pooling: Literal["align", "bicubic", "roi_pool"] = "align"
+    """RoIAlign, bilinear or bicubic, or RoIPool (Mask R-CNN, Table 2c), for comparison."""
     width: int = 1024
     """D, the width of the detection weights w_cls that the transfer function reads."""
     roi_size: int = 7
     sampling_ratio: int = 2
     canonical_size: int = 224
     """Box side that is pooled from the level of stride 16 (FPN, eq. 1)."""
+    aligned: bool = True
+    """Whether the pooling of boxes and masks takes half a cell away, as it must for a cell's centre to be its place
+    (Detectron2). false: torchvision's detectors, which were trained without."""
     rois_per_image: int = 512
     positive_fraction: float = 0.25
     foreground_iou: float = 0.5
+    loss: Literal["cross_entropy", "focal"] = "cross_entropy"
+    """Of the classes of the sampled RoIs; the focal loss is divided by the foreground ones."""
+    focal: FocalConfig = field(default_factory=FocalConfig)
     score_threshold: float = 0.05
     nms_iou: float = 0.5
     detections_per_image: int = 100
@@ -81,9 +148,10 @@ class BoxConfig:
 class MaskConfig:
     """Mask branch: an FCN, and beside it a class-agnostic MLP added to its logits (Sec. 3.4)."""
 
-    head: Literal["fcn", "mlp", "hourglass20", "hourglass52"] = "fcn"
+    head: Literal["fcn", "mlp", "hourglass20", "hourglass52", "res5"] = "fcn"
     """Before the mask weights: convolutions (Mask R-CNN, Fig. 4), fully connected layers as wide as the box branch's
-    (Mask R-CNN, Table 2e), or an hourglass, deeper and with `roi_size` 32 (DeepMAC, arXiv:2104.00613)."""
+    (Mask R-CNN, Table 2e), or an hourglass, deeper and with `roi_size` 32 (DeepMAC, arXiv:2104.00613); "res5" is the
+    deconvolution alone, on what the box head "res5" makes of a crop of twice `roi_size`: 7 (Fig. 4, left)."""
     width: int = 256
     """F, the channels of the mask features, so the length of each class's mask weights; hourglasses begin with F/4."""
     convolutions: int = 4
@@ -91,6 +159,8 @@ class MaskConfig:
     roi_size: int = 14
     """Side of the crop; that of the mask is twice as much."""
     sampling_ratio: int = 2
+    pooling: Literal["align", "bicubic", "roi_pool"] = "align"
+    """As `model.box.pooling`, of the mask branch."""
     mlp: Literal["none", "slim", "official"] = "slim"
     """"official" is one layer of F*28*28 x 784 weights (157 M at F = 256), as the paper's own code has it."""
     train_on: Literal["proposals", "ground_truth"] = "proposals"
@@ -132,13 +202,22 @@ class TransferConfig:
     kind: Literal["transfer", "class_agnostic", "class_specific"] = "transfer"
     """T, or the same weights for all classes (the baseline), or each class's own, learned from its masks
     (Mask R-CNN): every class must have some."""
-    input: Literal["cls", "box", "cls+box"] = "cls+box"
+    input: Literal["cls", "box", "cls+box", "random", "words"] = "cls+box"
+    """What T reads (Table 1a): detection weights, or for each class a fixed row that no detector has learned: random
+    numbers, or the vectors of the words in its name."""
+    word_vectors: str = ""
+    """Of input "words": a file in GloVe's text format, read when a training starts; the checkpoint keeps the rows."""
+    vector_width: int = 300
+    """Numbers in a row of the inputs "random" and "words" (300 in the paper's code); as many as the file has."""
     layers: int = 2
     activation: Literal["leaky_relu", "relu"] = "leaky_relu"
     stop_gradient: bool = True
     """Hold w_det still for the mask loss (Table 1d)."""
     normalise: bool = False
     """Centre w_det over the foreground classes and scale each class to unit RMS before T (ours)."""
+    kept_mean: bool = False
+    """Centre on the mean kept in the checkpoint, that of the classes T was trained on, so that classes added later
+    change no mask of the others; `training.grow` and `training.two_stage` set it (ours)."""
     residual: bool = False
     """w_seg = w_agnostic + T(w_det), T starting at zero (ours); false is the paper's w_seg = T(w_det)."""
     dropout: float = 0.0
@@ -152,6 +231,19 @@ class TransferConfig:
     def __post_init__(self) -> None:
         if not 0 < self.mask_threshold < 1:
             raise ValueError(f"mask_threshold is {self.mask_threshold}; it is above 0 and below 1")
+        if (self.input == "words") != bool(self.word_vectors):
+            raise ValueError(
+                f"input is {self.input} and word_vectors {self.word_vectors!r}; the one wants the other: input=words "
+                "and word_vectors=FILE in GloVe's text format, or neither"
+            )
+        if self.vector_width < 1:
+            raise ValueError(f"vector_width is {self.vector_width}; give 1 or more, 300 in the paper's code")
+        if self.input in ("random", "words") and not self.stop_gradient:
+            raise ValueError(
+                f"stop_gradient is false, but input {self.input} has fixed rows that no gradient reaches; leave it true"
+            )
+        if self.kept_mean and not self.normalise:
+            raise ValueError("kept_mean is true, but nothing is centred: set normalise to true too")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,12 +256,28 @@ class ModelConfig:
     box: BoxConfig = field(default_factory=BoxConfig)
     mask: MaskConfig = field(default_factory=MaskConfig)
     transfer: TransferConfig = field(default_factory=TransferConfig)
+    keypoints: KeypointsConfig = field(default_factory=KeypointsConfig)
 
     def __post_init__(self) -> None:
         if self.mask.loss == "softmax" and self.transfer.kind != "class_specific":
             raise ValueError(
                 f"model.mask.loss is softmax, whose classes compete with learned weights of their own, but "
                 f"model.transfer.kind is {self.transfer.kind}; set it to class_specific, or the loss to sigmoid"
+            )
+        if self.box.head == "res5" and self.box.roi_size % 2:
+            raise ValueError(
+                f"model.box.roi_size is {self.box.roi_size}, and model.box.head res5 halves its crop; give an even "
+                "one (Mask R-CNN: 14)"
+            )
+        if self.box.head == "res5" and self.backbone.norm in ("batch", "sync"):
+            raise ValueError(
+                f"model.backbone.norm is {self.backbone.norm}, but conv5 of model.box.head res5 sees RoIs, of which a "
+                "batch may have none; set it to frozen (Mask R-CNN) or group"
+            )
+        if self.mask.head == "res5" and self.box.head != "res5":
+            raise ValueError(
+                f"model.mask.head is res5, that of the box branch, but model.box.head is {self.box.head}; set it to "
+                "res5 too, or model.mask.head to another"
             )
         if self.mask.prior == "cam" and self.box.head != "conv":
             raise ValueError(

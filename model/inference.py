@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from torch.autograd.profiler import record_function
 from torchvision.ops import clip_boxes_to_image, nms
 
-from model.box_branch import BoxHead, BoxPredictor, ConvBoxHead
+from model.box_branch import BoxHead, BoxPredictor, ConvBoxHead, ConvFCBoxHead
 from model.box_coding import decode_boxes
+from model.c4 import Res5BoxHead
 from model.canvas import Canvas
+from model.keypoint_branch import KeypointBranch
 from model.mask_branch import MaskBranch
 from model.object_prior import object_prior
 from model.pooling import PyramidRoIAlign, bucket_of
@@ -30,6 +32,7 @@ class Inference(nn.Module):
     mask_bias: Tensor
     pixels_together: int
     mask_prior: torch.jit.Final[bool]
+    mask_on_res5: torch.jit.Final[bool]
 
     def __init__(
         self,
@@ -38,13 +41,15 @@ class Inference(nn.Module):
         backbone: nn.Module,
         rpn: CrowdAwareRPN,
         box_pool: PyramidRoIAlign,
-        box_head: BoxHead | ConvBoxHead,
+        box_head: BoxHead | ConvBoxHead | ConvFCBoxHead | Res5BoxHead,
         box_predictor: BoxPredictor,
         mask_pool: PyramidRoIAlign,
         mask_branch: MaskBranch,
         mask_table: Tensor,
         mask_bias: Tensor,
+        keypoint_branch: KeypointBranch | None = None,
         mask_prior: bool,
+        mask_on_res5: bool = False,
         nms_iou: float,
         candidates_per_image: int,
     ) -> None:
@@ -57,9 +62,11 @@ class Inference(nn.Module):
         self.box_predictor = box_predictor
         self.mask_pool = mask_pool
         self.mask_branch = mask_branch
+        self.keypoint_branch = keypoint_branch
         self.register_buffer("mask_table", mask_table.detach().clone())
         self.register_buffer("mask_bias", mask_bias.detach().clone())
         self.mask_prior = mask_prior
+        self.mask_on_res5 = mask_on_res5
         self.nms_iou = nms_iou
         self.candidates_per_image = candidates_per_image
         self.pixels_together = 0
@@ -87,7 +94,8 @@ class Inference(nn.Module):
 
         Returns:
             Per image `boxes` float32 [D, 4] XYXY, `scores` [D], `labels` int64 [D], `rle_counts` int64
-            (column-major run lengths of all masks, one after the other) and `rle_offsets` int64 [D+1].
+            (column-major run lengths of all masks, one after the other) and `rle_offsets` int64 [D+1]; of a network
+            with keypoints also `keypoints` float32 [D, K, 3] (x, y, score; `model.keypoint_branch`).
         """
         answers: list[dict[str, Tensor]] = []
         for _ in range(len(images)):
@@ -165,12 +173,17 @@ class Inference(nn.Module):
                 wanted,
                 torch.cat([labels[i][: box.shape[0]] for i, box in enumerate(wanted)]),
             )
+        keypoints: list[Tensor] = []
+        if self.keypoint_branch is not None:
+            with record_function("maskx::keypoint_head"):
+                keypoints = self.keypoint_branch.found(features, boxes, labels)
         with record_function("maskx::run_lengths"):
             answers: list[dict[str, Tensor]] = []
             start = 0
             for i, box in enumerate(boxes):
                 h, w = int(sizes[i, 0].item()), int(sizes[i, 1].item())
-                box = self.to_original(box, image_sizes[i], h, w)
+                resized = image_sizes[i]
+                box = self.to_original(box, resized, h, w)
                 end = start + wanted[i].shape[0]
                 if bool(with_masks[i].item()):
                     counts, offsets = mask_run_lengths(probabilities[start:end], box, h, w)
@@ -187,6 +200,9 @@ class Inference(nn.Module):
                         "rle_offsets": offsets,
                     }
                 )
+                if self.keypoint_branch is not None:
+                    scale = [float(w) / float(resized[1]), float(h) / float(resized[0]), 1.0]
+                    answers[i]["keypoints"] = keypoints[i] * torch.tensor(scale, device=box.device)
         return answers
 
     def for_pooling(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -275,6 +291,8 @@ class Inference(nn.Module):
             maps = self.box_head.maps(of_box)  # type: ignore
             prior = object_prior(maps, self.box_predictor.cls_score.weight[of_row], self.mask_pool.size)
             pooled = pooled + prior.unsqueeze(1).to(pooled.dtype)
+        if self.mask_on_res5:
+            pooled = self.box_head.maps(pooled)  # type: ignore
         bias = self.mask_bias
         if bias.dim() > 0:
             bias = bias[of_row].view(-1, 1, 1)
@@ -294,17 +312,21 @@ class Inference(nn.Module):
         """Run lengths (counts, offsets) of the mask branch on given boxes (XYXY, each image's own pixels)."""
         answers: list[tuple[Tensor, Tensor]] = []
         for image, box, label in zip(images, boxes, labels, strict=True):
-            height, width = self.canvas.padded_size_of(image)
-            h, w = self.canvas.size_of(image)
-            canvas = self.canvas([image], height, width).to(self.box_head.weight_type())
-            canvas = canvas.contiguous(memory_format=torch.channels_last)
-            features = self.for_pooling(self.backbone(canvas))
-            y = float(h) / float(image.shape[1])
-            x = float(w) / float(image.shape[2])
-            scaled = box * torch.tensor([x, y, x, y], dtype=torch.float32, device=box.device)
-            probabilities = self.mask_probabilities(features, [scaled], label)
+            probabilities = self.probabilities_on_boxes(image, box, label)
             answers.append(mask_run_lengths(probabilities, box, image.shape[1], image.shape[2]))
         return answers
+
+    def probabilities_on_boxes(self, image: Tensor, boxes: Tensor, labels: Tensor) -> Tensor:
+        """Mask probabilities [D, M, M] of one image's boxes [D, 4] (XYXY, its own pixels) for their labels [D]."""
+        height, width = self.canvas.padded_size_of(image)
+        h, w = self.canvas.size_of(image)
+        canvas = self.canvas([image], height, width).to(self.box_head.weight_type())
+        canvas = canvas.contiguous(memory_format=torch.channels_last)
+        features = self.for_pooling(self.backbone(canvas))
+        y = float(h) / float(image.shape[1])
+        x = float(w) / float(image.shape[2])
+        scaled = boxes * torch.tensor([x, y, x, y], dtype=torch.float32, device=boxes.device)
+        return self.mask_probabilities(features, [scaled], labels)
 
 
 def nms_by_class(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float) -> Tensor:

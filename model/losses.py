@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.ops import roi_align
+from torchvision.ops import roi_align, sigmoid_focal_loss
 
 Total = Callable[["int | Tensor"], "float | Tensor"]
 """From a count in this batch (of RoIs, of anchors; a number or a scalar tensor) to what sums over them are divided by.
@@ -26,6 +27,31 @@ def own_total(count: int | Tensor) -> float | Tensor:
 def class_loss(logits: Tensor, labels: Tensor, sampled: float | Tensor) -> Tensor:
     """Cross-entropy over C+1 classes, divided by all sampled RoIs."""
     return F.cross_entropy(logits, labels, reduction="sum") / sampled
+
+
+@dataclass(frozen=True)
+class Focal:
+    """Focal loss (Lin et al., 2017, eq. 5): the cross-entropy of what is right with probability p, by (1 - p)^gamma.
+
+    Args:
+        gamma: 0 for no focus.
+        alpha: weight of foreground; that of background is 1 - alpha.
+    """
+
+    gamma: float
+    alpha: float
+
+    def of_classes(self, logits: Tensor, labels: Tensor, total: Total) -> Tensor:
+        """Over the softmax of C+1 classes, logits [R, C+1], divided by the foreground RoIs."""
+        log_p = F.log_softmax(logits, dim=1).gather(1, labels[:, None])[:, 0]
+        weight = torch.where(labels > 0, self.alpha, 1 - self.alpha)
+        wrong = (-torch.expm1(log_p)).clamp(min=1e-8)
+        return -(weight * wrong**self.gamma * log_p).sum() / total((labels > 0).sum())
+
+    def of_objects(self, logits: Tensor, labels: Tensor, foreground: float | Tensor) -> Tensor:
+        """Over single logits [A] with labels 1 or 0, divided by `foreground`."""
+        loss: Tensor = sigmoid_focal_loss(logits, labels, self.alpha, self.gamma, reduction="sum")
+        return loss / foreground
 
 
 def box_loss(deltas: Tensor, targets: Tensor, sampled: float | Tensor) -> Tensor:

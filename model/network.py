@@ -13,12 +13,15 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
-from model.box_branch import BoxHead, BoxPredictor, ConvBoxHead
+from model.box_branch import BoxHead, BoxPredictor, ConvBoxHead, ConvFCBoxHead
 from model.box_coding import encode_boxes
 from model.box_only import BoxOnly, box_only_losses
+from model.c4 import Res5BoxHead
 from model.canvas import Canvas, canvas_side
 from model.inference import Inference
+from model.keypoint_branch import KeypointBranch
 from model.losses import (
+    Focal,
     Total,
     box_loss,
     class_loss,
@@ -35,7 +38,7 @@ from model.sampling import match_to_objects, sample
 from model.targets import Target, mask_windows
 from model.weight_transfer import MaskWeights
 
-Stage = Literal["end_to_end", "detector", "mask"]
+Stage = Literal["end_to_end", "detector", "mask", "classes"]
 
 
 class MaskXRCNN(nn.Module):
@@ -50,12 +53,15 @@ class MaskXRCNN(nn.Module):
         backbone: nn.Module,
         rpn: CrowdAwareRPN,
         box_pool: PyramidRoIAlign,
-        box_head: BoxHead | ConvBoxHead,
+        box_head: BoxHead | ConvBoxHead | ConvFCBoxHead | Res5BoxHead,
         box_predictor: BoxPredictor,
         mask_pool: PyramidRoIAlign,
         mask_branch: MaskBranch,
         mask_weights: MaskWeights,
+        keypoint_branch: KeypointBranch | None = None,
         mask_prior: bool,
+        mask_on_res5: bool = False,
+        class_focal: Focal | None = None,
         mask_softmax: bool,
         rois_per_image: int,
         positive_fraction: float,
@@ -77,7 +83,10 @@ class MaskXRCNN(nn.Module):
         self.mask_pool = mask_pool
         self.mask_branch = mask_branch
         self.mask_weights = mask_weights
+        self.keypoint_branch = keypoint_branch
         self.mask_prior = mask_prior
+        self.mask_on_res5 = mask_on_res5
+        self.class_focal = class_focal
         self.mask_softmax = mask_softmax
         self.rois_per_image = rois_per_image
         self.positive_fraction = positive_fraction
@@ -94,35 +103,38 @@ class MaskXRCNN(nn.Module):
 
     @property
     def mask_size(self) -> int:
-        """M, the side of a mask: every head's is twice its crop's."""
-        return 2 * self.mask_pool.size
+        """M, the side of a mask: every head's is twice its crop's, which conv5 has halved before."""
+        return self.mask_pool.size if self.mask_on_res5 else 2 * self.mask_pool.size
 
     # ---- stages (Sec. 3.3) ----
 
     def detector_modules(self) -> list[nn.Module]:
-        """All but the mask branch and the transfer function."""
+        """All but the mask branch, the transfer function and the keypoint branch."""
         return [self.backbone, self.rpn, self.box_head, self.box_predictor]
 
     def set_stage(self, stage: Stage) -> None:
         """Choose what `losses` trains.
 
         "end_to_end": everything at once. "detector": no mask loss. "mask": the stage-wise training of
-        Sec. 3.3, all but the mask branch and T frozen (batch statistics too), only the mask loss.
+        Sec. 3.3, all but the mask branch and T frozen (batch statistics too), only the mask loss. A keypoint
+        branch is trained where the mask branch is. "classes": the last layer of the box branch alone, by the class
+        and box losses, so that w_det of further classes is learned; which rows stay is up to the caller.
         """
-        if stage not in ("end_to_end", "detector", "mask"):
-            raise ValueError(f"stage is {stage!r}; allowed are end_to_end, detector and mask")
+        if stage not in ("end_to_end", "detector", "mask", "classes"):
+            raise ValueError(f"stage is {stage!r}; allowed are end_to_end, detector, mask and classes")
         self.stage = stage
-        mask_side = ("mask_branch.", "mask_weights.")
+        mask_side = ("mask_branch.", "mask_weights.", "keypoint_branch.")
         for name, parameter in self.named_parameters():
             of_mask = name.startswith(mask_side)
             left_out = (stage == "mask" and not of_mask) or (stage == "detector" and of_mask)
+            left_out |= stage == "classes" and not name.startswith("box_predictor.")
             parameter.requires_grad_(name in self._trainable and not left_out)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> MaskXRCNN:
         """As `nn.Module.train`, but a frozen detector stays in evaluation mode."""
         super().train(mode)
-        if self.stage == "mask":
+        if self.stage in ("mask", "classes"):
             for module in self.detector_modules():
                 module.eval()
         return self
@@ -150,8 +162,9 @@ class MaskXRCNN(nn.Module):
 
         Returns:
             `loss_objectness`, `loss_rpn_box`, `loss_class`, `loss_box` and `loss_mask`; in stage
-            "detector" without the last, in stage "mask" the last alone. With `loss_mask` come the
-            losses that `box_only` asks for.
+            "detector" without the last, in stage "mask" the last alone, in stage "classes" the third and
+            fourth. With `loss_mask` come
+            `loss_keypoint` of a network with keypoints and the losses that `box_only` asks for.
         """
         if len(images) != len(targets):
             raise ValueError(f"{len(images)} images came with {len(targets)} targets; one target an image")
@@ -159,7 +172,7 @@ class MaskXRCNN(nn.Module):
         generators: list[torch.Generator | None] = [None] * len(images)
         if seeds is not None:
             generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
-        sizes = [self.canvas.size_of(image) for image in images]
+        sizes = [t.get("size") or self.canvas.size_of(x) for x, t in zip(images, targets, strict=True)]
         height = canvas_side(max(size[0] for size in sizes), self.canvas.step)
         width = canvas_side(max(size[1] for size in sizes), self.canvas.step)
         scales = [
@@ -171,14 +184,15 @@ class MaskXRCNN(nn.Module):
         crowds = [t["crowd_boxes"].to(device) * s for t, s in zip(targets, scales, strict=True)]
 
         losses: dict[str, Tensor] = {}
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.stage != "mask"):
-            canvas = self.canvas(images, height, width)
+        frozen = self.stage in ("mask", "classes")
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+            canvas = self.canvas.resized(images, sizes, height, width)
             features = self.backbone(canvas)
             needs_proposals = self.stage != "mask" or not self.masks_on_ground_truth
             if needs_proposals:
                 rpn_targets = [{"boxes": b, "crowd_boxes": c} for b, c in zip(boxes, crowds, strict=True)]
                 listed = ImageList(canvas, sizes)
-                if self.stage == "mask":
+                if frozen:
                     proposals, _ = self.rpn(listed, features, rpn_targets)
                 else:
                     proposals, rpn_losses = self.rpn.proposals_and_losses(
@@ -188,7 +202,7 @@ class MaskXRCNN(nn.Module):
                 rois, roi_labels, roi_matched = self.sampled(proposals, boxes, labels, crowds, generators)
         if self.stage != "mask":
             losses |= self.box_losses(features, rois, roi_labels, roi_matched, boxes, total)
-        if self.stage != "detector":
+        if self.stage not in ("detector", "classes"):
             if self.masks_on_ground_truth:
                 rois = [self.jittered(b, g) for b, g in zip(boxes, generators, strict=True)]
                 roi_labels = labels
@@ -196,6 +210,16 @@ class MaskXRCNN(nn.Module):
             losses["loss_mask"] = self.mask_loss(
                 features, rois, roi_labels, roi_matched, scales, images, targets, total
             )
+            if self.keypoint_branch is not None:
+                of_objects = [label > 0 for label in roi_labels]
+                losses["loss_keypoint"] = self.keypoint_branch.loss(
+                    features,
+                    [roi[mine] for roi, mine in zip(rois, of_objects, strict=True)],
+                    [match[mine] for match, mine in zip(roi_matched, of_objects, strict=True)],
+                    scales,
+                    targets,
+                    total,
+                )
             if box_only is not None:
                 losses |= box_only_losses(
                     self,
@@ -255,10 +279,11 @@ class MaskXRCNN(nn.Module):
         goal = torch.cat([b[m[y > 0]] for b, m, y in zip(boxes, matched, labels, strict=True)])
         wanted = encode_boxes(goal, torch.cat(rois)[foreground])
         sampled = total(label.numel())
-        return {
-            "loss_class": class_loss(self.box_predictor(hidden), label, sampled),
-            "loss_box": box_loss(deltas, wanted, sampled),
-        }
+        logits, focal = self.box_predictor(hidden), self.class_focal
+        of_class = (
+            class_loss(logits, label, sampled) if focal is None else focal.of_classes(logits, label, total)
+        )
+        return {"loss_class": of_class, "loss_box": box_loss(deltas, wanted, sampled)}
 
     def mask_loss(
         self,
@@ -312,15 +337,22 @@ class MaskXRCNN(nn.Module):
 
     def mask_logits(self, features: dict[str, Tensor], rois: list[Tensor], labels: Tensor) -> Tensor:
         """Mask logits [R, M, M] of RoIs (per image, in pixels of the canvas), each for its own label [R]."""
-        table, bias = self.mask_table()
-        own_bias = bias if bias.dim() == 0 else bias[labels].view(-1, 1, 1)
-        pooled = self.mask_features(features, rois, labels)
-        logits: Tensor = self.mask_branch(pooled, table[labels], own_bias)
+        if self.mask_softmax:
+            table, of_label = self.mask_table()
+            weights, bias = table[labels], of_label[labels].view(-1, 1, 1)
+        else:
+            box = self.box_predictor
+            weights, bias = self.mask_weights.of_labels(box.cls_score.weight, box.bbox_pred.weight, labels)
+        logits: Tensor = self.mask_branch(self.mask_features(features, rois, labels), weights, bias)
         return logits
 
     def mask_features(self, features: dict[str, Tensor], rois: list[Tensor], labels: Tensor) -> Tensor:
-        """What the mask head sees of RoIs [R, channels, S, S]: pooled, and with the prior of their labels [R] added."""
+        """What the mask head sees of RoIs [R, channels, S, S]: pooled, and with the prior of their labels [R] added, or
+        after conv5 of the box head."""
         pooled: Tensor = self.mask_pool(features, rois)
+        if self.mask_on_res5:
+            assert isinstance(self.box_head, Res5BoxHead)
+            return self.box_head.maps(pooled)
         if not self.mask_prior:
             return pooled
         assert isinstance(self.box_head, ConvBoxHead)
@@ -361,6 +393,12 @@ class MaskXRCNN(nn.Module):
             self.mask_shift = torch.zeros(weight.shape[0], device=weight.device)
             self.mask_shift[list(labels)] = math.log((1 - threshold) / threshold)
 
+    def set_keypoint_labels(self, labels: Sequence[int]) -> None:
+        """Let objects of `labels` have keypoints, in answers, and no others."""
+        if self.keypoint_branch is not None:
+            self.keypoint_branch.of_label.fill_(False)
+            self.keypoint_branch.of_label[list(labels)] = True
+
     @torch.no_grad()
     def inference(self) -> Inference:
         """The network as it is served, in evaluation mode: shares the weights, T baked into a table."""
@@ -376,9 +414,11 @@ class MaskXRCNN(nn.Module):
             box_predictor=self.box_predictor,
             mask_pool=self.mask_pool,
             mask_branch=self.mask_branch,
+            keypoint_branch=self.keypoint_branch,
             mask_table=table,
             mask_bias=bias if self.mask_shift is None else bias + self.mask_shift,
             mask_prior=self.mask_prior,
+            mask_on_res5=self.mask_on_res5,
             nms_iou=self.nms_iou,
             candidates_per_image=self.candidates_per_image,
         ).eval()

@@ -106,30 +106,46 @@ def bucket_of(rows: int) -> int:
     return (rows + step - 1) // step * step
 
 
+def without_alignment(rois: Tensor, stride: Tensor) -> Tensor:
+    """RoIs [R, 5] that an aligned pooling of their level, of cells of `stride` [R] pixels, pools as one that takes
+    no half cell away (torchvision's detectors): moved by that half, and no side below one cell."""
+    stride = stride[:, None]
+    low = rois[:, 1:3] + 0.5 * stride
+    return torch.cat([rois[:, :1], low, low + torch.maximum(rois[:, 3:] - rois[:, 1:3], stride)], dim=1)
+
+
 class PyramidRoIAlign(nn.Module):
     """RoIAlign from the level that fits each box: level k = floor(4 + log2(side / canonical_size)).
 
-    The first level has stride 4 and each next one twice that. Pixel-aligned (half a pixel taken away). On a CPU
-    and in evaluation by `gathered_roi_align`, in the features' type; else by torchvision's operator, in float32.
+    The first of `levels` has stride `first_stride` and each next one twice that. Pixel-aligned (half a cell taken
+    away), or not. On a CPU and in evaluation by `gathered_roi_align`, in the features' type; else by torchvision's
+    operator, in float32.
     """
 
-    def __init__(self, *, size: int, sampling_ratio: int, canonical_size: int, levels: int = 4) -> None:
+    def __init__(
+        self,
+        *,
+        size: int,
+        sampling_ratio: int,
+        canonical_size: int,
+        levels: int = 4,
+        first_stride: int = 4,
+        aligned: bool = True,
+    ) -> None:
         super().__init__()
         self.size = size
         self.sampling_ratio = sampling_ratio
         self.canonical_size = canonical_size
         self.levels = levels
+        self.first_stride = first_stride
+        self.aligned = aligned
 
     def forward(self, features: dict[str, Tensor], boxes: list[Tensor], rows: int = 0) -> Tensor:
         """Features "0".."3" [N, F, H, W] and boxes [R_i, 4] per image -> [sum R_i, F, size, size].
 
         In evaluation, with `rows` above that sum, zeros follow up to so many.
         """
-        rois = torch.cat(boxes)
-        image = torch.cat([torch.full_like(b[:, :1], float(i)) for i, b in enumerate(boxes)])
-        rois = torch.cat([image, rois.to(image.dtype)], dim=1)
-        side = ((rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2])).clamp(min=0).sqrt()
-        level = torch.floor(2 + torch.log2(side / self.canonical_size + 1e-6)).clamp(0, self.levels - 1)
+        rois, level = self.placed(boxes)
         channels = features["0"].shape[1]
         if not torch.jit.is_scripting():  # noqa: SIM102  (TorchScript leaves out a branch by this condition alone)
             if self.training and features["0"].shape[2] * features["0"].shape[3] <= SMALL_LEVEL:
@@ -144,7 +160,7 @@ class PyramidRoIAlign(nn.Module):
         for k in range(self.levels):
             mine = torch.where(level == k)[0]
             if mine.numel() > 0:
-                scale = 1.0 / float(4 * 2**k)
+                scale = 1.0 / float(self.first_stride * 2**k)
                 of_level = roi_align(
                     features[str(k)].float(),
                     rois[mine],
@@ -156,6 +172,17 @@ class PyramidRoIAlign(nn.Module):
                 pooled = pooled.index_copy(0, mine, of_level)
         return pooled
 
+    def placed(self, boxes: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Boxes [R_i, 4] per image -> RoIs [R, 5] (image, then XYXY) and the level of each [R], a whole float."""
+        rois = torch.cat(boxes)
+        image = torch.cat([torch.full_like(b[:, :1], float(i)) for i, b in enumerate(boxes)])
+        rois = torch.cat([image, rois.to(image.dtype)], dim=1)
+        side = ((rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2])).clamp(min=0).sqrt()
+        level = torch.floor(2 + torch.log2(side / self.canonical_size + 1e-6)).clamp(0, self.levels - 1)
+        if not self.aligned:
+            rois = without_alignment(rois, self.first_stride * torch.exp2(level))
+        return rois, level
+
     def by_gathering(self, features: dict[str, Tensor], rois: Tensor, level: Tensor, rows: int) -> Tensor:
         """The same numbers by `gathered_roi_align`, level by level, as a view of [rows, size, size, F]."""
         finest = features["0"]
@@ -165,7 +192,7 @@ class PyramidRoIAlign(nn.Module):
         for k in range(self.levels):
             mine = torch.where(level == k)[0]
             if mine.numel() > 0:
-                scale = 1.0 / float(4 * 2**k)
+                scale = 1.0 / float(self.first_stride * 2**k)
                 of_level = gathered_roi_align(
                     features[str(k)], rois[mine], self.size, scale, self.sampling_ratio
                 )
@@ -186,7 +213,7 @@ class PyramidRoIAlign(nn.Module):
                     features[str(k)][image],
                     rois[mine, 1:],
                     self.size,
-                    1.0 / (4 * 2**k),
+                    1.0 / (self.first_stride * 2**k),
                     self.sampling_ratio,
                 )
             )

@@ -1,6 +1,8 @@
 """The region proposal network of Faster R-CNN on FPN: torchvision's, with crowd regions never negatives."""
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,15 +14,15 @@ from torchvision.ops import batched_nms, clip_boxes_to_image, nms
 
 from model.box_coding import moved_boxes
 from model.convolution import with_winograd
-from model.losses import Total
+from model.losses import Focal, Total
 from model.sampling import covered_by, sample
 
 
 class Float32RPNHead(RPNHead):
     """torchvision's head with float32 answers: anchors are decoded in float32 whatever the features' type."""
 
-    def __init__(self, channels: int, anchors: int) -> None:
-        super().__init__(channels, anchors)
+    def __init__(self, channels: int, anchors: int, convolutions: int = 1) -> None:
+        super().__init__(channels, anchors, conv_depth=convolutions)
         with_winograd(self.conv, many=False)
 
     def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -35,7 +37,16 @@ class Float32RPNHead(RPNHead):
 
 
 class CrowdAwareRPN(RegionProposalNetwork):
-    """An anchor that lies mostly in a crowd region is no negative: nobody knows what is in there."""
+    """An anchor that lies mostly in a crowd region is no negative: nobody knows what is in there.
+
+    Args:
+        settings: of torchvision's.
+        focal: gamma and alpha of the focal loss over all anchors; None: the cross-entropy of sampled ones.
+    """
+
+    def __init__(self, *settings: Any, focal: tuple[float, float] | None = None) -> None:
+        super().__init__(*settings)
+        self.focal = focal
 
     @torch.jit.unused  # training only; TorchScript has no super()
     def assign_targets_to_anchors(
@@ -89,7 +100,8 @@ class CrowdAwareRPN(RegionProposalNetwork):
         total: Total,
         generators: Sequence[torch.Generator | None],
     ) -> dict[str, Tensor]:
-        """Of sampled anchors (Faster R-CNN, eq. 1), both divided by their number.
+        """Of sampled anchors (Faster R-CNN, eq. 1), both divided by their number; or with the focal loss of all
+        anchors, both divided by the number of foreground ones.
 
         Args:
             objectness: logits [A, 1] of the anchors of all images, one after the other.
@@ -99,6 +111,10 @@ class CrowdAwareRPN(RegionProposalNetwork):
             total: see `model.losses.Total`.
             generators: of each image, from which its anchors are drawn.
         """
+        if self.focal is not None:
+            return self.focal_losses(
+                objectness.flatten(), deltas, torch.cat(anchors), torch.cat(labels), torch.cat(matched), total
+            )
         sampler = self.fg_bg_sampler
         starts = [0]
         for label in labels:
@@ -116,6 +132,26 @@ class CrowdAwareRPN(RegionProposalNetwork):
         of_box = F.smooth_l1_loss(deltas[positive], wanted, beta=1 / 9, reduction="sum")
         of_object = F.binary_cross_entropy_with_logits(objectness.flatten()[chosen], label, reduction="sum")
         return {"loss_objectness": of_object / sampled, "loss_rpn_box": of_box / sampled}
+
+    @torch.jit.unused
+    def focal_losses(
+        self,
+        objectness: Tensor,
+        deltas: Tensor,
+        anchors: Tensor,
+        labels: Tensor,
+        matched: Tensor,
+        total: Total,
+    ) -> dict[str, Tensor]:
+        """`losses` with the focal loss (Lin et al. 2017), of tensors over the anchors of all images."""
+        assert self.focal is not None
+        gamma, alpha = self.focal
+        positive, judged = torch.where(labels > 0)[0], torch.where(labels >= 0)[0]
+        wanted = self.box_coder.encode_single(matched[positive], anchors[positive])
+        foreground = total(positive.numel())
+        of_box = F.smooth_l1_loss(deltas[positive], wanted, beta=1 / 9, reduction="sum")
+        of_object = Focal(gamma, alpha).of_objects(objectness[judged], labels[judged], foreground)
+        return {"loss_objectness": of_object, "loss_rpn_box": of_box / foreground}
 
     def proposals(
         self, features: list[Tensor], height: int, width: int, image_sizes: list[tuple[int, int]]
@@ -196,10 +232,20 @@ def build_rpn(
     post_nms_train: int,
     post_nms_test: int,
     nms_iou: float,
+    convolutions: int = 1,
+    one_level: bool = False,
+    focal: tuple[float, float, float] | None = None,
 ) -> CrowdAwareRPN:
-    """The RPN over as many levels as there are anchor sizes."""
-    anchors = AnchorGenerator(tuple((size,) for size in anchor_sizes), (aspect_ratios,) * len(anchor_sizes))
-    head = Float32RPNHead(channels, anchors.num_anchors_per_location()[0])
+    """The RPN over as many levels as there are anchor sizes, or with all these sizes on one level.
+
+    Args:
+        focal: gamma and alpha of the focal loss, and the probability that anchors begin with; None: cross-entropy.
+    """
+    of_level = (anchor_sizes,) if one_level else tuple((size,) for size in anchor_sizes)
+    anchors = AnchorGenerator(of_level, (aspect_ratios,) * len(of_level))
+    head = Float32RPNHead(channels, anchors.num_anchors_per_location()[0], convolutions)
+    if focal is not None:
+        torch.nn.init.constant_(head.cls_logits.bias, math.log(focal[2] / (1 - focal[2])))
     return CrowdAwareRPN(
         anchors,
         head,
@@ -210,4 +256,5 @@ def build_rpn(
         {"training": pre_nms_train, "testing": pre_nms_test},
         {"training": post_nms_train, "testing": post_nms_test},
         nms_iou,
+        focal=None if focal is None else focal[:2],
     )

@@ -7,12 +7,16 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from model.backbone import FrozenBatchNorm2d
 from model.box_branch import BoxHead
+from model.c4 import Res5BoxHead
 from model.inference import Inference
+from model.norms import FrozenBatchNorm2d
 
 REDUCIBLE = ("backbone", "rpn.head", "box_head", "mask_branch")
 """Modules whose weights may be cast to a lower precision, all of them or none; all others stay float32."""
+
+REDUCIBLE_WITH_KEYPOINTS = (*REDUCIBLE, "keypoint_branch.convs")
+"""The same of a network with keypoints, whose last layer stays float32: neighbouring cells differ by little."""
 
 
 @torch.no_grad()
@@ -26,6 +30,10 @@ def prepared_for_serving(inference: Inference) -> Inference:
     side = 2 * served.canvas.step
     fold_batch_norms(served.backbone, torch.zeros(1, 3, side, side, device=served.canvas.mean.device))
     box_head, size = served.box_head, served.box_pool.size
+    if isinstance(box_head, Res5BoxHead):
+        channels, device = served.backbone.out_channels, served.canvas.mean.device
+        assert isinstance(channels, int)
+        fold_batch_norms(box_head, torch.zeros(1, channels, size, size, device=device))
     if isinstance(box_head, BoxHead):
         weight = box_head.fc6.weight
         by_cell = weight.view(weight.shape[0], -1, size, size).permute(0, 2, 3, 1)
@@ -39,7 +47,22 @@ def prepared_for_serving(inference: Inference) -> Inference:
 def fold_batch_norms(network: nn.Module, example: Tensor) -> None:
     """Folds every batch normalisation into the convolution before it, in place and in float64.
 
-    Which convolution that is, one forward pass of `example` tells: the one whose answer the normalisation is given.
+    Raises:
+        ValueError: a normalisation does not follow a convolution.
+    """
+    for name, (norm, convolution) in norms_to_fold(network, example).items():
+        _fold(convolution, norm)
+        parent, _, own = name.rpartition(".")
+        setattr(network.get_submodule(parent), own, nn.Identity())
+
+
+def norms_to_fold(
+    network: nn.Module, example: Tensor
+) -> dict[str, tuple[nn.BatchNorm2d | FrozenBatchNorm2d, nn.Conv2d]]:
+    """Every batch normalisation by its name, with the convolution before it.
+
+    Which one that is, one forward pass of `example` tells: the one whose answer the normalisation is given.
+    ValueError where there is none.
     """
     norms = {
         name: module
@@ -69,9 +92,7 @@ def fold_batch_norms(network: nn.Module, example: Tensor) -> None:
     for name, norm in norms.items():
         if norm not in before:
             raise ValueError(f"{name} does not normalise the answer of a convolution, so it cannot be folded")
-        _fold(before[norm], norm)
-        parent, _, own = name.rpartition(".")
-        setattr(network.get_submodule(parent), own, nn.Identity())
+    return {name: (norm, before[norm]) for name, norm in norms.items()}
 
 
 def _fold(convolution: nn.Conv2d, norm: nn.BatchNorm2d | FrozenBatchNorm2d) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ class Target(TypedDict):
     has_mask: Tensor  # bool [N]
     masks: list[Tensor]  # N of uint8 [h_i, w_i], values 0 and 1
     crowd_boxes: Tensor  # float32 [M, 4], never negatives, never positives
+    size: NotRequired[tuple[int, int]]  # (height, width) of the image in the network; absent: its own
+    keypoints: NotRequired[Tensor]  # float32 [N, K, 3]: x, y (first pixel 0 to 1), COCO's visibility
+    mirrored: NotRequired[Tensor]  # int64 [K], with keypoints: whose place each takes in a mirrored image
 
 
 def mask_windows(boxes: Tensor, height: int, width: int) -> Tensor:

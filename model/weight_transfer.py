@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+FEW_CLASSES = 128
+"""Up to this many, background counted, T is computed for all of them in every step."""
+
 
 class WeightTransfer(nn.Module):
     """T: `layers` fully connected layers from detection weights to mask weights (Table 1b).
@@ -40,16 +43,19 @@ class WeightTransfer(nn.Module):
         return w_seg
 
 
-def normalised(w_det_CI: Tensor) -> Tensor:
-    """Row 0 (background) aside, centre the classes on their mean and give every class unit RMS.
+def class_mean(w_det_CI: Tensor) -> Tensor:
+    """Mean [I] over the classes, row 0 (background) aside; a single class has none to take away: zeros."""
+    foreground = w_det_CI[1:]
+    return foreground.mean(dim=0) if foreground.shape[0] > 1 else torch.zeros_like(w_det_CI[0])
+
+
+def normalised(w_det_CI: Tensor, mean_I: Tensor | None = None) -> Tensor:
+    """Centre the classes on their mean (or on `mean_I`) and give every class unit RMS.
 
     T then sees what tells a class from the others, and no class speaks louder because its scores are
-    sharper. The background row is scaled with the same mean; with a single class there is no mean to
-    take away.
+    sharper. The background row is scaled with the same mean.
     """
-    foreground = w_det_CI[1:]
-    if foreground.shape[0] > 1:
-        w_det_CI = w_det_CI - foreground.mean(dim=0, keepdim=True)
+    w_det_CI = w_det_CI - (class_mean(w_det_CI) if mean_I is None else mean_I)
     return w_det_CI / w_det_CI.square().mean(dim=1, keepdim=True).sqrt().clamp(min=1e-8)
 
 
@@ -58,9 +64,19 @@ class MaskWeights(nn.Module):
 
     Four forms: the class-agnostic baseline (every row the same learned vector), the paper's transfer
     w_seg = T(w_det), the residual transfer w_seg = w_agnostic + T(w_det), and for full supervision
-    Mask R-CNN's own class-specific rows, each learned (with a bias each) from masks of its class, for
-    which alone `num_classes` (without background) must be given.
+    Mask R-CNN's own class-specific rows, each learned (with a bias each) from masks of its class.
+
+    In Table 1a T reads something else than w_det: `input` "random", a fixed row of `vector_width` normal numbers
+    for each class, or "words", the vectors of its name's words, which `set_rows` must give before anything is
+    computed. Both are buffers, so that a checkpoint holds them, with zeros for the background.
+
+    Args:
+        num_classes: C, without background; for class-specific weights and the inputs of Table 1a alone.
+        kept_mean: normalise with the mean that `keep_mean` took, whatever classes there are by then.
     """
+
+    rows: Tensor | None
+    mean: Tensor | None
 
     def __init__(
         self,
@@ -77,6 +93,8 @@ class MaskWeights(nn.Module):
         dropout: float,
         noise: float,
         num_classes: int = 0,
+        vector_width: int = 300,
+        kept_mean: bool = False,
     ) -> None:
         super().__init__()
         self.use_cls = "cls" in input.split("+")
@@ -89,9 +107,20 @@ class MaskWeights(nn.Module):
         self.agnostic: nn.Parameter | None = None
         self.specific: nn.Parameter | None = None
         self.bias: nn.Parameter | None = None
+        width = box_width * (int(self.use_cls) + 4 * int(self.use_box))
+        rows = None
+        if kind == "transfer" and input in ("random", "words"):
+            width = vector_width
+            # Until they are set words are NaN: nobody trains on words that were never read.
+            rows = torch.full((num_classes + 1, width), torch.nan)
+            if input == "random":
+                rows = torch.randn(num_classes + 1, width)
+            rows[0] = 0.0
+        self.register_buffer("rows", rows)
+        self.register_buffer("mean", torch.full((width,), torch.nan) if kept_mean else None)
         if kind == "transfer":
             self.transfer = WeightTransfer(
-                input_width=box_width * (int(self.use_cls) + 4 * int(self.use_box)),
+                input_width=width,
                 output_width=mask_width,
                 layers=layers,
                 relu=relu,
@@ -105,25 +134,56 @@ class MaskWeights(nn.Module):
             self.agnostic = nn.Parameter(torch.randn(mask_width) * 0.001)
             self.bias = nn.Parameter(torch.zeros(()))
 
-    def detection_weights(self, cls_weight_CD: Tensor, box_weight_4CD: Tensor) -> Tensor:
-        """w_det [C, I]: class rows of the box head's last layer, cls first, then the class's four box rows."""
-        classes = cls_weight_CD.shape[0]
-        parts = []
-        if self.use_cls:
-            parts.append(cls_weight_CD)
-        if self.use_box:
-            parts.append(box_weight_4CD.reshape(classes, -1))
+    @torch.no_grad()
+    def set_rows(self, vectors_CE: Tensor) -> None:
+        """Give every class its row [C, E], background left out; for the inputs of Table 1a."""
+        assert self.rows is not None
+        if vectors_CE.shape != self.rows[1:].shape:
+            raise ValueError(
+                f"vectors of shape {list(vectors_CE.shape)}; {list(self.rows[1:].shape)} is wanted, one row a class"
+            )
+        self.rows[1:] = vectors_CE
+
+    @torch.no_grad()
+    def keep_mean(self, cls_weight_CD: Tensor, box_weight_4CD: Tensor, rows_CE: Tensor | None = None) -> None:
+        """Take the mean over these classes, to be taken away from all that come later; `rows_CE` where T reads such."""
+        assert self.mean is not None
+        parts = self._parts(cls_weight_CD, box_weight_4CD) if rows_CE is None else [rows_CE]
+        self.mean.copy_(torch.cat([class_mean(part) for part in parts]))
+
+    def detection_weights(
+        self, cls_weight_CD: Tensor, box_weight_4CD: Tensor, labels_L: Tensor | None = None
+    ) -> Tensor:
+        """w_det [C, I], what T reads: class rows of the box head's last layer, cls first, then the class's four
+        box rows; or the fixed rows of Table 1a. Given labels, their rows alone [L, I]."""
+        parts = self._parts(cls_weight_CD, box_weight_4CD)
         if self.stop_gradient:
             parts = [part.detach() for part in parts]
+        if self.normalise and self.mean is not None:
+            means = self.mean.split([part.shape[1] for part in parts])
+        else:
+            means = tuple(class_mean(part) for part in parts) if self.normalise else ()
+        if labels_L is not None:
+            parts = [part[labels_L] for part in parts]
         if self.normalise:
-            parts = [normalised(part) for part in parts]
+            parts = [normalised(part, mean) for part, mean in zip(parts, means, strict=True)]
         return torch.cat(parts, dim=1)
 
-    def forward(self, cls_weight_CD: Tensor, box_weight_4CD: Tensor) -> tuple[Tensor, Tensor]:
+    def _parts(self, cls_weight_CD: Tensor, box_weight_4CD: Tensor) -> list[Tensor]:
+        if self.rows is not None:
+            return [self.rows]
+        parts = [cls_weight_CD] if self.use_cls else []
+        return parts + ([box_weight_4CD.reshape(cls_weight_CD.shape[0], -1)] if self.use_box else [])
+
+    def forward(
+        self, cls_weight_CD: Tensor, box_weight_4CD: Tensor, labels_L: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Mask weights [C, F] float32 of all classes (row 0 background), and the bias: one for all [], or [C].
 
-        The predicted convolution of the paper has no bias: there the second answer is zero.
+        The predicted convolution of the paper has no bias: there the second answer is zero. Labels may be given where
+        T is, for their weights alone [L, F].
         """
+        assert labels_L is None or self.transfer is not None
         if self.specific is not None:
             assert self.bias is not None
             return self.specific, self.bias
@@ -132,10 +192,26 @@ class MaskWeights(nn.Module):
         if self.transfer is None:
             assert self.agnostic is not None
             return self.agnostic.expand(classes, -1), bias
-        w_det = self.detection_weights(cls_weight_CD, box_weight_4CD)
+        w_det = self.detection_weights(cls_weight_CD, box_weight_4CD, labels_L)
         if self.training and self.noise > 0:
             scale = w_det.detach().square().mean().sqrt()
             w_det = w_det + torch.randn_like(w_det) * (self.noise * scale)
         w_det = nn.functional.dropout(w_det, self.dropout, self.training)
         w_seg = self.transfer(w_det).float()
         return (w_seg if self.agnostic is None else w_seg + self.agnostic), bias
+
+    def of_labels(
+        self, cls_weight_CD: Tensor, box_weight_4CD: Tensor, labels_R: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Mask weights [R, F] of RoIs by their labels, and the bias: one for all [], or [R, 1, 1].
+
+        Of more than `FEW_CLASSES` T is computed for the labels that occur alone: at 3 000 classes T on all of them
+        takes longer than the masks. Not with noise, whose size is taken from all classes.
+        """
+        many = cls_weight_CD.shape[0] > FEW_CLASSES and self.transfer is not None
+        if many and not (self.training and self.noise > 0):
+            labels_L, of_roi = torch.unique(labels_R, return_inverse=True)
+            table, bias = self(cls_weight_CD, box_weight_4CD, labels_L)
+            return table[of_roi], bias
+        table, bias = self(cls_weight_CD, box_weight_4CD)
+        return table[labels_R], bias if bias.dim() == 0 else bias[labels_R].view(-1, 1, 1)

@@ -50,7 +50,8 @@ class TeacherConfig:
     momentum: float = 0.999
     """What the average keeps in a step (BoxTeacher); less at a stage's beginning, see `training.teacher`."""
     warmup_steps: int = 10_000
-    """Steps of a stage before the teacher's masks count; at most half of a stage is taken. BoxTeacher: 10 000."""
+    """Steps of a stage before the teacher's masks count; at most half of a stage is taken. BoxTeacher: 10 000, over
+    which their weight rises linearly."""
     mask_threshold: float = 0.5
     """Probability from which a pixel belongs to the teacher's mask (BoxTeacher: 0.5)."""
 

@@ -21,6 +21,7 @@ from model.classes import ClassTable
 from model.dataclass_io import to_plain
 from training.coco_results import GroundTruth, load_ground_truth
 from training.config import TrainingConfig, config_from_dict
+from training.distributed import refuse_processes
 from training.evaluate import aligned, percent
 from training.predictions import predict
 from training.train import chosen_device, train
@@ -198,6 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     try:
+        refuse_processes("training.calibrate_masks")
         contents = load_checkpoint(options.checkpoint)
         config = config_from_dict(contents["training_config"])
         groups = options.groups or config.validate_transfer.groups

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from handler.maskx_image import decode, read_header
 from model.classes import ClassTable
+from model.keypoints import KeypointsConfig
 from model.targets import Target, mask_windows
 from training.augment import AugmentConfig, augment
 from training.coco_checks import Progress, Report, annotated_size_is_upright, read_annotations
@@ -44,6 +45,7 @@ class CocoDataset(Dataset[Sample]):
         classes: ClassTable | None = None,
         augment: AugmentConfig | None = None,
         require_masks: bool = True,
+        keypoints: KeypointsConfig | None = None,
         progress: Progress | None = None,
     ) -> None:
         if (mask_classes is None) == (classes is None):
@@ -64,8 +66,10 @@ class CocoDataset(Dataset[Sample]):
             self._images_dir,
             source=str(annotations),
             require_masks=require_masks,
+            keypoints=keypoints,
             progress=progress,
         )
+        self._mirrored = torch.tensor(() if keypoints is None else keypoints.mirrored, dtype=torch.int64)
         self._augment = augment
 
     def with_classes(self, classes: ClassTable) -> CocoDataset:
@@ -115,7 +119,7 @@ class CocoDataset(Dataset[Sample]):
         masks = [
             self._mask(i, window, height, width) for i, window in enumerate(windows, start=objects.start)
         ]
-        return {
+        target: Target = {
             "image_id": self.image_id(row),
             "boxes": boxes,
             "labels": labels,
@@ -123,6 +127,10 @@ class CocoDataset(Dataset[Sample]):
             "masks": masks,
             "crowd_boxes": torch.from_numpy(packed.crowd_boxes[crowds].copy()),
         }
+        if packed.keypoints is not None:
+            target["keypoints"] = packed.keypoints.of_objects(objects)
+            target["mirrored"] = self._mirrored
+        return target
 
     def path(self, row: int) -> Path:
         """File of the image at `row`."""

@@ -23,7 +23,7 @@ from typing import Any, Literal
 from handler.maskx_image import MAX_PIXELS, MAX_SIDE, ImageHeader, read_header
 from model.classes import ClassTable
 
-Outcome = Literal["left out", "kept without its mask", "kept"]
+Outcome = Literal["left out", "kept without its mask", "kept without its keypoints", "kept"]
 Progress = Callable[[int, int], None]
 """Called with (images checked, images in all), from the thread that loads."""
 
@@ -52,11 +52,16 @@ class Report:
     objects_with_mask: int
     crowd_regions: int
     findings: tuple[Finding, ...]
+    objects_with_keypoints: int | None = None
+    """None where the network has no keypoints."""
 
     def __str__(self) -> str:
+        keypoints = self.objects_with_keypoints
         lines = [
             f"{self.source}: {self.images} images ({self.images_without_objects} without objects), "
-            f"{self.objects} objects ({self.objects_with_mask} with a mask), "
+            f"{self.objects} objects ({self.objects_with_mask} with a mask"
+            + (")" if keypoints is None else f", {keypoints} with keypoints)")
+            + ", "
             f"{self.crowd_regions} crowd regions"
         ]
         lines += [f"  {f.count} x {f.kind} ({f.outcome}); first: {f.first}" for f in self.findings]

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.classes import ClassTable
+from model.keypoints import KeypointsConfig
 from training.coco_checks import (
     Progress,
     Report,
@@ -27,6 +28,7 @@ from training.coco_checks import (
     is_id,
     refuse,
 )
+from training.keypoints import KeypointRows, PackedKeypoints
 from training.segmentations import NO_MASK, SegmentationError, pack_segmentation
 
 _GRID = 256.0
@@ -55,6 +57,7 @@ class PackedAnnotations:
     mask_data: NDArray[np.uint8]
     crowd_starts: NDArray[np.int64]  # [n + 1]
     crowd_boxes: NDArray[np.float32]  # [m, 4]
+    keypoints: PackedKeypoints | None = None
 
 
 def pack_annotations(
@@ -64,6 +67,7 @@ def pack_annotations(
     *,
     source: str,
     require_masks: bool = True,
+    keypoints: KeypointsConfig | None = None,
     progress: Progress | None = None,
 ) -> tuple[PackedAnnotations, Report]:
     """Check a parsed annotation file and its images, and pack what can be used.
@@ -71,13 +75,15 @@ def pack_annotations(
     The segmentation of an object is looked at only where its class is in set A of `classes`; those of set B
     and of crowd regions are not even taken out of their annotations. `source` names the file in messages.
     Raises ValueError as the heads of this file and of coco_checks say; a set without a mask is one only
-    while `require_masks`.
+    while `require_masks`, and one without a keypoint where `keypoints` says which objects have.
     """
     check_categories(document["categories"], classes, source)
     names, image_ids, stated = check_image_entries(document["images"], source)
     tally = Tally()
     sizes = check_image_files(names, stated, images_dir, tally, source, progress)
     rows = _Rows(image_ids=image_ids, names=names, sizes=sizes, classes=classes, tally=tally)
+    if keypoints is not None and keypoints.used:
+        rows.keypoints = KeypointRows(keypoints, classes, document["categories"], source)
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -93,6 +99,7 @@ def pack_annotations(
         objects=len(packed.labels),
         objects_with_mask=int((packed.mask_kinds != NO_MASK).sum()),
         crowd_regions=len(packed.crowd_boxes),
+        objects_with_keypoints=None if packed.keypoints is None else len(packed.keypoints.values),
         findings=tally.findings(),
     )
     if not report.objects:
@@ -100,6 +107,8 @@ def pack_annotations(
     if require_masks and not report.objects_with_mask:
         wanted = ", ".join(classes.name_of_label(label) for label in classes.set_a_labels()[:8])
         raise ValueError(f"no object of a class with masks ({wanted}) has a mask that can be used.\n{report}")
+    if report.objects_with_keypoints == 0:
+        raise ValueError(f"no object has a keypoint, and model.keypoints asks for some.\n{report}")
     return packed, report
 
 
@@ -120,6 +129,7 @@ class _Rows:
     mask_data: bytearray = field(default_factory=bytearray)
     crowd_images: list[int] = field(default_factory=list)
     crowd_boxes: list[Box] = field(default_factory=list)
+    keypoints: KeypointRows | None = None
 
     def add_all(self, annotations: Sequence[Any], source: str) -> None:
         """Take in every annotation; ValueError: ids missing, repeated or of an unknown category."""
@@ -161,6 +171,8 @@ class _Rows:
         kind = NO_MASK
         if self.classes.has_mask[label - 1]:  # set B: the segmentation is not even looked at
             kind = self._pack_mask(annotation.get("segmentation"), box, height, width, where)
+        if self.keypoints is not None:
+            self.keypoints.add(annotation, label, len(self.object_images), where, self.tally)
         self.object_images.append(image)
         self.boxes.append(box)
         self.labels.append(label)
@@ -245,6 +257,7 @@ class _Rows:
             mask_data=np.frombuffer(self.mask_data, dtype=np.uint8),
             crowd_starts=np.searchsorted(crowd_images[crowd_order], np.arange(n + 1)),
             crowd_boxes=np.array(self.crowd_boxes, dtype=np.float32).reshape(-1, 4)[crowd_order],
+            keypoints=None if self.keypoints is None else self.keypoints.packed(order),
         )
 
 

@@ -23,6 +23,7 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
 from model.classes import ClassTable
+from training.keypoints import coco_keypoints
 
 RunLengths = dict[str, Any]
 """One mask as pycocotools has it: {"size": [height, width], "counts": bytes}."""
@@ -43,6 +44,8 @@ class GroundObject:
     mask: RunLengths | None
     area: float
     crowd: bool
+    keypoints: tuple[float, ...] = ()
+    """x, y and visibility of each, as COCO has them; empty where there are none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,6 +201,7 @@ def _ground_object(
         mask=mask,
         area=float(area),
         crowd=bool(annotation.get("iscrowd", 0)),
+        keypoints=tuple(annotation.get("keypoints") or ()),
     )
 
 
@@ -255,11 +259,11 @@ def coco_results(
     image_id: int, output: dict[str, Tensor], size: tuple[int, int], classes: ClassTable
 ) -> list[dict[str, Any]]:
     """The detections of one image as COCO results: image_id, category_id, bbox [x, y, w, h], score,
-    segmentation.
+    segmentation; keypoints where it has some.
     """
     masks = masks_from_counts(output["rle_counts"], output["rle_offsets"], *size)
     boxes, labels, scores = output["boxes"].tolist(), output["labels"].tolist(), output["scores"].tolist()
-    return [
+    found = [
         {
             "image_id": image_id,
             "category_id": classes.id_of_label(label),
@@ -269,6 +273,11 @@ def coco_results(
         }
         for (x0, y0, x1, y1), label, score, mask in zip(boxes, labels, scores, masks, strict=True)
     ]
+    if "keypoints" in output:
+        for one, keypoints in zip(found, output["keypoints"].tolist(), strict=True):
+            if any(score > 0 for _, _, score in keypoints):  # of a class that has keypoints
+                one["keypoints"] = coco_keypoints(keypoints)
+    return found
 
 
 def box_precision(
@@ -332,14 +341,14 @@ def _precision(
     classes: ClassTable,
 ) -> PrecisionTable:
     with _quiet():
-        evaluation = COCOeval(_indexed(truth, annotations, classes), _indexed(truth, found, classes), kind)
+        evaluation = COCOeval(indexed(truth, annotations, classes), indexed(truth, found, classes), kind)
         evaluation.evaluate()
         evaluation.accumulate()
     # [IoU threshold, recall, class, size range, detections an image]: the last is the 100 of COCO's main figures.
     return PrecisionTable(evaluation.eval["precision"][..., -1], tuple(evaluation.params.catIds))
 
 
-def _indexed(truth: GroundTruth, annotations: list[dict[str, Any]], classes: ClassTable) -> COCO:
+def indexed(truth: GroundTruth, annotations: list[dict[str, Any]], classes: ClassTable) -> COCO:
     """A COCO object of these annotations; built by hand because `loadRes` would take a mask's size from its
     box.
     """

@@ -35,6 +35,9 @@ class DataConfig:
     """Processes that read and augment images; 0 does it in the training's own. The result is the same."""
     detector_from: str = ""
     """A checkpoint whose detector is taken over: its backbone, RPN and box branch. Empty: none."""
+    start_from: str = ""
+    """A checkpoint or an archive (.mar, or the TorchScript file in it) of perhaps other classes: all weights that fit
+    are taken over, the rows of classes by their names (`training.start`). Empty: none."""
 
     def __post_init__(self) -> None:
         if self.workers < 0:
@@ -79,6 +82,8 @@ class LossWeightsConfig:
     loss_class: float = 1.0
     loss_box: float = 1.0
     loss_mask: float = 1.0
+    loss_keypoint: float = 1.0
+    """Of a network with keypoints (Mask R-CNN, Sec. 5)."""
 
     def __post_init__(self) -> None:
         for name, weight in vars(self).items():
@@ -145,7 +150,7 @@ class TrainingConfig:
     """auto: cuda where there is one."""
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
     """bfloat16: convolutions and matrix products under autocast; the weights stay float32. auto: bfloat16
-    where the processor computes it, float32 elsewhere."""
+    where the processor computes it, float32 elsewhere; a run that goes on stays with what it began."""
     channels_last: bool = False
     """Memory format of the convolutions: faster on recent GPUs, and on CPUs with bfloat16 units."""
     threads: int = 0
@@ -154,8 +159,24 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed is {self.seed}; give a number from 0 to 2^63 - 1")
+        if self.schedule.classes_steps and not self.data.start_from:
+            raise ValueError(
+                f"schedule.classes_steps is {self.schedule.classes_steps}, which trains classes that the network does "
+                "not know yet; name it in data.start_from (see training.grow)"
+            )
+        if self.model.transfer.kept_mean and self.schedule.end_to_end_steps + self.schedule.detector_steps:
+            raise ValueError(
+                "model.transfer.kept_mean holds the mean of detection weights, which end_to_end_steps and "
+                "detector_steps move; set kept_mean to false, or these steps to 0"
+            )
         if self.threads < 0:
             raise ValueError(f"threads is {self.threads}; give 0 (as torch chooses) or more")
+        longest = self.model.input.max_size
+        if any(side > longest for side in self.augment.min_sizes):
+            raise ValueError(
+                f"augment.min_sizes is {list(self.augment.min_sizes)}, but model.input.max_size bounds the longer side "
+                f"to {longest}; give smaller ones, or a larger max_size"
+            )
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainingConfig:
@@ -173,6 +194,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainingConf
         from_plain(TrainingConfig, values)  # a mistake in the file is told apart from one in an override
     except ValueError as error:  # a TOML or encoding error is one
         raise ValueError(f"{path}: {error}") from error
+    for override in overrides:
+        _apply(values, override)
+    return from_plain(TrainingConfig, values)
+
+
+def with_overrides(config: TrainingConfig, overrides: Sequence[str]) -> TrainingConfig:
+    """`config` with changes such as "schedule.mask_steps=800"; the errors of `load_config`."""
+    values = to_dict(config)
     for override in overrides:
         _apply(values, override)
     return from_plain(TrainingConfig, values)

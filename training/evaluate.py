@@ -19,7 +19,9 @@ import torch
 
 from model.checkpoint import load_network
 from model.classes import ClassTable
+from model.config import model_config_from_dict
 from model.dataclass_io import to_plain
+from model.keypoints import KeypointsConfig
 from training.coco_results import (
     AveragePrecision,
     GroundTruth,
@@ -30,6 +32,7 @@ from training.coco_results import (
     with_filled_boxes,
 )
 from training.distributed import FailedElsewhere, Group, process_group
+from training.keypoint_results import KeypointPrecision, keypoint_precision
 from training.predictions import (
     MAX_DETECTIONS,
     SCORE_THRESHOLD,
@@ -42,6 +45,7 @@ from training.predictions import (
 from training.shared_predictions import predict_together
 from training.sheet import write_sheet
 from training.splits import split_classes
+from training.views import Views, add_view_options, views_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +91,8 @@ class Results:
     b: GroupResults
     all: GroupResults
     classes: tuple[ClassResults, ...]
+    keypoints: KeypointPrecision | None = None
+    """None where keypoints were not judged."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -129,9 +135,14 @@ def evaluate_network(
 
 
 def judge(
-    predictions: Predictions, classes: ClassTable, *, score_threshold: float = SCORE_THRESHOLD
+    predictions: Predictions,
+    classes: ClassTable,
+    *,
+    score_threshold: float = SCORE_THRESHOLD,
+    keypoints: KeypointsConfig | None = None,
 ) -> Results:
-    """Average precisions and mean IoU of predictions, over set A, set B and all classes of `classes`."""
+    """Average precisions and mean IoU of predictions, over set A, set B and all classes of `classes`; that of
+    keypoints where `keypoints` says which there are."""
     truth = predictions.truth
     boxes = box_precision(truth, predictions.results, classes)
     masks = mask_precision(truth, predictions.results, classes)
@@ -159,6 +170,9 @@ def judge(
         b=group(in_b),
         all=group(in_a | in_b),
         classes=_per_class(predictions, classes, boxes, masks),
+        keypoints=keypoint_precision(truth, predictions.results, classes, keypoints)
+        if keypoints is not None and keypoints.used
+        else None,
     )
 
 
@@ -240,7 +254,16 @@ def table(results: Results) -> str:
     ]
     if results.skipped:
         notes.append(f"left out: {listed(results.skipped)}")
-    return "\n".join([aligned(rows), "", aligned(per_class), "", *notes])
+    return "\n".join([aligned(rows), "", aligned(per_class), "", *_keypoint_rows(results), *notes])
+
+
+def _keypoint_rows(results: Results) -> list[str]:
+    found = results.keypoints
+    if found is None:
+        return []
+    heads = ["", "objects", "AP", "AP50", "AP75", "medium", "large"]
+    figures = [found.ap, found.ap50, found.ap75, found.ap_medium, found.ap_large]
+    return [aligned([heads, ["keypoints", str(found.objects), *map(percent, figures)]]), ""]
 
 
 def percent(value: float | None) -> str:
@@ -294,6 +317,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--sheet-threshold", type=float, default=0.5, help="least score drawn (default: %(default)s)"
     )
+    add_view_options(parser)
     options = parser.parse_args(arguments)
     try:
         with process_group(options.device) as group, group.one_voice():
@@ -322,11 +346,13 @@ def _evaluate_checkpoint(options: argparse.Namespace, group: Group) -> None:
             categories = [{"id": i, "name": name} for i, name in zip(classes.ids, classes.names, strict=True)]
             classes = split_classes(categories, options.mask_classes)
         network = network.to(device)
+        views = views_of(options)
+        evaluable: Evaluable = Views(network, views) if views.used else network
         truth = load_ground_truth(annotations, classes, max_images=options.max_images)
 
     def predict_some(truth: GroundTruth) -> Predictions:
         return predict(
-            network,
+            evaluable,
             classes,
             images_dir,
             truth,
@@ -339,10 +365,13 @@ def _evaluate_checkpoint(options: argparse.Namespace, group: Group) -> None:
     predictions = predict_together(group, truth, images_dir, predict_some, batch_size=options.batch_size)
     if predictions is None:
         return
-    results = judge(predictions, classes, score_threshold=options.score_threshold)
+    # Several views are merged without their keypoints.
+    keypoints = None if views.used else model_config_from_dict(contents["model_config"]).keypoints
+    results = judge(predictions, classes, score_threshold=options.score_threshold, keypoints=keypoints)
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "results.json").write_text(
-        json.dumps(results.to_dict(), indent=1) + "\n", encoding="utf-8"
+        json.dumps(results.to_dict() | ({"views": to_plain(views)} if views.used else {}), indent=1) + "\n",
+        encoding="utf-8",
     )
     write_sheet(
         options.out / "sheet.png",

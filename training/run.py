@@ -1,6 +1,8 @@
 """One training: what changes from step to step, a single step, and how the whole of it is saved and taken up again."""
 
 import subprocess
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from model import config as model_config
+from model.box_branch import BoxPredictor
 from model.box_only import BoxOnly
 from model.checkpoint import FORMAT, load_weights, save_checkpoint
 from model.classes import ClassTable
@@ -22,6 +25,7 @@ from training.gradients import Gradients
 from training.optimiser import build_optimiser, peak_rate, set_rate
 from training.random_state import random_state, restore_random_state
 from training.sampler import image_seed, step_seed
+from training.scales import scaled
 from training.schedule import STAGES, Stage
 from training.teacher import Teacher
 
@@ -52,6 +56,7 @@ class Run:
         images: in the data set.
         saved: contents of a checkpoint to go on from; None to start.
         group: the processes that train it together.
+        new_labels: of the classes that stage "classes" trains; of a saved run, those it began with.
     """
 
     def __init__(
@@ -63,6 +68,7 @@ class Run:
         images: int,
         saved: dict[str, Any] | None = None,
         group: Group = ALONE,
+        new_labels: Sequence[int] = (),
     ) -> None:
         self.config = config
         self.group = group
@@ -70,9 +76,14 @@ class Run:
         self.classes = classes
         self.images = images
         self.device = next(network.parameters()).device
-        self.precision = "bfloat16" if under_bfloat16(config.precision, self.device) else "float32"
+        self.own_precision = "bfloat16" if under_bfloat16(config.precision, self.device) else "float32"
+        """What the configuration means on this machine."""
+        self.precision = self.own_precision
+        if saved is not None and config.precision == "auto":
+            self.precision = saved.get("precision", self.own_precision)
         self.step = 0
         self.images_seen = 0
+        self.new_labels = list(new_labels if saved is None else saved.get("new_labels", ()))
         self.stage: Stage | None = None
         self.optimiser: Optimizer | None = None
         self.teacher: Teacher | None = None
@@ -99,6 +110,7 @@ class Run:
         settings = to_dict(self.config)
         return {
             "step in its checkpoint": self.step,
+            "precision": self.precision,
             "number of images": self.images,
             "classes": self.classes.to_dict(),
             **{f"[{name}]": settings[name] for name in settings if name not in ("data", "output")},
@@ -116,9 +128,12 @@ class Run:
         self.network.train()
         self._gradients = None  # takes its hooks away from the parameters before the next one sets its own
         self._gradients = Gradients(self.network, group=self.group, parts=self.config.schedule.accumulate)
-        self.optimiser = build_optimiser(self.network, self.config.optimiser, stage)
+        decayed = self.config.optimiser
+        if stage == "classes":  # decay would move the rows that are to stay
+            decayed = replace(decayed, weight_decay=0.0)
+        self.optimiser = build_optimiser(self.network, decayed, stage)
         self.teacher = None
-        if self.config.teacher.used and stage != "detector":
+        if self.config.teacher.used and stage in ("end_to_end", "mask"):
             self.teacher = Teacher(self.network, momentum=self.config.teacher.momentum)
         if self._saved is not None and self._saved["stage"] == stage:
             self.optimiser.load_state_dict(self._saved["optimizer"])
@@ -149,6 +164,10 @@ class Run:
         box_only, of_box_only = self._box_only()
         weights = vars(self.config.loss_weights) | of_box_only
         seed = self.config.seed
+        if self.config.augment.changes_size:
+            images, targets = scaled(
+                images, targets, self.config.augment, self.config.model.input, seed=seed, step=self.step
+            )
         self.optimiser.zero_grad(set_to_none=True)
         losses = self._gradients.add(
             images,
@@ -161,6 +180,8 @@ class Run:
             ),
             box_only=box_only,
         )
+        if self.stage == "classes":
+            hold_rows(self.network.box_predictor, self.new_labels)
         trained = [p for group in self.optimiser.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(trained, self.config.optimiser.clip_norm or float("inf"))
         named = {**losses, "gradient_norm": norm.float()}
@@ -209,8 +230,10 @@ class Run:
                     "position": self.images_seen,
                 },
                 "random": random_state(),
+                "new_labels": self.new_labels,
                 "threads": torch.get_num_threads(),
                 "processes": self.group.size,
+                "precision": self.precision,
                 "revision": self._revision,
                 "torch": str(torch.__version__),
                 **of_teacher,
@@ -252,6 +275,17 @@ class Run:
             f"{kept}. Mostly the learning rate is too high: try a lower optimiser.learning_rate, a longer "
             "schedule.warmup_steps or optimiser.clip_norm=10"
         )
+
+
+def hold_rows(predictor: BoxPredictor, labels: Sequence[int]) -> None:
+    """Take away the gradients of all rows of the box branch's last layer but those of `labels`, so that they stay."""
+    for layer, rows in ((predictor.cls_score, 1), (predictor.bbox_pred, 4)):
+        for gradient in (layer.weight.grad, layer.bias.grad):
+            if gradient is not None:
+                of_classes = gradient.view(gradient.shape[0] // rows, -1)
+                held = torch.ones(of_classes.shape[0], dtype=torch.bool, device=gradient.device)
+                held[list(labels)] = False
+                of_classes[held] = 0.0
 
 
 def weighted_sum(weights: dict[str, float], losses: dict[str, Tensor]) -> Tensor:

@@ -14,7 +14,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from training.config import LossWeightsConfig
 
-LOSSES = tuple(field.name for field in fields(LossWeightsConfig))
+LOSSES = tuple(field.name for field in fields(LossWeightsConfig) if field.name != "loss_keypoint")
+"""Of every network; further ones are told to `RunLog`."""
 COLUMNS = ("step", "stage", "learning_rate", "images_per_second", "gradient_norm", "loss", *LOSSES)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-_EPOCH, _SAMPLE, _STEP, _IMAGE = 1, 2, 3, 4
+_EPOCH, _SAMPLE, _STEP, _IMAGE, _SCALE = 1, 2, 3, 4, 5
 
 
 class SeededBatches(Sampler[list[tuple[int, int]]]):
@@ -85,6 +85,11 @@ def image_seed(*, seed: int, step: int, image_id: int) -> int:
 def step_seed(*, seed: int, step: int) -> int:
     """The seed, 0..2^63-1, of what is random in a step of the run and belongs to no image."""
     return mixed(seed, _STEP, step)
+
+
+def scale_seed(*, seed: int, step: int, image_id: int | None = None) -> int:
+    """The seed, 0..2^63-1, of the size at which a step sees an image; None: all its images."""
+    return mixed(seed, _SCALE, step) if image_id is None else mixed(seed, _SCALE, step, image_id)
 
 
 def mixed(*numbers: int) -> int:

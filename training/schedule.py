@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-Stage = Literal["end_to_end", "detector", "mask"]
-STAGES: tuple[Stage, ...] = ("end_to_end", "detector", "mask")
+Stage = Literal["end_to_end", "detector", "mask", "classes"]
+STAGES: tuple[Stage, ...] = ("end_to_end", "detector", "mask", "classes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +21,9 @@ class ScheduleConfig:
     """Stage-wise training, first part: all but the mask branch."""
     mask_steps: int = 0
     """Stage-wise training, second part: the mask branch and T alone, on a frozen detector."""
+    classes_steps: int = 0
+    """The box branch's rows of classes that `data.start_from` does not have, and nothing else: T then gives them
+    their masks (Sec. 5: masks of classes that have boxes alone)."""
     batch_size: int = 16
     """Images a step, of all processes together (the paper: 16 on 8 GPUs)."""
     accumulate: int = 1

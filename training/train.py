@@ -19,10 +19,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from model.build import build_network
-from model.checkpoint import load_checkpoint, load_detector, remove_unfinished, without_pretrained
-from model.classes import ClassTable
-from model.network import MaskXRCNN
+from model.checkpoint import load_checkpoint, remove_unfinished
+from model.keypoints import keypoint_labels
 from model.targets import Target
 from training.box_only import box_only_weights
 from training.coco import CocoDataset, collate
@@ -40,12 +38,13 @@ from training.distributed import (
     refuse_processes,
     started_together,
 )
-from training.memory import memory_advice, out_of_memory
+from training.memory import keep_freed_memory, memory_advice, out_of_memory
 from training.progress import Progress, counted, progress
 from training.random_state import seed_all
 from training.run import NotFinite, Run, checkpoint_path
 from training.run_log import RunLog
 from training.sampler import SeededBatches
+from training.start import new_labels, read_start, starting_network
 from training.stopping import Stop, ignore_signals, stop_on_signals
 
 
@@ -91,6 +90,8 @@ def prepared(config: TrainingConfig, group: Group, *, resume: bool, restart: boo
     """A run at its beginning or where its checkpoint was written, and the data it trains on; see `train`."""
     saved = checkpoint_to_resume(config, resume=resume, restart=restart)
     device = chosen_device(config.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     if config.threads:
         torch.set_num_threads(config.threads)
     seed_all(config.seed)
@@ -102,6 +103,7 @@ def prepared(config: TrainingConfig, group: Group, *, resume: bool, restart: boo
         mask_classes=config.data.mask_classes,
         augment=config.augment,
         require_masks=needs_masks,
+        keypoints=config.model.keypoints,
         progress=counted("checking images"),
     )
     print(data.report)
@@ -110,11 +112,23 @@ def prepared(config: TrainingConfig, group: Group, *, resume: bool, restart: boo
     if config.model.transfer.kind == "class_specific" and needs_masks:
         data.classes.require_masks()
     network = starting_network(config, data.classes, from_checkpoint=saved is not None)
+    network.set_keypoint_labels(keypoint_labels(config.model.keypoints, data.classes))
     network = network.to(device)
     if config.channels_last:
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     classes = data.classes
-    run = Run(config=config, network=network, classes=classes, images=len(data), saved=saved, group=group)
+    new: tuple[int, ...] = ()
+    if saved is None and config.schedule.classes_steps:
+        new = new_labels(read_start(config.data.start_from), classes)
+    run = Run(
+        config=config,
+        network=network,
+        classes=classes,
+        images=len(data),
+        saved=saved,
+        group=group,
+        new_labels=new,
+    )
     describe(run, data, device, saved)
     return run, data
 
@@ -153,7 +167,10 @@ def run_log(run: Run) -> AbstractContextManager[RunLog | None]:
         Path(config.output.dir),
         step=run.step,
         tensorboard=config.output.tensorboard,
-        more=list(box_only_weights(config.box_losses, config.teacher, 0, of=1)),
+        more=[
+            *(["loss_keypoint"] if config.model.keypoints.used else []),
+            *box_only_weights(config.box_losses, config.teacher, 0, of=1),
+        ],
     )
 
 
@@ -195,17 +212,6 @@ def train_stage(
     if log is not None:
         log.write(run.step, stage=run.stage, learning_rate=rate)
     return stopped_by
-
-
-def starting_network(config: TrainingConfig, classes: ClassTable, *, from_checkpoint: bool) -> MaskXRCNN:
-    """The network before its first step; `from_checkpoint`: with weights that are about to be replaced."""
-    if from_checkpoint:
-        return build_network(without_pretrained(config.model), num_classes=classes.num_classes)
-    if not config.data.detector_from:
-        return build_network(config.model, num_classes=classes.num_classes)
-    network = build_network(without_pretrained(config.model), num_classes=classes.num_classes)
-    load_detector(network, config.data.detector_from, classes)
-    return network
 
 
 def batches(run: Run, data: CocoDataset) -> Generator[tuple[list[Tensor], list[Target]]]:
@@ -328,6 +334,13 @@ def describe(run: Run, data: CocoDataset, device: torch.device, saved: dict[str,
         print(
             f"warning: {threads} threads instead of {saved['threads']}: sums are rounded otherwise, so the weights "
             "will not be those of an uninterrupted run to the last bit",
+            file=sys.stderr,
+        )
+    if run.precision != run.own_precision:
+        print(
+            f"warning: precision auto was {run.precision} where this run began, and stays so; it would be "
+            f"{run.own_precision} on this machine, which may be faster: precision={run.own_precision} and another "
+            "output.dir begin anew",
             file=sys.stderr,
         )
     if (before := saved.get("processes", 1)) != run.group.size:

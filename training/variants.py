@@ -1,11 +1,12 @@
 """Variants of one training: the same configuration with some keys changed, each run in a folder of its own.
 
-The experiments (`training.validate_transfer`, `training.compare`) train one detector and then the mask
+The experiments (`training.validate_transfer`, `training.experiments`) train one detector and then the mask
 branch in several forms on top of it (stage-wise training, Sec. 3.3).
 """
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -67,6 +68,7 @@ def detector_alone(config: TrainingConfig) -> TrainingConfig:
         "schedule.end_to_end_steps": 0,
         "schedule.detector_steps": steps,
         "schedule.mask_steps": 0,
+        "schedule.classes_steps": 0,
     }
     changes |= {"optimiser.mask_learning_rate": None, "optimiser.transfer_weight_decay": None}
     changes |= {"box_losses": {}, "teacher": {}}  # nor anything else that the mask branch alone learns by
@@ -96,14 +98,20 @@ def finished_detector(config: TrainingConfig) -> Path | None:
 def mask_branch_alone(config: TrainingConfig, detector: Path, *, steps: int) -> TrainingConfig:
     """The stage-wise training's second part: the mask branch and T on the frozen detector of a checkpoint."""
     stages = {"schedule.end_to_end_steps": 0, "schedule.detector_steps": 0, "schedule.mask_steps": steps}
+    stages |= {"schedule.classes_steps": 0}
     return changed(config, {**stages, "data.detector_from": str(detector)})
 
 
 def detector_in(folder: Path, config: TrainingConfig, train: Train) -> Path:
     """As `train_in` with the detector alone of `config`; it is the same one for every split of the classes."""
-    detector = detector_alone(config)
-    out = folder / digest(changed(detector, {"data.mask_classes": "all"}))
-    return train(changed(detector, {"output.dir": str(out)}), resume=(out / "checkpoint.pt").is_file())
+    out = folder / detector_digest(config)
+    detector = changed(detector_alone(config), {"output.dir": str(out)})
+    return train(detector, resume=(out / "checkpoint.pt").is_file())
+
+
+def detector_digest(config: TrainingConfig) -> str:
+    """The name of the folder in which `detector_in` trains the detector of `config`."""
+    return digest(changed(detector_alone(config), {"data.mask_classes": "all"}))
 
 
 def train_in(folder: Path, config: TrainingConfig, train: Train) -> Path:
@@ -136,7 +144,7 @@ def kept_rows(path: Path) -> list[dict[str, Any]]:
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
     """Write `document` whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished = path.with_name(f".{path.name}.unfinished-{os.getpid()}")
     unfinished.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     unfinished.replace(path)
 

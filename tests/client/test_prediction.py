@@ -76,6 +76,16 @@ def test_the_content_comes_back_as_the_server_gave_it() -> None:
     ]
 
 
+def test_keypoints_come_back_too_and_are_none_where_there_are_none() -> None:
+    found = predicted(keypoints=[1.5, 2.0, 0.75, 3.0, 4.0, 0.25])
+    assert found.detections[0].keypoints == (1.5, 2.0, 0.75, 3.0, 4.0, 0.25)
+    assert found.content()["detections"][0]["keypoints"] == [1.5, 2.0, 0.75, 3.0, 4.0, 0.25]
+    assert (
+        predicted().detections[0].keypoints is None
+        and "keypoints" not in predicted().content()["detections"][0]
+    )
+
+
 def test_coco_results_have_their_image_and_png_is_none() -> None:
     assert prediction_of(ANSWER, MODEL).coco(12) == [{"image_id": 12, **DETECTION}]
     with pytest.raises(ValueError, match="COCO knows no masks as PNG"):

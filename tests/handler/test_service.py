@@ -40,6 +40,7 @@ class Recorder:
     categories: ClassVar = {1: Category(id=5, name="all", mask_supervised=True)}
     defaults = Wishes(score_threshold=0.5, max_detections=10)
     min_size, max_size = 64, 200
+    keypoint_lines: ClassVar[tuple[tuple[int, int], ...]] = ()
     device = torch.device("cpu")
 
     def device_answers(self) -> bool:

@@ -101,3 +101,56 @@ def test_dropout_and_noise_act_in_training_only() -> None:
     assert not torch.equal(form(cls, box)[0], form(cls, box)[0])
     form.eval()
     assert torch.equal(form(cls, box)[0], form(cls, box)[0])
+
+
+# ---- Table 1a: random rows and word vectors ----
+
+
+@pytest.mark.parametrize("given", ["random", "words"])
+def test_the_inputs_of_table_1a_read_fixed_rows_and_nothing_of_the_detector(given: str) -> None:
+    form = weights(input=given, num_classes=4, vector_width=7)
+    assert form.rows is not None and form.rows.shape == (5, 7)
+    if given == "words":
+        assert not bool(form.rows[1:].isfinite().any()), "words that were never read must not pass for rows"
+        form.set_rows(torch.randn(4, 7))
+    assert not bool(form.rows[0].any()) and len({tuple(row) for row in form.rows.tolist()}) == 5
+    assert "rows" in form.state_dict() and "rows" not in dict(form.named_parameters())
+    table, _ = form(torch.randn(5, 6), torch.randn(20, 6))
+    assert torch.equal(table, form(torch.zeros(5, 6), torch.zeros(20, 6))[0])
+    assert form.transfer is not None
+    torch.testing.assert_close(table, form.transfer(form.rows))
+
+
+def test_random_rows_follow_the_seed() -> None:
+    rows = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        rows.append(weights(input="random", num_classes=4).rows)
+    assert torch.equal(rows[0], rows[1]) and not torch.equal(rows[0], rows[2])  # type: ignore[arg-type]
+    assert rows[0] is not None and rows[0].shape == (5, 300)
+
+
+def test_rows_for_another_number_of_classes_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"shape \[3, 7\]; \[4, 7\] is wanted"):
+        weights(input="words", num_classes=4, vector_width=7).set_rows(torch.zeros(3, 7))
+
+
+def test_the_table_of_detection_weights_has_no_rows_to_keep() -> None:
+    assert not {"rows", "mean"} & weights().state_dict().keys()
+    assert not {"rows", "mean"} & weights(kind="class_agnostic", input="random").state_dict().keys()
+
+
+# ---- normalisation that classes added later leave alone ----
+
+
+@pytest.mark.parametrize("given", ["cls", "box", "cls+box"])
+def test_a_kept_mean_gives_the_masks_of_before_whatever_classes_come(given: str) -> None:
+    usual, kept = weights(input=given, normalise=True), weights(input=given, normalise=True, kept_mean=True)
+    kept.load_state_dict(usual.state_dict(), strict=False)
+    cls, box = torch.randn(5, 6), torch.randn(20, 6)
+    kept.keep_mean(cls, box)
+    before = usual(cls, box)[0]
+    assert torch.equal(kept(cls, box)[0], before)
+    more = torch.cat([cls, torch.randn(3, 6)]), torch.cat([box, torch.randn(12, 6)])
+    torch.testing.assert_close(kept(*more)[0][:5], before)
+    assert not torch.allclose(usual(*more)[0][1:5], before[1:])  # else the line above proves nothing

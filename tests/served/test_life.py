@@ -38,8 +38,13 @@ def photo(seed: int, width: int, height: int) -> bytes:
 def torchscript(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny network, exported."""
     path = tmp_path_factory.mktemp("tiny") / "maskx.pt"
-    sizes = {"min_size": CONFIG.input.min_size, "max_size": CONFIG.input.max_size}
-    metadata = build_metadata(CLASSES, mask_size=14, max_detections=30, **sizes)
+    metadata = build_metadata(
+        CLASSES,
+        mask_size=14,
+        max_detections=30,
+        min_size=CONFIG.input.min_size,
+        max_size=CONFIG.input.max_size,
+    )
     path.write_bytes(export_network(tiny_network(), metadata))
     return path
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -256,12 +257,29 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
         raise AssertionError("no group should have been made")
 
 
+@pytest.mark.parametrize(
+    ("module", "arguments", "what"),
+    [
+        ("training.train", ["--validate-transfer"], "--validate-transfer"),
+        ("training.calibrate_masks", [], "training.calibrate_masks"),
+        ("training.experiments", ["shapes"], "training.experiments"),
+        ("training.grow", ["a.pt", "--images", "b", "--annotations", "c.json"], "training.grow"),
+        ("training.convert_torchvision", ["--weights", "a.pth"], "training.convert_torchvision"),
+    ],
+    ids=lambda value: value.rpartition(".")[2] if isinstance(value, str) else "",
+)
 def test_what_one_process_does_is_not_started_as_several(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    module: str,
+    arguments: Words,
+    what: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """Each before it looks for its files, of which there are none."""
+    command = import_module(module)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert main(["--validate-transfer"]) == 2
-    assert "--validate-transfer runs in one process, and 2 were started" in capsys.readouterr().err
+    assert command.main(arguments) == 2
+    assert f"{what} runs in one process, and 2 were started" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -275,6 +293,12 @@ def test_what_one_process_does_is_not_started_as_several(
         ),
         ("DefaultCPUAllocator: can't allocate memory", RuntimeError, [], "Try schedule.accumulate=2 ("),
         ("CUDA out of memory.", torch.OutOfMemoryError, ["schedule.accumulate=2"], "Try precision=bfloat16,"),
+        (
+            "CUDA out of memory.",
+            torch.OutOfMemoryError,
+            ["augment.min_sizes=[48, 64]"],
+            "max_size and smaller augment.min_sizes",
+        ),
     ],
 )
 def test_where_memory_runs_out_the_setting_to_change_is_named(

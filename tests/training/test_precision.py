@@ -1,9 +1,15 @@
 """Which precision a training computes in."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from torch import Tensor
 
+from model.checkpoint import load_checkpoint
+from tests.training.tiny_set import tiny_changes, write_tiny_set
 from training.run import under_bfloat16
+from training.train import main
 
 
 @pytest.mark.parametrize("supported", [True, False])
@@ -20,3 +26,30 @@ def test_auto_takes_bfloat16_only_where_the_processor_computes_it(
 def test_auto_is_float32_where_torch_cannot_tell(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported", raising=False)
     assert under_bfloat16("auto", torch.device("cpu")) is False
+
+
+def test_a_run_that_goes_on_on_another_processor_computes_as_it_began_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tiny_set(tmp_path)
+
+    constant = ["schedule.decay=none", "schedule.warmup_steps=0"]
+
+    def run(out: str, *words: str, bfloat16_here: bool) -> dict[str, Tensor]:
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bfloat16_here, raising=False)
+        changes = [*tiny_changes(tmp_path, tmp_path / out), "schedule.mask_steps=0", *constant, *words]
+        assert main(changes) == 0
+        contents = load_checkpoint(tmp_path / out / "checkpoint.pt")
+        assert contents["precision"] == ("float32" if out == "float32" else "bfloat16")
+        weights: dict[str, Tensor] = contents["model"]
+        return weights
+
+    run("moved", "precision=auto", "schedule.detector_steps=1", bfloat16_here=True)
+    assert "warning" not in capsys.readouterr().err
+    two = ["schedule.detector_steps=2"]
+    moved = run("moved", "precision=auto", "--resume", *two, bfloat16_here=False)
+    assert "precision auto was bfloat16 where this run began, and stays so" in capsys.readouterr().err
+    stayed = run("bfloat16", "precision=bfloat16", *two, bfloat16_here=True)
+    other = run("float32", "precision=auto", *two, bfloat16_here=False)
+    assert all(torch.equal(moved[key], value) for key, value in stayed.items())
+    assert any(not torch.equal(moved[key], value) for key, value in other.items())  # else it proves nothing

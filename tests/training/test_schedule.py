@@ -39,8 +39,8 @@ def test_a_stage_shorter_than_the_warm_up_still_reaches_the_full_rate(steps: int
 
 
 def test_steps_of_a_run_fall_to_its_stages_in_order() -> None:
-    schedule = ScheduleConfig(end_to_end_steps=2, detector_steps=3, mask_steps=4)
-    assert schedule.total_steps == 9
-    assert schedule.steps_done(0) == {"end_to_end": 0, "detector": 0, "mask": 0}
-    assert schedule.steps_done(4) == {"end_to_end": 2, "detector": 2, "mask": 0}
-    assert schedule.steps_done(9) == {"end_to_end": 2, "detector": 3, "mask": 4}
+    schedule = ScheduleConfig(end_to_end_steps=2, detector_steps=3, mask_steps=4, classes_steps=5)
+    assert schedule.total_steps == 14
+    assert schedule.steps_done(0) == {"end_to_end": 0, "detector": 0, "mask": 0, "classes": 0}
+    assert schedule.steps_done(4) == {"end_to_end": 2, "detector": 2, "mask": 0, "classes": 0}
+    assert schedule.steps_done(11) == {"end_to_end": 2, "detector": 3, "mask": 4, "classes": 2}
