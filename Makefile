@@ -83,7 +83,7 @@ predict: setup       ## send an image to the server, write the overlay: IMAGE= O
 
 predict-folder: build/maskx.mar  ## COCO results of every image under IMAGES=, without a server -> build/offline
 	@test -n "$(IMAGES)" || { echo "error: name a folder or bucket: make predict-folder IMAGES=photos" >&2; exit 2; }
-	@$(PY) -m offline.predict --archive build/maskx.mar --images "$(IMAGES)" --out build/offline $(OFFLINE_ARGS)
+	@PYTHONWARNINGS=ignore::FutureWarning $(PY) -m offline.predict --archive build/maskx.mar --images "$(IMAGES)" --out build/offline $(OFFLINE_ARGS)
 
 stop:                ## stop the server
 	@if test -d build/serve && test -x $(PY); then $(PY) -m serve_config.server stop; else echo "no server was started here"; fi
