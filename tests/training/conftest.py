@@ -1,15 +1,32 @@
-"""The small COCO set of coco_set.py on disk."""
+"""The small COCO sets of coco_set.py and tiny_set.py on disk."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests.training.coco_set import HEIGHT, WIDTH, Document, Load
+from tests.training.tiny_set import write_tiny_set
 from training.coco import CocoDataset
+
+
+@pytest.fixture(scope="module")
+def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny") / "set"
+    write_tiny_set(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def same_threads_afterwards() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

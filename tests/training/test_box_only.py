@@ -26,20 +26,6 @@ TWENTY = ["schedule.end_to_end_steps=10", "schedule.detector_steps=0", "schedule
 NEW = ["loss_projection", "loss_pairwise", "loss_pseudo_mask"]
 
 
-@pytest.fixture(scope="module")
-def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny") / "set"
-    write_tiny_set(folder)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def same_threads_afterwards() -> Any:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def run(tiny_set: Path, tmp_path: Path) -> Callable[..., int]:
     """Train in `tmp_path`/`out` with further words on the command line; the exit status."""

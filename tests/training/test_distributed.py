@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
@@ -27,20 +26,6 @@ from training.train import main, require_images_for_all
 Words = list[str]
 BATCH, STEPS = 4, 7
 LAUNCH_SECONDS = 600
-
-
-@pytest.fixture(scope="module")
-def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny") / "set"
-    write_tiny_set(folder)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def same_threads_afterwards() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def words(tiny_set: Path, out: Path, *more: str, steps: int = STEPS) -> Words:

@@ -1,7 +1,7 @@
 """New classes from boxes alone: which rows are learned, that nothing else moves, and that masks come at once."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,6 @@ from training.grow import main, with_classes_before
 from training.train import main as train
 
 LAST = "box_predictor."
-
-
-@pytest.fixture(autouse=True)
-def same_threads_afterwards() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 import json
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,27 +16,13 @@ from model.classes import ClassTable
 from model.config import ModelConfig, to_dict
 from model.network import MaskXRCNN
 from model.serving import prepared_for_serving
-from tests.training.tiny_set import tiny_changes, write_tiny_set
+from tests.training.tiny_set import tiny_changes
 from training.config import DEFAULT_CONFIG, load_config
 from training.start import new_labels, read_start, take_over
 from training.train import main
 
 BEFORE = ClassTable(ids=(1, 5, 9), names=("slab", "brick", "stone"), has_mask=(True, False, True))
 PREDICTOR = "box_predictor."
-
-
-@pytest.fixture(scope="module")
-def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny") / "set"
-    write_tiny_set(folder)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def same_threads_afterwards() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def model(*changes: str) -> ModelConfig:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -21,20 +20,6 @@ from tests.training.tiny_set import tiny_changes, write_tiny_set
 from training.train import main, train, without_trace
 
 Words = list[str]
-
-
-@pytest.fixture(scope="module")
-def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny") / "set"
-    write_tiny_set(folder)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def same_threads_afterwards() -> Any:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """The inputs of T of Table 1a beside w_det, from the configuration to the served table: random rows, word vectors."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,24 +7,10 @@ import torch
 
 from export.verify import verify_mask_table
 from model.checkpoint import load_checkpoint, load_network
-from tests.training.tiny_set import SIDE, tiny_changes, write_tiny_set
+from tests.training.tiny_set import SIDE, tiny_changes
 from training.train import main
 
 VECTORS = {"brick": [1.0, 0.0, 2.0], "tile": [0.0, 3.0, 1.0], "slab": [-2.0, 1.0, 0.5]}
-
-
-@pytest.fixture(scope="module")
-def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny") / "set"
-    write_tiny_set(folder)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def same_threads_afterwards() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
