@@ -10,7 +10,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-import torch
 
 from model.checkpoint import load_network
 from tests.training.datasets import small_sets
@@ -22,13 +21,6 @@ from training.datasets.catalogue import DATA_SETS, DOWNLOADS
 from training.datasets.fetch import Download
 
 Server = tuple[str, Behaviour]
-
-
-@pytest.fixture(autouse=True)
-def same_threads_afterwards() -> object:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def write_original(folder: Path) -> None:
