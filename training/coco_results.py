@@ -10,8 +10,8 @@ import io
 import itertools
 import json
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,18 @@ class GroundObject:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Searched:
+    """The classes an image of a federated data set was searched for (LVIS, Gupta et al., 2019), beside those of its
+    objects.
+    """
+
+    absent: frozenset[int]
+    """Category ids of which it has no object (`neg_category_ids`)."""
+    in_part: frozenset[int]
+    """Category ids of which not every object is annotated (`not_exhaustive_category_ids`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class GroundTruth:
     """The annotations of a set of images, masks of set B included: only evaluation may read those."""
 
@@ -59,6 +71,17 @@ class GroundTruth:
     objects: dict[int, tuple[GroundObject, ...]]
     skipped: dict[str, int]
     """What could not be used, with counts."""
+    searched: dict[int, Searched] = field(default_factory=dict)
+    """Of the images of a federated data set; the others were searched for every class."""
+
+    def judged(self, result: Mapping[str, Any]) -> bool:
+        """Whether a detection counts: anyone looked whether its image has an object of its class."""
+        searched = self.searched.get(result["image_id"])
+        return (
+            searched is None
+            or result["category_id"] in searched.absent
+            or any(one.category_id == result["category_id"] for one in self.objects[result["image_id"]])
+        )
 
     def only(self, image_ids: Collection[int]) -> "GroundTruth":
         """The same ground truth of fewer images."""
@@ -69,6 +92,7 @@ class GroundTruth:
             sizes={image_id: self.sizes[image_id] for image_id in kept},
             objects={image_id: self.objects[image_id] for image_id in kept},
             skipped=self.skipped,
+            searched={image_id: self.searched[image_id] for image_id in kept if image_id in self.searched},
         )
 
 
@@ -134,7 +158,8 @@ def load_ground_truth(
     """Read a COCO annotation file for evaluation.
 
     Objects without area or wholly outside their image are left out, and a mask that cannot be read is None;
-    both are counted in `skipped`. With `only_categories`, objects of other classes are left out unread.
+    both are counted in `skipped`. An image that has `neg_category_ids` was searched for some classes only (LVIS).
+    With `only_categories`, objects of other classes are left out unread.
     `max_images` takes that many images from the front of the list sorted by id.
 
     Raises ValueError where the file is no COCO file, where its classes are not those of `classes`, and
@@ -178,6 +203,18 @@ def load_ground_truth(
         sizes=sizes,
         objects=objects,
         skipped=dict(skipped),
+        searched={
+            image_id: _searched(record)
+            for image_id in image_ids
+            if (record := coco.imgs[image_id]).get("neg_category_ids") is not None
+        },
+    )
+
+
+def _searched(image: Mapping[str, Any]) -> Searched:
+    return Searched(
+        absent=frozenset(image["neg_category_ids"]),
+        in_part=frozenset(image.get("not_exhaustive_category_ids") or ()),
     )
 
 
@@ -340,12 +377,31 @@ def _precision(
     kind: str,
     classes: ClassTable,
 ) -> PrecisionTable:
+    found = [result for result in found if truth.judged(result)]
+    annotations = [*annotations, *_searched_in_part(truth)]
     with _quiet():
         evaluation = COCOeval(indexed(truth, annotations, classes), indexed(truth, found, classes), kind)
         evaluation.evaluate()
         evaluation.accumulate()
     # [IoU threshold, recall, class, size range, detections an image]: the last is the 100 of COCO's main figures.
     return PrecisionTable(evaluation.eval["precision"][..., -1], tuple(evaluation.params.catIds))
+
+
+def _searched_in_part(truth: GroundTruth) -> Iterator[dict[str, Any]]:
+    """A crowd over the image for every class of which not all objects are annotated: what is found beside those is
+    neither right nor wrong.
+    """
+    for image_id, searched in truth.searched.items():
+        height, width = truth.sizes[image_id]
+        for category_id in searched.in_part:
+            yield {
+                "image_id": image_id,
+                "category_id": category_id,
+                "bbox": [0.0, 0.0, float(width), float(height)],
+                "segmentation": filled_boxes(np.array([[0.0, 0.0, width, height]]), height, width)[0],
+                "area": float(height * width),
+                "iscrowd": 1,
+            }
 
 
 def indexed(truth: GroundTruth, annotations: list[dict[str, Any]], classes: ClassTable) -> COCO:

@@ -287,6 +287,53 @@ def test_a_set_may_have_more_detections_than_a_byte_can_count(tmp_path: Path) ->
     assert results.all.mask.ap50 is not None and 0 < results.all.mask.ap50 < 1
 
 
+@pytest.mark.parametrize(
+    ("lists", "spoilt"),
+    [
+        ({}, True),  # COCO's: searched for every class, so a bee in an image without bees is wrong
+        ({"neg_category_ids": []}, False),  # nobody looked for bees
+        ({"neg_category_ids": [5]}, True),  # somebody did
+        ({"neg_category_ids": [], "not_exhaustive_category_ids": [2]}, False),
+    ],
+)
+def test_an_image_of_a_federated_set_is_judged_by_the_classes_it_was_searched_for(
+    tmp_path: Path, lists: dict[str, list[int]], spoilt: bool
+) -> None:
+    """The false bee is surer than the true one of the other image."""
+    bee, ant = Thing(5, corner(5, 5, 20)), Thing(2, corner(8, 8, 24))
+    images, annotations = Scene({1: [bee], 2: [ant]}).write(tmp_path)
+    document = json.loads(annotations.read_text())
+    document["images"][1] |= lists
+    annotations.write_text(json.dumps(document))
+    truth = load_ground_truth(annotations, CLASSES)
+    predictions = predict(KnowingNetwork(Scene({1: [bee], 2: [ant]})), CLASSES, images, truth)
+    (found,) = (one for one in predictions.results if one["image_id"] == 1)
+    predictions.results.append({**found, "image_id": 2, "score": 1.0})
+    results = judge(predictions, CLASSES)
+    for group in (results.all.box, results.all.mask):
+        assert group.ap == pytest.approx(0.75 if spoilt else 1)
+
+
+@pytest.mark.parametrize(("in_part", "ap"), [([], 0.75), ([2], 1.0)])
+def test_what_is_found_beside_the_annotated_objects_of_a_class_searched_in_part_is_not_wrong(
+    tmp_path: Path, in_part: list[int], ap: float
+) -> None:
+    scene = Scene({1: [Thing(5, corner(5, 5, 20))], 2: [Thing(2, corner(2, 2, 16))]})
+    images, annotations = scene.write(tmp_path)
+    document = json.loads(annotations.read_text())
+    document["images"][1] |= {"neg_category_ids": [], "not_exhaustive_category_ids": in_part}
+    annotations.write_text(json.dumps(document))
+    predictions = predict(KnowingNetwork(scene), CLASSES, images, load_ground_truth(annotations, CLASSES))
+    (found,) = (one for one in predictions.results if one["image_id"] == 2)
+    mask = coco_mask.encode(np.asfortranarray(corner(22, 24, 12).astype(np.uint8)))
+    predictions.results.append(
+        {**found, "bbox": [24.0, 22.0, 12.0, 12.0], "segmentation": mask, "score": 1.0}
+    )
+    results = judge(predictions, CLASSES)
+    for group in (results.all.box, results.all.mask):
+        assert group.ap == pytest.approx(ap)
+
+
 def test_the_batch_size_changes_no_figure(tmp_path: Path) -> None:
     scene = usual_scene()
     images, annotations = scene.write(tmp_path)

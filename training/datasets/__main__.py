@@ -69,6 +69,17 @@ def listing() -> str:
     return "\n".join(lines)
 
 
+def _keys(known: DataSet, options: argparse.Namespace) -> list[str]:
+    try:
+        known.require(options.root)
+    except ValueError as missing:
+        raise ValueError(
+            f"{missing}; get it with `python -m training.datasets fetch {options.name}`, or where its own files lie "
+            f"below {options.root} already, with `convert {options.name}`"
+        ) from None
+    return known.keys(options.root)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. 0: done; 2: a mistake, named; 130: stopped by Ctrl-C (the same command goes on)."""
     parser = argparse.ArgumentParser(
@@ -102,8 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         known = data_set(options.name)
         how = ConvertOptions(minival=options.minival, image_set=options.image_set, names=options.names)
         if options.what == "keys":
-            known.require(options.root)
-            print(" ".join(known.keys(options.root)))
+            print(" ".join(_keys(known, options)))
         elif options.what == "convert":
             convert(known, options.root, how)
         else:

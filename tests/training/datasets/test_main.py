@@ -172,7 +172,7 @@ def test_mistakes_are_one_line_and_status_2(tmp_path: Path, capsys: pytest.Captu
     for arguments, seen in (
         (["fetch", "coco_2018"], "no data set is called 'coco_2018'; there are coco_2017, coco_2014"),
         (["fetch"], "fetch: name a data set"),
-        (["keys", "lvis_v1"], "no such file: .*lvis/train.json"),
+        (["keys", "lvis_v1"], "no such file: .*lvis/train.json.*; get it with .*fetch lvis_v1"),
         (["convert", "voc_2012"], r"cannot read the list of images .*train\.txt"),
     ):
         assert command.main([*arguments, *words]) == 2
