@@ -19,7 +19,7 @@ from benchmarks import ROOT
 from benchmarks.parts import CLASSES, speed
 from benchmarks.parts_memory import classes, memory
 from benchmarks.setting import Setting, add_network_options, say
-from benchmarks.tables import Part, document
+from benchmarks.tables import Part, document, measured_on
 from benchmarks.worker import Remote
 
 PARTS: dict[str, Callable[[Setting], list[Part]]] = {
@@ -74,21 +74,7 @@ def parser() -> argparse.ArgumentParser:
 
 def heading(machine: dict[str, Any], setting: Setting, minutes: float) -> list[tuple[str, str]]:
     """What the result was measured on, line by line."""
-    lines = [
-        ("date", f"{machine['date']}, {minutes:.0f} minutes, load before {machine['load_before']}"),
-        (
-            "machine",
-            f"{machine['processor']}, {machine['cores']} cores ({', '.join(machine['flags']) or 'no flags known'}), "
-            f"{machine['memory_gib']} GiB, {machine['system']}",
-        ),
-        (
-            "versions",
-            f"torch {machine['torch']}, torchvision {machine['torchvision']}, Python {machine['python']}, "
-            f"{machine['threads']} threads",
-        ),
-    ]
-    if "gpu" in machine:
-        lines.append(("GPU", f"{machine['gpu']}, {machine['gpu_memory_gib']} GiB, CUDA {machine['cuda']}"))
+    lines = measured_on(machine, minutes)
     lines.append(
         (
             "network",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,3 +84,23 @@ def document(title: str, head: Sequence[tuple[str, str]], parts: Sequence[Part])
     for part in parts:
         lines += [f"## {part.title}", "", part.text.rstrip(), ""]
     return "\n".join(lines)
+
+
+def measured_on(machine: Mapping[str, Any], minutes: float) -> list[tuple[str, str]]:
+    """The first lines of a table's head: when, how long, on which machine and with which versions."""
+    lines = [
+        ("date", f"{machine['date']}, {minutes:.0f} minutes, load before {machine['load_before']}"),
+        (
+            "machine",
+            f"{machine['processor']}, {machine['cores']} cores ({', '.join(machine['flags']) or 'no flags known'}), "
+            f"{machine['memory_gib']} GiB, {machine['system']}",
+        ),
+        (
+            "versions",
+            f"torch {machine['torch']}, torchvision {machine['torchvision']}, Python {machine['python']}, "
+            f"{machine['threads']} threads",
+        ),
+    ]
+    if "gpu" in machine:
+        lines.append(("GPU", f"{machine['gpu']}, {machine['gpu_memory_gib']} GiB, CUDA {machine['cuda']}"))
+    return lines

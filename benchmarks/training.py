@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import ROOT
-from benchmarks.tables import Part, Times, document, shown, speed_up, table
+from benchmarks.tables import Part, Times, document, measured_on, shown, speed_up, table
 from benchmarks.training_sides import TrainingRemote
 from benchmarks.worker import Remote
 from training.shapes import ShapesConfig, write_shapes
@@ -242,26 +242,14 @@ def main(arguments: Sequence[str] | None = None, *, start: Start = TrainingRemot
 
 def heading(machine: Mapping[str, Any], minutes: float) -> list[tuple[str, str]]:
     """What the result was measured on, line by line."""
-    lines = [
-        ("date", f"{machine['date']}, {minutes:.0f} minutes, load before {machine['load_before']}"),
-        (
-            "machine",
-            f"{machine['processor']}, {machine['cores']} cores ({', '.join(machine['flags']) or 'no flags known'}), "
-            f"{machine['memory_gib']} GiB, {machine['system']}",
-        ),
-        (
-            "versions",
-            f"torch {machine['torch']}, torchvision {machine['torchvision']}, Python {machine['python']}, "
-            f"{machine['threads']} threads",
-        ),
+    lines = measured_on(machine, minutes)
+    lines.append(
         (
             "sides",
             "the same drawn images in memory, weights at the start, SGD and learning rates; each in a process of its "
             "own, in turns; forward, backward and the optimiser are in a step; float32 where nothing else is said",
-        ),
-    ]
-    if "gpu" in machine:
-        lines.append(("GPU", f"{machine['gpu']}, {machine['gpu_memory_gib']} GiB, CUDA {machine['cuda']}"))
+        )
+    )
     return lines
 
 
