@@ -26,6 +26,7 @@ BASE = [
     "model.box.rois_per_image=16",
     "model.mask.width=8",
     "model.mask.convolutions=1",
+    "teacher.weight=0",
     "model.mask.roi_size=8",
     "schedule.batch_size=2",
     "schedule.warmup_steps=2",

@@ -66,6 +66,7 @@ def tiny_changes(folder: Path, out: Path) -> list[str]:
         "model.box.rois_per_image=8",
         "model.mask.width=8",
         "model.mask.convolutions=1",
+        "teacher.weight=0",
         "schedule.batch_size=2",
         "schedule.warmup_steps=2",
         "schedule.end_to_end_steps=0",
