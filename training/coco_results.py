@@ -50,12 +50,10 @@ class GroundObject:
 
 @dataclass(frozen=True, kw_only=True)
 class Searched:
-    """The classes an image of a federated data set was searched for (LVIS, Gupta et al., 2019), beside those of its
-    objects.
-    """
+    """The classes an image of a federated data set was searched for (LVIS, Gupta et al., 2019)."""
 
-    absent: frozenset[int]
-    """Category ids of which it has no object (`neg_category_ids`)."""
+    classes: frozenset[int]
+    """Category ids: those of its objects, and those of which it has none (`neg_category_ids`)."""
     in_part: frozenset[int]
     """Category ids of which not every object is annotated (`not_exhaustive_category_ids`)."""
 
@@ -77,11 +75,7 @@ class GroundTruth:
     def judged(self, result: Mapping[str, Any]) -> bool:
         """Whether a detection counts: anyone looked whether its image has an object of its class."""
         searched = self.searched.get(result["image_id"])
-        return (
-            searched is None
-            or result["category_id"] in searched.absent
-            or any(one.category_id == result["category_id"] for one in self.objects[result["image_id"]])
-        )
+        return searched is None or result["category_id"] in searched.classes
 
     def only(self, image_ids: Collection[int]) -> "GroundTruth":
         """The same ground truth of fewer images."""
@@ -204,16 +198,16 @@ def load_ground_truth(
         objects=objects,
         skipped=dict(skipped),
         searched={
-            image_id: _searched(record)
+            image_id: _searched(record, objects[image_id])
             for image_id in image_ids
             if (record := coco.imgs[image_id]).get("neg_category_ids") is not None
         },
     )
 
 
-def _searched(image: Mapping[str, Any]) -> Searched:
+def _searched(image: Mapping[str, Any], objects: Sequence[GroundObject]) -> Searched:
     return Searched(
-        absent=frozenset(image["neg_category_ids"]),
+        classes=frozenset(image["neg_category_ids"]) | {one.category_id for one in objects},
         in_part=frozenset(image.get("not_exhaustive_category_ids") or ()),
     )
 
