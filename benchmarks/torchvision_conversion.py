@@ -124,8 +124,8 @@ def answer_of_converted(network: Inference, image: Tensor, *, classes: int) -> A
     masks: list[Tensor] = []
     probabilities = network.mask_probabilities
 
-    def remember(features: dict[str, Tensor], boxes: list[Tensor], labels: Tensor) -> Tensor:
-        masks.append(probabilities(features, boxes, labels))
+    def remember(features: dict[str, Tensor], rois: Tensor, labels: Tensor) -> Tensor:
+        masks.append(probabilities(features, rois, labels))
         return masks[0]
 
     network.mask_probabilities = remember  # type: ignore[method-assign]

@@ -1,7 +1,8 @@
 """Runs maskx.pt where there is no project: imports torch and torchvision, nothing else, and is itself not imported.
 
 `verify` starts it with `python -I` in an empty folder: fresh_process.py MODEL INPUTS OUTPUTS. INPUTS holds the number
-of threads and a list of argument tuples, OUTPUTS is what the file answered, both written by `torch.save`.
+of threads, whether batched or not, and a list of argument tuples, OUTPUTS is what the file answered, both written by
+`torch.save`.
 """
 
 import sys
@@ -16,8 +17,10 @@ def main() -> None:
     inputs = torch.load(inputs_path, weights_only=True)
     torch.set_num_threads(inputs["threads"])
     model = torch.jit.load(model_path, map_location="cpu")
+    answers = []
     with torch.inference_mode():
-        answers = [model(*case) for case in inputs["cases"]]
+        for model.batched, case in inputs["cases"]:
+            answers.append(model(*case))
     modules = sorted({name.split(".")[0] for name in sys.modules})
     torch.save({"answers": answers, "modules": modules}, outputs_path)
 

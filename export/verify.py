@@ -1,8 +1,9 @@
 """Is the exported file the network that was trained? Asked before anything is written; any doubt is an error.
 
 Eager == scripted == reloaded in a process without the project's source, exactly; frozen within 1e-4, and so the network
-as it was trained; for images of several sizes, a batch of unequal sizes, scaled-down images, and an image in which
-nothing is found. Row c of the baked table is T at label c. No device is written into the code.
+as it was trained. So image by image (the way of a CPU) and batched (that of a GPU), for images of several sizes, a
+batch of unequal sizes, scaled-down images, and an image in which nothing is found. Row c of the baked table is T at
+label c. No device is written into the code.
 """
 
 import io
@@ -10,6 +11,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,16 +69,30 @@ def verify(network: MaskXRCNN, served: nn.Module, scripted: torch.jit.ScriptModu
             )
         unprepared = network.inference()
         require_close([unprepared(*case) for case in cases], eager, cases, "prepared for serving")
+        batched = in_each_way(served, cases, ways=(True,))
+        require_close(eager, batched, cases, "batched")
+        expected = eager + batched
         # TorchScript records types in its first run and optimises for them in the second.
         for run in ("first", "second"):
-            for k, case in enumerate(cases):
-                require_equal(eager[k], scripted(*case), f"scripted, {run} run, case {k}")
+            for k, answers in enumerate(in_each_way(scripted, cases)):
+                require_equal(expected[k], answers, f"scripted, {run} run, case {k}")
     for k, answers in enumerate(answers_of_fresh_process(data, cases)):
-        require_equal(eager[k], answers, f"reloaded in a fresh process, case {k}")
-    loaded: torch.jit.ScriptModule = torch.jit.load(io.BytesIO(data), map_location="cpu")
-    frozen = torch.jit.freeze(loaded.eval())
-    with torch.inference_mode():
-        require_close(eager, [frozen(*case) for case in cases], cases, "frozen")
+        require_equal(expected[k], answers, f"reloaded in a fresh process, case {k}")
+    for way, answers_of_way in ((False, eager), (True, batched)):
+        loaded: torch.jit.ScriptModule = torch.jit.load(io.BytesIO(data), map_location="cpu")
+        loaded.batched = way
+        frozen = torch.jit.freeze(loaded.eval(), preserved_attrs=["packed"])
+        with torch.inference_mode():
+            require_close(answers_of_way, [frozen(*case) for case in cases], cases, "frozen")
+
+
+def in_each_way(network: Any, cases: list[Case], ways: Sequence[bool] = (False, True)) -> list[Answer]:
+    """Answers of a network image by image, then batched; its switch is left as it was."""
+    before, answers = network.batched, []
+    for network.batched in ways:
+        answers += [network(*case) for case in cases]
+    network.batched = before
+    return answers
 
 
 def verify_mask_table(network: MaskXRCNN, served: nn.Module) -> None:
@@ -205,13 +221,14 @@ def drawn_image(height: int, width: int) -> Tensor:
 
 
 def answers_of_fresh_process(data: bytes, cases: list[Case]) -> list[Answer]:
-    """What the file answers where only torch and torchvision can be imported."""
+    """What the file answers, image by image and then batched, where only torch and torchvision can be imported."""
     with tempfile.TemporaryDirectory() as folder:
         empty = Path(folder, "empty")
         empty.mkdir()
         model, inputs, outputs = (Path(folder, name) for name in ("model.pt", "inputs.pt", "outputs.pt"))
         model.write_bytes(data)
-        torch.save({"threads": torch.get_num_threads(), "cases": cases}, inputs)
+        of_each_way = [(batched, case) for batched in (False, True) for case in cases]
+        torch.save({"threads": torch.get_num_threads(), "cases": of_each_way}, inputs)
         script = Path(__file__).with_name("fresh_process.py").resolve()
         # -I: no PYTHONPATH, no user packages, and neither the script's folder nor this one on the path.
         command = [sys.executable, "-I", str(script), str(model), str(inputs), str(outputs)]

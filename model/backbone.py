@@ -70,6 +70,9 @@ def with_nearest(fine: Tensor, coarse: Tensor) -> Tensor:
 
     In place where H = 2h and W = 2w and no gradient is asked for: that of a sum over spread cells is slow on a CPU.
     """
+    if not torch.jit.is_scripting():  # noqa: SIM102  (TorchScript leaves out a branch by this condition alone)
+        if torch.compiler.is_exporting():  # where no size is known to be twice another
+            return fine + F.interpolate(coarse, size=fine.shape[-2:], mode="nearest")
     n, channels, h, w = coarse.shape
     if torch.is_grad_enabled() or fine.shape[2] != 2 * h or fine.shape[3] != 2 * w:
         return fine + F.interpolate(coarse, size=fine.shape[-2:], mode="nearest")

@@ -35,3 +35,9 @@ def moved_boxes(deltas: Tensor, boxes: Tensor, largest_log_scale: float = LARGES
     centre = deltas[..., :2] * size + (boxes[..., :2] + 0.5 * size)
     half = 0.5 * torch.exp(deltas[..., 2:].clamp(max=largest_log_scale)) * size
     return torch.cat([centre - half, centre + half], dim=-1)
+
+
+def within(boxes: Tensor, size: Tensor) -> Tensor:
+    """Boxes [..., 4] cut at the border of an image of `size` [..., 2], height and width."""
+    limit = size.flip(-1)
+    return torch.minimum(boxes.clamp(min=0), torch.cat([limit, limit], dim=-1))

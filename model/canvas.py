@@ -51,6 +51,37 @@ class Canvas(nn.Module):
         height, width = self.size_of(image)
         return canvas_side(height, self.step), canvas_side(width, self.step)
 
+    def parts_of(self, images: list[Tensor], masks: list[bool], pixels_together: int) -> list[list[int]]:
+        """Which images go through the network together: those of one canvas, those that want masks first.
+
+        Args:
+            images: uint8 [3, h, w].
+            masks: whether each wants masks.
+            pixels_together: of canvas that may go together, though at least one image goes; 0 for any number.
+        """
+        parts: list[list[int]] = []
+        done: list[bool] = [False] * len(images)
+        for first in range(len(images)):
+            if not done[first]:
+                height, width = self.padded_size_of(images[first])
+                group: list[int] = []
+                bare: list[int] = []
+                for i in range(first, len(images)):
+                    h, w = self.padded_size_of(images[i])
+                    if not done[i] and h == height and w == width:
+                        done[i] = True
+                        if masks[i]:
+                            group.append(i)
+                        else:
+                            bare.append(i)
+                group += bare
+                together = len(group)
+                if pixels_together > 0:
+                    together = max(pixels_together // (height * width), 1)
+                for start in range(0, len(group), together):
+                    parts.append(group[start : start + together])
+        return parts
+
     def forward(self, images: list[Tensor], height: int, width: int) -> Tensor:
         """uint8 [3, h_i, w_i] images -> float32 [N, 3, height, width]; the padding holds zeros (the mean)."""
         sizes: list[tuple[int, int]] = []
@@ -61,11 +92,11 @@ class Canvas(nn.Module):
     def resized(self, images: list[Tensor], sizes: list[tuple[int, int]], height: int, width: int) -> Tensor:
         """`forward` with each image brought to the (height, width) that `sizes` gives it."""
         mean, std = self.mean, self.std
-        canvas = torch.zeros((len(images), 3, height, width), dtype=torch.float32, device=mean.device)
+        canvas = mean.repeat(len(images), 1, height, width)
         for i, image in enumerate(images):
             h, w = sizes[i]
             x = image.to(mean.device).to(torch.float32)
             if h != image.shape[1] or w != image.shape[2]:
                 x = nn.functional.interpolate(x[None], size=[h, w], mode="bilinear", align_corners=False)[0]
-            canvas[i, :, :h, :w] = (x - mean) / std
-        return canvas
+            canvas[i, :, :h, :w] = x
+        return canvas.sub_(mean).div_(std)

@@ -7,18 +7,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.profiler import record_function
-from torchvision.ops import clip_boxes_to_image, nms
 
 from model.box_branch import BoxHead, BoxPredictor, ConvBoxHead, ConvFCBoxHead
-from model.box_coding import decode_boxes
+from model.box_coding import within
 from model.c4 import Res5BoxHead
 from model.canvas import Canvas
 from model.keypoint_branch import KeypointBranch
 from model.mask_branch import MaskBranch
 from model.object_prior import object_prior
-from model.pooling import PyramidRoIAlign, bucket_of
+from model.pooling import PyramidRoIAlign, bucket_of, rois_of, with_cells
 from model.rpn import CrowdAwareRPN
-from model.run_lengths import mask_run_lengths
+from model.run_lengths import mask_run_lengths, run_lengths_of_images
 
 
 class Inference(nn.Module):
@@ -30,6 +29,7 @@ class Inference(nn.Module):
 
     mask_table: Tensor
     mask_bias: Tensor
+    batched: bool
     pixels_together: int
     mask_prior: torch.jit.Final[bool]
     mask_on_res5: torch.jit.Final[bool]
@@ -69,6 +69,10 @@ class Inference(nn.Module):
         self.mask_on_res5 = mask_on_res5
         self.nms_iou = nms_iou
         self.candidates_per_image = candidates_per_image
+        self.batched = False
+        """Whether all images of a canvas are one computation, in which the host waits for the device as seldom as can
+        be: the way of a GPU. Else each image is handled by itself where that is less work: the way of a CPU. For
+        whoever loads the network to set."""
         self.pixels_together = 0
         """Pixels of canvas that go through the network together, which bounds its memory; 0 for no bound. For whoever
         loads the network to set; at least one image goes."""
@@ -92,6 +96,8 @@ class Inference(nn.Module):
             class_mask: bool [N, C+1], the labels asked for; entry 0 (background) is never answered.
             with_masks: bool [N]; false leaves the run lengths of an image empty.
 
+        These five lie on the host: some of what they say decides what is computed.
+
         Returns:
             Per image `boxes` float32 [D, 4] XYXY, `scores` [D], `labels` int64 [D], `rle_counts` int64
             (column-major run lengths of all masks, one after the other) and `rle_offsets` int64 [D+1]; of a network
@@ -100,193 +106,252 @@ class Inference(nn.Module):
         answers: list[dict[str, Tensor]] = []
         for _ in range(len(images)):
             answers.append({})
-        done: list[bool] = [False] * len(images)
-        for first in range(len(images)):
-            if not done[first]:
-                height, width = self.canvas.padded_size_of(images[first])
-                group: list[int] = []
-                for i in range(first, len(images)):
-                    h, w = self.canvas.padded_size_of(images[i])
-                    if not done[i] and h == height and w == width:
-                        group.append(i)
-                        done[i] = True
-                together = len(group)
-                if self.pixels_together > 0:
-                    together = max(self.pixels_together // (height * width), 1)
-                for start in range(0, len(group), together):
-                    part = group[start : start + together]
-                    index = torch.tensor(part, dtype=torch.int64, device=sizes.device)
-                    of_part = self.one_canvas(
-                        [images[i] for i in part],
-                        height,
-                        width,
-                        sizes[index],
-                        score_threshold[index],
-                        max_detections[index],
-                        class_mask[index],
-                        with_masks[index],
-                    )
-                    for k, i in enumerate(part):
-                        answers[i] = of_part[k]
+        masks: list[bool] = with_masks.tolist()
+        for part in self.canvas.parts_of(images, masks, self.pixels_together):
+            found, counts = self.found_in(
+                part, images, sizes, score_threshold, max_detections, class_mask, masks
+            )
+            ends = [0]
+            for i, k in enumerate(part):
+                ends.append(ends[i] + (counts[i] if masks[k] else 0))
+            offsets = found["rle_offsets"]
+            runs: list[int] = offsets[torch.tensor(ends)].tolist()
+            start = 0
+            for i, k in enumerate(part):
+                end = start + counts[i]
+                own: dict[str, Tensor] = {}
+                for name in ("boxes", "scores", "labels", "keypoints"):
+                    if name in found:
+                        own[name] = found[name][start:end]
+                own["rle_counts"] = found["rle_counts"][runs[i] : runs[i + 1]]
+                if masks[k]:
+                    own["rle_offsets"] = offsets[start : end + 1] - runs[i]
+                else:
+                    own["rle_offsets"] = torch.zeros_like(offsets[:1]).repeat(counts[i] + 1)
+                answers[k] = own
+                start = end
         return answers
 
-    def one_canvas(
+    @torch.jit.export
+    def packed(
         self,
         images: list[Tensor],
-        height: int,
-        width: int,
         sizes: Tensor,
         score_threshold: Tensor,
         max_detections: Tensor,
         class_mask: Tensor,
         with_masks: Tensor,
-    ) -> list[dict[str, Tensor]]:
-        """`forward` for images that share a canvas of `height` x `width`."""
+    ) -> tuple[Tensor, list[list[int]]]:
+        """`forward`, its answers in one piece, so that whoever has them on a device copies once.
+
+        Args:
+            As of `forward`.
+
+        Returns:
+            numbers: float64, which holds float32 and whole numbers up to 2^53 as they are, on the network's device.
+            table: of each image [D, boxes, scores, labels, offsets, counts, keypoints]: how many detections, and the
+                place in `numbers` at which each of these begins: 4 D, D, D, D + 1 (where the runs of each mask begin,
+                counted from `counts` on, and where the last ends), the run lengths, and 3 D K. -1 for offsets and
+                counts of an image without masks, and for keypoints of a network without.
+        """
+        table: list[list[int]] = [[0]] * len(images)
+        pieces: list[Tensor] = []
+        masks: list[bool] = with_masks.tolist()
+        at = 0
+        for part in self.canvas.parts_of(images, masks, self.pixels_together):
+            found, counts = self.found_in(
+                part, images, sizes, score_threshold, max_detections, class_mask, masks
+            )
+            every = found["scores"].shape[0]
+            keypoints = torch.zeros_like(found["scores"][:0])
+            if "keypoints" in found:
+                keypoints = found["keypoints"]
+            own = [
+                found["boxes"].flatten(),
+                found["scores"],
+                found["labels"],
+                found["rle_offsets"],
+                found["rle_counts"],
+                keypoints.flatten(),
+            ]
+            begins: list[int] = []
+            for piece in own:
+                begins.append(at)
+                at += piece.shape[0]
+                pieces.append(piece.to(torch.float64))
+            of_each = keypoints.numel() // max(every, 1)
+            start = 0
+            for i, k in enumerate(part):
+                row = [counts[i], begins[0] + 4 * start, begins[1] + start, begins[2] + start]
+                row += [begins[3] + start, begins[4]] if masks[k] else [-1, -1]
+                row.append(begins[5] + of_each * start if "keypoints" in found else -1)
+                table[k] = row
+                start += counts[i]
+        if len(pieces) == 0:
+            pieces.append(torch.zeros([0], dtype=torch.float64, device=self.mask_table.device))
+        return torch.cat(pieces), table
+
+    def found_in(
+        self,
+        part: list[int],
+        images: list[Tensor],
+        sizes: Tensor,
+        score_threshold: Tensor,
+        max_detections: Tensor,
+        class_mask: Tensor,
+        masks: list[bool],
+    ) -> tuple[dict[str, Tensor], list[int]]:
+        """What is found in the images `part`, which share a canvas: boxes, scores, labels (and keypoints) of all of
+        them, image after image; run lengths and S + 1 offsets of the masks of those that want some, which come first;
+        and how many detections each image has."""
+        height, width = self.canvas.padded_size_of(images[part[0]])
+        index = torch.tensor(part)
+        originals: list[list[int]] = sizes[index].tolist()
+        thresholds: list[float] = score_threshold[index].tolist()
+        most: list[int] = max_detections[index].tolist()
+        chosen: list[Tensor] = []
         image_sizes: list[tuple[int, int]] = []
-        for image in images:
-            image_sizes.append(self.canvas.size_of(image))
-        dtype = self.box_head.weight_type()
+        rows: list[list[float]] = []
+        for i, k in enumerate(part):
+            chosen.append(images[k])
+            h, w = self.canvas.size_of(images[k])
+            image_sizes.append((h, w))
+            rows.append([float(h), float(w), float(originals[i][0]), float(originals[i][1]), thresholds[i]])
+        device, dtype = self.mask_table.device, self.box_head.weight_type()
+        about = torch.tensor(rows, dtype=torch.float64).to(device, non_blocking=True)
+        sizes_N2 = about[:, :2].to(torch.float32)
         with record_function("maskx::resize"):
-            canvas = self.canvas(images, height, width)
+            canvas = self.canvas.resized(chosen, image_sizes, height, width)
             canvas = canvas.to(dtype).contiguous(memory_format=torch.channels_last)
+        features, proposals, numbers, hidden = self.trunk(canvas, height, width, sizes_N2)
+        with record_function("maskx::box_head"):
+            logits = self.box_predictor(hidden)
+            asked = class_mask[index].to(device, non_blocking=True)
+            boxes, scores, labels, image, counts = self.detections(
+                proposals,
+                numbers,
+                hidden,
+                logits,
+                sizes_N2,
+                about[:, 4].to(torch.float32),
+                most,
+                asked,
+                thresholds,
+            )
+        with_mask = 0
+        for i, k in enumerate(part):
+            if masks[k]:
+                with_mask += counts[i]
+        rois = torch.cat([image.to(torch.float32).unsqueeze(1), boxes], dim=1)
+        with record_function("maskx::mask_head"):
+            probabilities = self.mask_probabilities(features, rois[:with_mask], labels[:with_mask])
+        found = {"scores": scores, "labels": labels}
+        scale = (about[:, 2:4] / about[:, :2]).to(torch.float32).flip(1)[image]
+        if self.keypoint_branch is not None:
+            with record_function("maskx::keypoint_head"):
+                keypoints = self.keypoint_branch.found(features, rois, labels)
+                found["keypoints"] = keypoints * F.pad(scale, [0, 1], value=1.0).unsqueeze(1)
+        with record_function("maskx::run_lengths"):
+            originals_S2 = about[:, 2:4][image]
+            boxes = within(boxes * scale.repeat(1, 2), originals_S2.to(torch.float32))
+            counted, offsets = run_lengths_of_images(
+                probabilities, boxes[:with_mask], originals_S2[:with_mask].to(torch.int64), self.batched
+            )
+        found["boxes"], found["rle_counts"], found["rle_offsets"] = boxes, counted, offsets
+        return found, counts
+
+    def trunk(
+        self, canvas: Tensor, height: int, width: int, sizes_N2: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor, list[int], Tensor]:
+        """Canvas [N, 3, height, width] -> levels to pool from, proposals [R, 4], how many are of each image, and the
+        box head's answers [R, D] float32; `sizes_N2` float32 is what each image fills of the canvas. Batched, every
+        image has as many proposals, and there is one number."""
         with record_function("maskx::backbone"):
             features: dict[str, Tensor] = self.backbone(canvas)
         with record_function("maskx::rpn"):
-            proposals = self.rpn.proposals(list(features.values()), height, width, image_sizes)
+            proposals, numbers = self.rpn.proposals(
+                list(features.values()), height, width, sizes_N2, self.batched
+            )
         with record_function("maskx::box_head"):
             features = self.for_pooling(features)
-            rois = 0
-            for proposal in proposals:
-                rois += proposal.shape[0]
-            pooled = self.box_pool(features, proposals, bucket_of(rois))
-            pooled = self.box_head(pooled.to(dtype))[:rois].float()
-            logits = self.box_predictor(pooled)
-            boxes, scores, labels = self.detections_of(
-                proposals, pooled, logits, image_sizes, score_threshold, max_detections, class_mask
-            )
-        wanted: list[Tensor] = []
-        for i, box in enumerate(boxes):
-            wanted.append(box if bool(with_masks[i].item()) else box[:0])
-        with record_function("maskx::mask_head"):
-            probabilities = self.mask_probabilities(
-                features,
-                wanted,
-                torch.cat([labels[i][: box.shape[0]] for i, box in enumerate(wanted)]),
-            )
-        keypoints: list[Tensor] = []
-        if self.keypoint_branch is not None:
-            with record_function("maskx::keypoint_head"):
-                keypoints = self.keypoint_branch.found(features, boxes, labels)
-        with record_function("maskx::run_lengths"):
-            answers: list[dict[str, Tensor]] = []
-            start = 0
-            for i, box in enumerate(boxes):
-                h, w = int(sizes[i, 0].item()), int(sizes[i, 1].item())
-                resized = image_sizes[i]
-                box = self.to_original(box, resized, h, w)
-                end = start + wanted[i].shape[0]
-                if bool(with_masks[i].item()):
-                    counts, offsets = mask_run_lengths(probabilities[start:end], box, h, w)
-                else:
-                    counts = torch.zeros((0,), dtype=torch.int64, device=box.device)
-                    offsets = torch.zeros((box.shape[0] + 1,), dtype=torch.int64, device=box.device)
-                start = end
-                answers.append(
-                    {
-                        "boxes": box,
-                        "scores": scores[i],
-                        "labels": labels[i],
-                        "rle_counts": counts,
-                        "rle_offsets": offsets,
-                    }
-                )
-                if self.keypoint_branch is not None:
-                    scale = [float(w) / float(resized[1]), float(h) / float(resized[0]), 1.0]
-                    answers[i]["keypoints"] = keypoints[i] * torch.tensor(scale, device=box.device)
-        return answers
+            rois = torch.cat([image_of(numbers, canvas.shape[0], proposals).unsqueeze(1), proposals], dim=1)
+            pooled = self.box_pool.of_rois(features, rois, bucket_of(rois.shape[0]))
+            hidden = self.box_head(pooled.to(self.box_head.weight_type()))[: rois.shape[0]].float()
+        return features, proposals, numbers, hidden
 
     def for_pooling(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
         """The levels that RoIs are pooled from, each brought once to the form that `PyramidRoIAlign` reads as it is."""
         levels: dict[str, Tensor] = {}
         for name, level in features.items():
             if name != "pool":
-                if level.device.type == "cpu":
-                    levels[name] = level.contiguous(memory_format=torch.channels_last)
-                else:
-                    levels[name] = level.float()
-        return levels
-
-    def detections_of(
-        self,
-        proposals: list[Tensor],
-        pooled: Tensor,
-        logits: Tensor,
-        image_sizes: list[tuple[int, int]],
-        score_threshold: Tensor,
-        max_detections: Tensor,
-        class_mask: Tensor,
-    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """`detections` of each image of a batch: boxes, scores, labels."""
-        boxes: list[Tensor] = []
-        scores: list[Tensor] = []
-        labels: list[Tensor] = []
-        start = 0
-        for i, proposal in enumerate(proposals):
-            end = start + proposal.shape[0]
-            box, score, label = self.detections(
-                proposal,
-                pooled[start:end],
-                logits[start:end],
-                image_sizes[i],
-                float(score_threshold[i].item()),
-                int(max_detections[i].item()),
-                class_mask[i].to(logits.device),
-            )
-            boxes.append(box)
-            scores.append(score)
-            labels.append(label)
-            start = end
-        return boxes, scores, labels
+                levels[name] = level.contiguous(memory_format=torch.channels_last)
+        return with_cells(levels, len(levels)) if self.batched else levels
 
     def detections(
         self,
         proposals: Tensor,
-        pooled_RD: Tensor,
+        numbers: list[int],
+        hidden: Tensor,
         logits: Tensor,
-        image_size: tuple[int, int],
-        score_threshold: float,
-        max_detections: int,
-        class_mask: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes (in the resized image's pixels), scores and labels of one image.
+        sizes_N2: Tensor,
+        thresholds_N: Tensor,
+        most: list[int],
+        asked: Tensor,
+        thresholds: list[float],
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, list[int]]:
+        """Boxes [S, 4] in pixels of the canvas, scores, labels and image of each detection, image after image, and how
+        many each image has (`model.box_branch.BoxPredictor`)."""
+        if self.batched:
+            return self.box_predictor.found_together(
+                proposals,
+                hidden,
+                logits,
+                sizes_N2,
+                thresholds_N,
+                most,
+                asked,
+                self.nms_iou,
+                self.candidates_per_image,
+            )
+        boxes: list[Tensor] = []
+        scores: list[Tensor] = []
+        labels: list[Tensor] = []
+        counts: list[int] = []
+        start = 0
+        for i, number in enumerate(numbers):
+            end = start + number
+            box, score, label = self.box_predictor.found_in_image(
+                proposals[start:end],
+                hidden[start:end],
+                logits[start:end],
+                sizes_N2[i],
+                thresholds[i],
+                most[i],
+                asked[i],
+                self.nms_iou,
+                self.candidates_per_image,
+            )
+            boxes.append(box)
+            scores.append(score)
+            labels.append(label)
+            counts.append(box.shape[0])
+            start = end
+        box = torch.cat(boxes)
+        return (
+            box,
+            torch.cat(scores),
+            torch.cat(labels),
+            image_of(counts, len(counts), box).to(torch.int64),
+            counts,
+        )
 
-        Classes are filtered first, then the best K (proposal, class) pairs above the threshold are
-        decoded, then NMS per class, then the best `max_detections`.
-        """
-        scores = torch.softmax(logits, dim=1)
-        wanted = class_mask.clone()
-        wanted[0] = False
-        pair = torch.where(((scores > score_threshold) & wanted[None, :]).flatten())[0]
-        flat = scores.flatten()[pair]
-        if flat.numel() > self.candidates_per_image:
-            flat, best = torch.topk(flat, self.candidates_per_image)
-            pair = pair[best]
-        proposal = torch.div(pair, scores.shape[1], rounding_mode="floor")
-        label = pair - proposal * scores.shape[1]
-        deltas = self.box_predictor.deltas_of(pooled_RD[proposal], label)
-        box = clip_boxes_to_image(decode_boxes(deltas, proposals[proposal]), image_size)
-        real = torch.where(((box[:, 2] - box[:, 0]) >= 0.01) & ((box[:, 3] - box[:, 1]) >= 0.01))[0]
-        box, flat, label = box[real], flat[real], label[real]
-        keep = nms_by_class(box, flat, label, self.nms_iou)[: max(max_detections, 0)]
-        return box[keep], flat[keep], label[keep]
-
-    def mask_probabilities(self, features: dict[str, Tensor], boxes: list[Tensor], labels: Tensor) -> Tensor:
-        """Mask probabilities [D, M, M] of boxes (per image, resized pixels) for their labels [D]."""
+    def mask_probabilities(self, features: dict[str, Tensor], rois: Tensor, labels: Tensor) -> Tensor:
+        """Mask probabilities [D, M, M] of RoIs [D, 5] (image, then XYXY on the canvas) for their labels [D]."""
         rows = bucket_of(labels.shape[0])
-        pooled = self.mask_pool(features, boxes, rows).to(self.mask_branch.weight_type())
+        pooled = self.mask_pool.of_rois(features, rois, rows).to(self.mask_branch.weight_type())
         of_row = F.pad(labels, [0, rows - labels.shape[0]])
         if self.mask_prior:
-            of_box = self.box_pool(features, boxes, rows).to(self.box_head.weight_type())
+            of_box = self.box_pool.of_rois(features, rois, rows).to(self.box_head.weight_type())
             # `ModelConfig` sees to a convolutional box head.
             maps = self.box_head.maps(of_box)  # type: ignore
             prior = object_prior(maps, self.box_predictor.cls_score.weight[of_row], self.mask_pool.size)
@@ -298,13 +363,6 @@ class Inference(nn.Module):
             bias = bias[of_row].view(-1, 1, 1)
         logits = self.mask_branch(pooled, self.mask_table[of_row], bias)
         return torch.sigmoid(logits)[: labels.shape[0]]
-
-    def to_original(self, boxes: Tensor, resized: tuple[int, int], height: int, width: int) -> Tensor:
-        """Boxes from the resized image's pixels to the original's."""
-        x = float(width) / float(resized[1])
-        y = float(height) / float(resized[0])
-        boxes = boxes * torch.tensor([x, y, x, y], dtype=torch.float32, device=boxes.device)
-        return clip_boxes_to_image(boxes, (height, width))
 
     def masks_on_boxes(
         self, images: list[Tensor], boxes: list[Tensor], labels: list[Tensor]
@@ -326,15 +384,17 @@ class Inference(nn.Module):
         y = float(h) / float(image.shape[1])
         x = float(w) / float(image.shape[2])
         scaled = boxes * torch.tensor([x, y, x, y], dtype=torch.float32, device=boxes.device)
-        return self.mask_probabilities(features, [scaled], labels)
+        return self.mask_probabilities(features, rois_of([scaled]), labels)
 
 
-def nms_by_class(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float) -> Tensor:
-    """Non-maximum suppression within each class: indices of what is kept, the best first.
+def image_of(counts: list[int], images: int, like: Tensor) -> Tensor:
+    """The number of the image, float32 [R], of R rows that lie image after image, on the device of `like` [R, ...].
 
-    Classes are moved apart, in float64: in float32 the boxes of class 3 000 would stand on a grid of 0.25 pixels.
+    `counts` says how many are of each image, or in one number that each has as many.
     """
-    if boxes.shape[0] == 0:
-        return torch.zeros((0,), dtype=torch.int64, device=boxes.device)
-    apart = labels.to(torch.float64) * (boxes.max().to(torch.float64) + 1.0)
-    return nms(boxes.to(torch.float64) + apart[:, None], scores.to(torch.float64), iou)
+    number = torch.arange(images, dtype=torch.float32, device=like.device)
+    if len(counts) == 1:
+        return number.unsqueeze(1).expand(images, counts[0]).flatten()
+    return torch.repeat_interleave(
+        number, torch.tensor(counts).to(like.device, non_blocking=True), output_size=like.shape[0]
+    )

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from model.convolution import with_winograd
 from model.losses import Total
-from model.pooling import PyramidRoIAlign, bucket_of
+from model.pooling import PyramidRoIAlign, bucket_of, rois_of
 from model.targets import Target
 
 
@@ -55,42 +55,28 @@ class KeypointBranch(nn.Module):
         """The type that the convolutions compute in."""
         return self.convs[0].weight.dtype  # type: ignore[return-value]
 
-    def forward(self, features: dict[str, Tensor], boxes: list[Tensor], rows: int = 0) -> Tensor:
-        """Logits [sum R_i, K, M, M] float32 of boxes (per image, in pixels of the canvas).
+    def forward(self, features: dict[str, Tensor], rois: Tensor, rows: int = 0) -> Tensor:
+        """Logits [R, K, M, M] float32 of RoIs [R, 5] (image, then XYXY in pixels of the canvas).
 
-        In evaluation, with `rows` above that sum, those of zeros follow up to so many.
+        In evaluation, with `rows` above R, those of zeros follow up to so many.
         """
-        pooled = self.pool(features, boxes, rows).to(self.weight_type())
+        pooled = self.pool.of_rois(features, rois, rows).to(self.weight_type())
         coarse = self.deconv(self.convs(pooled).to(self.deconv.weight.dtype)).float()
         logits: Tensor = F.interpolate(coarse, scale_factor=2.0, mode="bilinear", align_corners=False)
         return logits
 
-    def found(self, features: dict[str, Tensor], boxes: list[Tensor], labels: list[Tensor]) -> list[Tensor]:
-        """Per image [D, K, 3]: x, y in pixels of the canvas and the score of `keypoints_of`.
+    def found(self, features: dict[str, Tensor], rois: Tensor, labels: Tensor) -> Tensor:
+        """[R, K, 3] of RoIs [R, 5] and their labels [R]: x, y in pixels of the canvas and the score of `keypoints_of`.
 
-        Zeros where a label has no keypoints; for use in evaluation mode.
+        Zeros where a label has no keypoints; for use in evaluation mode. The host waits once.
         """
-        wanted: list[Tensor] = []
-        for label in labels:
-            wanted.append(torch.where(self.of_label[label])[0])
-        some: list[Tensor] = []
-        for i, box in enumerate(boxes):
-            some.append(box[wanted[i]])
-        rois = torch.cat(some)
-        answers: list[Tensor] = []
-        for box in boxes:
-            answers.append(
-                torch.zeros((box.shape[0], self.keypoints, 3), dtype=torch.float32, device=box.device)
-            )
-        if rois.shape[0] > 0:
-            logits = self(features, some, bucket_of(rois.shape[0]))[: rois.shape[0]]
-            keypoints = keypoints_of(logits, rois)
-            start = 0
-            for i, mine in enumerate(wanted):
-                end = start + mine.shape[0]
-                answers[i][mine] = keypoints[start:end]
-                start = end
-        return answers
+        wanted = torch.where(self.of_label[labels])[0]
+        answer = torch.zeros([rois.shape[0], self.keypoints, 3], dtype=torch.float32, device=rois.device)
+        if wanted.shape[0] > 0:
+            some = rois[wanted]
+            logits = self(features, some, bucket_of(some.shape[0]))[: some.shape[0]]
+            answer[wanted] = keypoints_of(logits, some[:, 1:])
+        return answer
 
     @torch.jit.unused
     def loss(
@@ -122,7 +108,7 @@ class KeypointBranch(nn.Module):
             chosen.append(roi[mine])
             cells.append(cell[mine])
         cell = torch.cat(cells)
-        return keypoint_loss(self(features, chosen), cell, total((cell >= 0).sum()))
+        return keypoint_loss(self(features, rois_of(chosen)), cell, total((cell >= 0).sum()))
 
 
 def keypoint_cells(keypoints_RK3: Tensor, boxes: Tensor, side: int) -> Tensor:

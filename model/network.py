@@ -422,6 +422,7 @@ class MaskXRCNN(nn.Module):
             nms_iou=self.nms_iou,
             candidates_per_image=self.candidates_per_image,
         ).eval()
+        served.batched = table.device.type != "cpu"
         if was_training:
             self.train()
         return served

@@ -50,24 +50,42 @@ def separable_roi_align(
 
 
 def sample_rows(
-    low: Tensor, high: Tensor, size: int, sampling_ratio: int, cells: int
+    low: Tensor, high: Tensor, size: int, sampling_ratio: int, cells: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Along one axis, the cells that each bin's samples lie between and their weights: [R, size, 2 * sampling_ratio].
 
     As `tent_weights`, by cell numbers: two for each sample, their weights summing to 1 / sampling_ratio each
-    sample inside, to 0 outside.
+    sample inside, to 0 outside. `cells` float32, [R, 1] or [1, 1], is how many there are.
     """
     samples = size * sampling_ratio
     step = (high - low) / samples
     at = low[:, None] + (torch.arange(samples, device=low.device) + 0.5) * step[:, None]
     weight = ((at >= -1.0) & (at <= cells)).to(low.dtype) / sampling_ratio
-    at = at.clamp(0, cells - 1)
+    last = cells - 1
+    at = torch.minimum(at.clamp(min=0), last)
     below = at.floor()
-    above = (below + 1).clamp(max=cells - 1)
+    above = torch.minimum(below + 1, last)
     part = at - below
     index = torch.stack([below, above], dim=2).to(torch.int64)
     weights = torch.stack([weight * (1 - part), weight * part], dim=2)
     return index.view(-1, size, 2 * sampling_ratio), weights.view(-1, size, 2 * sampling_ratio)
+
+
+def bags_of_cells(
+    cells: Tensor, rows: tuple[Tensor, Tensor], columns: tuple[Tensor, Tensor], size: int
+) -> Tensor:
+    """The weighted sum of the cells of each bin, [R, size, size, C] of the cells' type: an embedding bag.
+
+    Args:
+        cells: [cells of all images and levels, C].
+        rows: int64 [R, size, taps], the number of the first cell of each row that is read, and its weight.
+        columns: int64 [R, size, taps], the cells read of each row, and their weights.
+    """
+    taken = rows[0].shape[2] * columns[0].shape[2]
+    index = (rows[0][:, :, None, :, None] + columns[0][:, None, :, None, :]).view(-1, taken)
+    weights = (rows[1][:, :, None, :, None] * columns[1][:, None, :, None, :]).view(-1, taken)
+    pooled = F.embedding_bag(index, cells, mode="sum", per_sample_weights=weights.to(cells.dtype))
+    return pooled.view(-1, size, size, cells.shape[1])
 
 
 def gathered_roi_align(feature: Tensor, rois: Tensor, size: int, scale: float, sampling_ratio: int) -> Tensor:
@@ -84,26 +102,83 @@ def gathered_roi_align(feature: Tensor, rois: Tensor, size: int, scale: float, s
     Returns:
         [R, size, size, C] of the feature's type.
     """
-    images, channels, height, width = feature.shape
+    height, width = feature.shape[2], feature.shape[3]
     ends = rois[:, 1:] * scale - 0.5
-    rows, row_weights = sample_rows(ends[:, 1], ends[:, 3], size, sampling_ratio, height)
-    columns, column_weights = sample_rows(ends[:, 0], ends[:, 2], size, sampling_ratio, width)
+    high = torch.full((1, 1), float(height), device=rois.device)
+    wide = torch.full((1, 1), float(width), device=rois.device)
+    rows, row_weights = sample_rows(ends[:, 1], ends[:, 3], size, sampling_ratio, high)
+    columns = sample_rows(ends[:, 0], ends[:, 2], size, sampling_ratio, wide)
     first = rois[:, 0].to(torch.int64) * (height * width)
-    rows = rows * width + first[:, None, None]
-    taken = 4 * sampling_ratio * sampling_ratio
-    index = (rows[:, :, None, :, None] + columns[:, None, :, None, :]).view(-1, taken)
-    weights = (row_weights[:, :, None, :, None] * column_weights[:, None, :, None, :]).view(-1, taken)
-    cells = feature.permute(0, 2, 3, 1).reshape(images * height * width, channels)
-    pooled = F.embedding_bag(index, cells, mode="sum", per_sample_weights=weights.to(cells.dtype))
-    return pooled.view(-1, size, size, channels)
+    return bags_of_cells(cells_of(feature), (rows * width + first[:, None, None], row_weights), columns, size)
+
+
+def cells_of(feature: Tensor) -> Tensor:
+    """[N, C, H, W] -> [N * H * W, C], without a copy where the channels of a cell lie together (channels_last)."""
+    return feature.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def with_cells(features: dict[str, Tensor], levels: int) -> dict[str, Tensor]:
+    """The levels "0", "1", ..., and under "cells" the cells of them all, [cells, C]: a copy of the pyramid."""
+    cells: list[Tensor] = []
+    for k in range(levels):
+        cells.append(cells_of(features[str(k)]))
+    together: dict[str, Tensor] = {}
+    for name, level in features.items():
+        together[name] = level
+    together["cells"] = torch.cat(cells)
+    return together
+
+
+def roi_align_of_levels(
+    cells: Tensor,
+    rois: Tensor,
+    level: Tensor,
+    images: int,
+    height: int,
+    width: int,
+    size: int,
+    sampling_ratio: int,
+    stride: int,
+) -> Tensor:
+    """`gathered_roi_align` of RoIs from whatever level, all in one: nothing is sorted by level, nothing waited for.
+
+    Args:
+        cells: `cells_of` each level, one after the other, each level half the height and width of the one before.
+        rois: [R, 5] float32.
+        level: [R], of each RoI, a whole float from 0.
+        images, height, width: of the first level, whose cells are of `stride` pixels.
+    """
+    part = torch.exp2(-level)
+    ends = rois[:, 1:] * (part / stride)[:, None] - 0.5
+    high, wide = (height * part)[:, None], (width * part)[:, None]
+    rows, row_weights = sample_rows(ends[:, 1], ends[:, 3], size, sampling_ratio, high)
+    columns = sample_rows(ends[:, 0], ends[:, 2], size, sampling_ratio, wide)
+    # Cells of all finer levels, 1 + 1/4 + ... of the first's, then those of the images before; exact in float64.
+    quarter = (part * part).to(torch.float64)
+    of_level = quarter * (height * width)
+    first = (1.0 - quarter) * (images * height * width) * (4.0 / 3.0) + rois[:, 0] * of_level
+    first = (first + 0.5).to(torch.int64)
+    rows = rows * wide.to(torch.int64)[:, :, None] + first[:, None, None]
+    return bags_of_cells(cells, (rows, row_weights), columns, size)
 
 
 def bucket_of(rows: int) -> int:
     """`rows` rounded up to one of few counts: a library prepares its kernels anew, and keeps them, for every one."""
+    if not torch.jit.is_scripting():  # noqa: SIM102  (TorchScript leaves out a branch by this condition alone)
+        if torch.compiler.is_exporting():  # where the count is not known yet
+            return rows
     if rows <= 128:
         return (rows + 3) // 4 * 4
     step = 20 if rows <= 1000 else 200
     return (rows + step - 1) // step * step
+
+
+def rois_of(boxes: list[Tensor]) -> Tensor:
+    """Boxes [R_i, 4] per image -> RoIs [sum R_i, 5]: the number of the image, then XYXY."""
+    image: list[Tensor] = []
+    for i, box in enumerate(boxes):
+        image.append(torch.full_like(box[:, :1], float(i)))
+    return torch.cat([torch.cat(image), torch.cat(boxes)], dim=1)
 
 
 def without_alignment(rois: Tensor, stride: Tensor) -> Tensor:
@@ -118,8 +193,8 @@ class PyramidRoIAlign(nn.Module):
     """RoIAlign from the level that fits each box: level k = floor(4 + log2(side / canonical_size)).
 
     The first of `levels` has stride `first_stride` and each next one twice that. Pixel-aligned (half a cell taken
-    away), or not. On a CPU and in evaluation by `gathered_roi_align`, in the features' type; else by torchvision's
-    operator, in float32.
+    away), or not. In evaluation by gathering cells, in the features' type; in training by torchvision's operator, in
+    float32.
     """
 
     def __init__(
@@ -140,22 +215,27 @@ class PyramidRoIAlign(nn.Module):
         self.first_stride = first_stride
         self.aligned = aligned
 
-    def forward(self, features: dict[str, Tensor], boxes: list[Tensor], rows: int = 0) -> Tensor:
-        """Features "0".."3" [N, F, H, W] and boxes [R_i, 4] per image -> [sum R_i, F, size, size].
+    def forward(self, features: dict[str, Tensor], boxes: list[Tensor]) -> Tensor:
+        """Features "0".."3" [N, F, H, W] and boxes [R_i, 4] per image -> [sum R_i, F, size, size]."""
+        return self.of_rois(features, rois_of(boxes))
 
-        In evaluation, with `rows` above that sum, zeros follow up to so many.
+    def of_rois(self, features: dict[str, Tensor], rois: Tensor, rows: int = 0) -> Tensor:
+        """Features "0".."3" [N, F, H, W] and RoIs [R, 5] (image, then XYXY) -> [R, F, size, size].
+
+        In evaluation, with `rows` above R, zeros follow up to so many. Where the features hold "cells", those of all
+        levels together (`with_cells`), all RoIs are pooled at once, whatever their level.
         """
-        rois, level = self.placed(boxes)
+        rois, level = self.placed(rois)
         channels = features["0"].shape[1]
         if not torch.jit.is_scripting():  # noqa: SIM102  (TorchScript leaves out a branch by this condition alone)
             if self.training and features["0"].shape[2] * features["0"].shape[3] <= SMALL_LEVEL:
                 return self.by_matrix_products(features, rois, level)
-        if not self.training and rois.device.type == "cpu":
+        if "cells" in features:
+            return self.together(features, rois, level, rows)
+        if not self.training:
             return self.by_gathering(features, rois, level, max(rows, rois.shape[0]))
         pooled = torch.zeros(
-            (max(rows, rois.shape[0]), channels, self.size, self.size),
-            dtype=torch.float32,
-            device=rois.device,
+            (rois.shape[0], channels, self.size, self.size), dtype=torch.float32, device=rois.device
         )
         for k in range(self.levels):
             mine = torch.where(level == k)[0]
@@ -172,16 +252,32 @@ class PyramidRoIAlign(nn.Module):
                 pooled = pooled.index_copy(0, mine, of_level)
         return pooled
 
-    def placed(self, boxes: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Boxes [R_i, 4] per image -> RoIs [R, 5] (image, then XYXY) and the level of each [R], a whole float."""
-        rois = torch.cat(boxes)
-        image = torch.cat([torch.full_like(b[:, :1], float(i)) for i, b in enumerate(boxes)])
-        rois = torch.cat([image, rois.to(image.dtype)], dim=1)
+    def placed(self, rois: Tensor) -> tuple[Tensor, Tensor]:
+        """RoIs [R, 5] as they are to be pooled, and the level of each [R], a whole float."""
         side = ((rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2])).clamp(min=0).sqrt()
         level = torch.floor(2 + torch.log2(side / self.canonical_size + 1e-6)).clamp(0, self.levels - 1)
         if not self.aligned:
             rois = without_alignment(rois, self.first_stride * torch.exp2(level))
         return rois, level
+
+    def together(self, features: dict[str, Tensor], rois: Tensor, level: Tensor, rows: int) -> Tensor:
+        """The same numbers by `roi_align_of_levels`, as a view of [rows, size, size, F]."""
+        if rows > rois.shape[0]:
+            missing = rows - rois.shape[0]
+            rois, level = F.pad(rois, [0, 0, 0, missing]), F.pad(level, [0, missing])
+        finest = features["0"]
+        pooled = roi_align_of_levels(
+            features["cells"],
+            rois,
+            level,
+            finest.shape[0],
+            finest.shape[2],
+            finest.shape[3],
+            self.size,
+            self.sampling_ratio,
+            self.first_stride,
+        )
+        return pooled.permute(0, 3, 1, 2)
 
     def by_gathering(self, features: dict[str, Tensor], rois: Tensor, level: Tensor, rows: int) -> Tensor:
         """The same numbers by `gathered_roi_align`, level by level, as a view of [rows, size, size, F]."""

@@ -1,11 +1,10 @@
 """Other ways to pool an RoI, for comparison with RoIAlign: RoIPool, and RoIAlign that samples bicubically."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import roi_pool
 
-from model.pooling import PyramidRoIAlign
+from model.pooling import PyramidRoIAlign, bags_of_cells, cells_of
 
 
 def cubic_rows(
@@ -38,26 +37,20 @@ def cubic_rows(
 
 def bicubic_roi_align(feature: Tensor, rois: Tensor, size: int, scale: float, sampling_ratio: int) -> Tensor:
     """As `model.pooling.gathered_roi_align`, each sample a weighted sum of 16 cells: [R, size, size, C]."""
-    images, channels, height, width = feature.shape
+    height, width = feature.shape[2], feature.shape[3]
     ends = rois[:, 1:] * scale - 0.5
     rows, row_weights = cubic_rows(ends[:, 1], ends[:, 3], size, sampling_ratio, height)
-    columns, column_weights = cubic_rows(ends[:, 0], ends[:, 2], size, sampling_ratio, width)
+    columns = cubic_rows(ends[:, 0], ends[:, 2], size, sampling_ratio, width)
     first = rois[:, 0].to(torch.int64) * (height * width)
-    rows = rows * width + first[:, None, None]
-    taken = 16 * sampling_ratio * sampling_ratio
-    index = (rows[:, :, None, :, None] + columns[:, None, :, None, :]).view(-1, taken)
-    weights = (row_weights[:, :, None, :, None] * column_weights[:, None, :, None, :]).view(-1, taken)
-    cells = feature.permute(0, 2, 3, 1).reshape(images * height * width, channels)
-    pooled = F.embedding_bag(index, cells, mode="sum", per_sample_weights=weights.to(cells.dtype))
-    return pooled.view(-1, size, size, channels)
+    return bags_of_cells(cells_of(feature), (rows * width + first[:, None, None], row_weights), columns, size)
 
 
 class PyramidBicubicRoIAlign(PyramidRoIAlign):
     """`PyramidRoIAlign` whose samples are bicubic."""
 
-    def forward(self, features: dict[str, Tensor], boxes: list[Tensor], rows: int = 0) -> Tensor:
-        """As `PyramidRoIAlign.forward`, float32."""
-        rois, level = self.placed(boxes)
+    def of_rois(self, features: dict[str, Tensor], rois: Tensor, rows: int = 0) -> Tensor:
+        """As `PyramidRoIAlign.of_rois`, float32, level by level."""
+        rois, level = self.placed(rois)
         finest = features["0"]
         rows = rois.shape[0] if self.training else max(rows, rois.shape[0])
         pooled = torch.zeros([rows, self.size, self.size, finest.shape[1]], device=finest.device)
@@ -78,9 +71,9 @@ class PyramidRoIPool(PyramidRoIAlign):
     Nothing is sampled and nothing aligned: `sampling_ratio` and `aligned` mean nothing here.
     """
 
-    def forward(self, features: dict[str, Tensor], boxes: list[Tensor], rows: int = 0) -> Tensor:
-        """As `PyramidRoIAlign.forward`, float32."""
-        rois, level = self.placed(boxes)
+    def of_rois(self, features: dict[str, Tensor], rois: Tensor, rows: int = 0) -> Tensor:
+        """As `PyramidRoIAlign.of_rois`, float32, level by level."""
+        rois, level = self.placed(rois)
         finest = features["0"]
         rows = rois.shape[0] if self.training else max(rows, rois.shape[0])
         pooled = torch.zeros([rows, finest.shape[1], self.size, self.size], device=finest.device)

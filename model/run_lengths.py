@@ -19,6 +19,31 @@ def mask_run_lengths(
 ) -> tuple[Tensor, Tensor]:
     """COCO run lengths of D masks, each as seen in an image of height x width pixels.
 
+    As `run_lengths_of_images`, of a single image.
+
+    Args:
+        probabilities_DMM, boxes, max_elements: as there.
+        height, width: size of the image in pixels, at least 1.
+
+    Raises:
+        ValueError: as there.
+    """
+    if height < 1 or width < 1:
+        raise ValueError(f"the image is {height} x {width} pixels; expected at least 1 x 1")
+    heights = torch.full([boxes.size(0)], height, dtype=torch.int64, device=boxes.device)
+    sizes = torch.stack([heights, torch.full_like(heights, width)], dim=1)
+    return run_lengths_of_images(probabilities_DMM, boxes, sizes, False, max_elements)
+
+
+def run_lengths_of_images(
+    probabilities_DMM: Tensor,
+    boxes: Tensor,
+    sizes_D2: Tensor,
+    bounded: bool = False,
+    max_elements: int = 4194304,
+) -> tuple[Tensor, Tensor]:
+    """COCO run lengths of D masks, each as seen in its own image.
+
     The definition: sample (x, y) of the mask at the centre (x + 0.5, y + 0.5) of a pixel is bilinear in the mask
     coordinates u = (x + 0.5 - x0) / (x1 - x0) * M - 0.5 and v alike, with zeros outside the M x M samples, which is
     `grid_sample(align_corners=False, padding_mode="zeros")` of the exact float box; the pixel belongs to the object
@@ -29,7 +54,9 @@ def mask_run_lengths(
             number counts as 0.
         boxes: [D, 4] XYXY in pixels of the image, any floating type (computed in float32). A box without area, or
             with a coordinate that is not finite, has an empty mask.
-        height, width: size of the image in pixels, at least 1.
+        sizes_D2: int64, height and width in pixels of the image that each mask is in, at least 1.
+        bounded: the way of a GPU: nothing whose size the device would have to tell but how many columns the boxes span
+            and how many cells those cross, once for each chunk of columns. Then counts has a tail of no meaning.
         max_elements: bound of the largest intermediate tensor (columns x mask rows), which bounds the peak of memory.
 
     Returns:
@@ -39,7 +66,7 @@ def mask_run_lengths(
         offsets int64 [D + 1]: mask d is counts[offsets[d]:offsets[d + 1]].
 
     Raises:
-        ValueError: shapes that do not fit, or an image without pixels.
+        ValueError: shapes that do not fit.
     """
     if probabilities_DMM.dim() != 3 or probabilities_DMM.size(1) != probabilities_DMM.size(2):
         raise ValueError(
@@ -47,9 +74,6 @@ def mask_run_lengths(
         )
     if boxes.dim() != 2 or boxes.size(0) != probabilities_DMM.size(0) or boxes.size(1) != 4:
         raise ValueError(f"boxes have shape {list(boxes.shape)}; expected [{probabilities_DMM.size(0)}, 4]")
-    if height < 1 or width < 1:
-        raise ValueError(f"the image is {height} x {width} pixels; expected at least 1 x 1")
-
     masks_DMM = probabilities_DMM.detach().to(torch.float32).nan_to_num(nan=0.0, posinf=1.0, neginf=0.0)
     boxes = boxes.detach().to(torch.float32)
     device = boxes.device
@@ -60,22 +84,24 @@ def mask_run_lengths(
     fractions = boxes[:, :2] - origins
     origins_int = origins.clamp(-1e18, 1e18).to(torch.int64)
 
-    first_D = origins[:, 0].clamp(0, width).to(torch.int64)
-    last_D = boxes[:, 2].ceil().clamp(0, width).to(torch.int64)
+    height_D, width_D = sizes_D2[:, 0], sizes_D2[:, 1]
+    ends = torch.stack([origins[:, 0], boxes[:, 2].ceil()]).clamp(min=0)
+    first_D, last_D = torch.minimum(ends, width_D.to(torch.float32)).to(torch.int64).unbind(0)
     seen_D = torch.isfinite(boxes).all(1) & torch.isfinite(sizes).all(1) & (sizes > 0).all(1)
-    seen_D = seen_D & (boxes[:, 1] < height) & (boxes[:, 3] > 0)
-    columns_D = torch.where(seen_D, last_D - first_D, torch.zeros_like(first_D)).clamp(min=0)
+    seen_D = seen_D & (boxes[:, 1] < height_D) & (boxes[:, 3] > 0)
+    columns_D = torch.where(seen_D, last_D - first_D, 0).clamp(min=0)
     end_D = columns_D.cumsum(0)
     begin_D = end_D - columns_D
-    total = int(columns_D.sum())
+    total = int(end_D[-1]) if boxes.size(0) > 0 else 0
 
     # Transposed, less 0.5 and with a ring of zero probability: a row is a mask column, ready to be a profile.
     levels = F.pad(masks_DMM.transpose(1, 2) - 0.5, [1, 1, 1, 1], value=-0.5).flatten(0, 1)
-    knot_A, cells_L = _mixed_cells(levels)
+    knot_A, cells_L = _mixed_cells(levels, bounded)
     to_column_D = first_D - begin_D
-    detections = torch.arange(boxes.size(0), device=device)
     # A mask's positions run from 0 to height * width, both included.
-    to_position_D = to_column_D * height + detections * (height * width + 1)
+    area_D = height_D * width_D
+    base_D = (area_D + 1).cumsum(0) - (area_D + 1)
+    to_position_D = to_column_D * height_D + base_D
     # Places in the profiles of one step are int32.
     step = max(1, min(max_elements, 1 << 30) // levels.size(1))
     positions = [torch.zeros([0], dtype=torch.int64, device=device)]
@@ -85,8 +111,8 @@ def mask_run_lengths(
         detection_T = torch.repeat_interleave(columns_of_D.to(torch.int32), output_size=end - start)
         t_T = torch.arange(start, end, device=device)
         x_T = t_T + (to_column_D - origins_int[:, 0]).index_select(0, detection_T)
-        crossing_C, t_C = _crossings(
-            levels, knot_A, cells_L, x_T, detection_T, fractions[:, 0] - 0.5, sizes[:, 0]
+        crossing_C, t_C, real_C = _crossings(
+            levels, knot_A, cells_L, x_T, detection_T, fractions[:, 0] - 0.5, sizes[:, 0], bounded
         )
         detection_C = detection_T.index_select(0, t_C)
         # In units of rows, 0 at the centre of the box's first pixel.
@@ -98,9 +124,13 @@ def mask_run_lengths(
         rows[1::2] = crossing_C[1::2].floor() + 1
         row_C = rows.to(torch.int64)
         row_C += origins_int[:, 1].index_select(0, detection_C)
-        column_start_T = torch.add(to_position_D.index_select(0, detection_T), t_T, alpha=height)
-        positions.append(row_C.clamp_(0, height) + column_start_T.index_select(0, t_C))
-    return _counts_of_positions(torch.cat(positions), boxes.size(0), height * width)
+        row_C = torch.minimum(row_C.clamp_(min=0), height_D.index_select(0, detection_C))
+        column_start_T = t_T * height_D.index_select(0, detection_T) + to_position_D.index_select(
+            0, detection_T
+        )
+        position_C = row_C + column_start_T.index_select(0, t_C)
+        positions.append(torch.where(real_C, position_C, 0) if bounded else position_C)
+    return _counts_of_positions(torch.cat(positions), base_D, area_D, bounded)
 
 
 def run_lengths_area(counts: Tensor, offsets: Tensor) -> Tensor:
@@ -115,7 +145,17 @@ def run_lengths_area(counts: Tensor, offsets: Tensor) -> Tensor:
     return torch.zeros_like(detections).index_add_(0, detection, counts * is_object)
 
 
-def _mixed_cells(levels: Tensor) -> tuple[Tensor, Tensor]:
+def _places(true: Tensor, bounded: bool) -> Tensor:
+    """Where a mask [N] is true, in order, int64; bounded: of as many as [N], those that are too many being N - 1."""
+    if not bounded:
+        return torch.nonzero(true).flatten()
+    count = true.size(0)
+    place = torch.where(true, true.cumsum(0) - 1, count)
+    found = torch.full([count + 1], count - 1, dtype=torch.int64, device=true.device)
+    return found.scatter_(0, place, torch.arange(count, device=true.device))[:count]
+
+
+def _mixed_cells(levels: Tensor, bounded: bool) -> tuple[Tensor, Tensor]:
     """The cells between four samples of which some are inside (>= 0) and some outside: only there a profile crosses 0.
 
     Args:
@@ -133,7 +173,7 @@ def _mixed_cells(levels: Tensor) -> tuple[Tensor, Tensor]:
     down = inside[1:] != inside[:-1]
     mixed = F.pad(across[:-1] | down[:-knots] | down[knots:], [0, knots + 1])[: inside.size(0)]
     cells_L = mixed.view(levels.size(0), knots).to(torch.float32).sum(1).to(torch.int32)
-    return torch.nonzero(mixed).flatten().remainder(knots).to(torch.int32), cells_L
+    return _places(mixed, bounded).remainder(knots).to(torch.int32), cells_L
 
 
 def _crossings(
@@ -144,7 +184,8 @@ def _crossings(
     detection_T: Tensor,
     first_centre_D: Tensor,
     sizes_D: Tensor,
-) -> tuple[Tensor, Tensor]:
+    bounded: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Where the profiles of T image columns cross 0: in, out, in, out, ..., sorted by column, then downwards.
 
     Args:
@@ -155,8 +196,10 @@ def _crossings(
         first_centre_D: left border of the box less the centre of its first pixel; sizes_D: width of the box.
 
     Returns:
-        crossing_C: in mask samples from the upper border of the box.
+        crossing_C: in mask samples from the upper border of the box. Bounded: as many as there might be, an even
+            number, those that are too many at its end.
         t_C: int32, column of each, 0..T-1.
+        real_C: bool, bounded: whether it is none of those that are too many; else of no meaning.
     """
     knots = levels.size(1)
     offset_T = x_T.to(torch.float32) - first_centre_D.index_select(0, detection_T)
@@ -182,47 +225,79 @@ def _crossings(
     cell_E += torch.arange(pairs, dtype=torch.int32, device=levels.device)
     place_E = torch.add(knot_A.index_select(0, cell_E), t_E, alpha=knots)
     above, below = profiles.index_select(0, place_E), profiles[1:].index_select(0, place_E)
-    change = torch.nonzero((above >= 0) != (below >= 0)).flatten()
+    changes = (above >= 0) != (below >= 0)
+    if bounded and pairs % 2 > 0:
+        # Each profile begins and ends outside, so there is an even number of crossings.
+        changes = F.pad(changes, [0, 1])
+    change = _places(changes, bounded)
+    real_C = changes
+    if bounded:
+        real_C = torch.arange(change.size(0), device=change.device) < changes.sum()
+        change = change.clamp_(max=pairs - 1)
     above, below = above.index_select(0, change), below.index_select(0, change)
     t_C = t_E.index_select(0, change)
     knot_C = torch.add(place_E.index_select(0, change), t_C, alpha=-knots)
-    return knot_C.to(torch.float32).sub_(0.5).add_(above / (above - below)), t_C
+    return knot_C.to(torch.float32).sub_(0.5).add_(above / (above - below)), t_C, real_C
 
 
-def _counts_of_positions(position: Tensor, detections: int, area: int) -> tuple[Tensor, Tensor]:
-    """Counts and offsets of `mask_run_lengths`.
+def _counts_of_positions(
+    position: Tensor, base_D: Tensor, area_D: Tensor, bounded: bool
+) -> tuple[Tensor, Tensor]:
+    """Counts and offsets of `run_lengths_of_images`.
 
     Args:
         position: int64, first pixel of a run of object pixels, pixel after it, first pixel of the next, ...; sorted but
-            for ties; those of mask d have d * (area + 1) added.
+            for ties; those of mask d have base_D added. Bounded: with zeros in between, an even number together.
+        base_D: int64, the areas of the masks before, and 1 for each.
+        area_D: int64, pixels of the image that each mask is in.
     """
+    detections = area_D.size(0)
     # Of a mask that does no more than touch 0.5 between two rows, the pixel there would be in two runs.
-    position[2::2] = torch.maximum(position[2::2], position[1:-1:2])
+    if bounded:
+        if position.size(0) > 0:  # what is not real comes in pairs, which go below
+            position = position.cummax(0)[0]
+    else:
+        position[2::2] = torch.maximum(position[2::2], position[1:-1:2])
     # Equal positions cancel in pairs: a run without pixels, or a run to the bottom of a column and one from the top
     # of the next. What is left of each group of equals is its last if their number is odd.
     changes = F.pad(position[1:] != position[:-1], [0, 1], value=1.0)[: position.size(0)]
-    last = torch.nonzero(changes).flatten()
-    odd = last.bitwise_and(1)
-    keep = torch.nonzero(odd != F.pad(odd, [1, 0], value=1.0)[: odd.size(0)]).flatten()
-    position = position.index_select(0, last.index_select(0, keep))
+    real = changes
+    if bounded:
+        number = torch.arange(position.size(0), device=position.device)
+        if position.size(0) > 0:
+            last = F.pad(torch.where(changes, number, -1).cummax(0)[0], [1, 0], value=-1.0)
+            changes = changes & ((last[1:] - last[:-1]) % 2 > 0)
+        real = number < changes.sum()
+        kept = position.index_select(0, _places(changes, True))
+        position = torch.where(real, kept, 1 << 62)  # behind all that there are
+    else:
+        last = torch.nonzero(changes).flatten()
+        odd = last.bitwise_and(1)
+        keep = torch.nonzero(odd != F.pad(odd, [1, 0], value=1.0)[: odd.size(0)]).flatten()
+        position = position.index_select(0, last.index_select(0, keep))
 
-    base_D = torch.arange(detections, device=position.device) * (area + 1)
-    end_D = torch.searchsorted(position, base_D + area, right=True)
+    end_D = torch.searchsorted(position, base_D + area_D, right=True)
     begin_D = F.pad(end_D, [1, 0])[:detections]
     some_D = end_D > begin_D
     bordered = F.pad(position, [1, 1])
-    first_D = torch.where(some_D, bordered.index_select(0, begin_D + 1) - base_D, area)
+    first_D = torch.where(some_D, bordered.index_select(0, begin_D + 1) - base_D, area_D)
     last_D = torch.where(some_D, bordered.index_select(0, end_D) - base_D, 0)
     # An object that reaches the last pixel has no zeros after it.
-    zeros_D = (last_D < area).to(torch.int64)
+    zeros_D = (last_D < area_D).to(torch.int64)
     zeros_up_to_D = zeros_D.cumsum(0)
     offsets = F.pad(end_D + zeros_up_to_D, [1, 0])
 
-    counts = torch.empty([position.size(0) + detections], dtype=torch.int64, device=position.device)
-    slot = torch.repeat_interleave(zeros_up_to_D - zeros_D, end_D - begin_D, output_size=position.size(0))
-    slot += torch.arange(position.size(0), device=position.device)
-    counts.scatter_(0, slot, position - bordered[: position.size(0)])
+    runs = position.size(0)
+    counts = torch.empty([runs + detections + 1], dtype=torch.int64, device=position.device)
+    slot = torch.arange(runs, device=position.device)
+    zeros_before_D = zeros_up_to_D - zeros_D
+    if bounded:
+        of_mask = torch.searchsorted(end_D, slot, right=True).clamp_(max=detections - 1)
+        slot = torch.where(real, slot + zeros_before_D.index_select(0, of_mask), runs + detections)
+    else:
+        slot += torch.repeat_interleave(zeros_before_D, end_D - begin_D, output_size=runs)
+    counts.scatter_(0, slot, position - bordered[:runs])
     counts.scatter_(0, offsets[:-1], first_D)
     final = offsets[1:] - 1
-    counts.scatter_(0, final, torch.where(zeros_D > 0, area - last_D, counts.index_select(0, final)))
-    return counts[: int(offsets[-1])], offsets
+    counts.scatter_(0, final, torch.where(zeros_D > 0, area_D - last_D, counts.index_select(0, final)))
+    return (counts if bounded else counts[: int(offsets[-1])]), offsets

@@ -15,9 +15,10 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from model.canvas import Canvas
-from model.inference import Inference, nms_by_class
+from model.inference import Inference
 from model.network import MaskXRCNN
 from model.run_lengths import mask_run_lengths
+from model.suppression import nms_by_class
 
 
 @dataclass(frozen=True, kw_only=True)

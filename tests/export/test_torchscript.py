@@ -81,7 +81,7 @@ def test_the_code_shown_in_an_error_survives_without_the_debug_records(exported:
     model = torch.jit.load(exported)
     empty = torch.zeros(0, dtype=torch.int64)
     with pytest.raises(RuntimeError, match=r"(?s)canvas.*size_of"):
-        model([torch.zeros(3)], empty, empty, empty, empty, empty)
+        model([torch.zeros(3)], empty, empty, empty, empty, torch.ones(1, dtype=torch.bool))
 
 
 def test_debug_records_are_all_that_is_taken_out() -> None:

@@ -93,6 +93,7 @@ def test_scripted_code_that_computes_something_else_is_refused(served: Inference
             super().__init__()
             self.inner = inner
             self.mask_table = inner.mask_table
+            self.batched = False
 
         def forward(
             self,
@@ -319,7 +320,7 @@ def test_a_layer_frozen_wrongly_is_refused(
         other.box_head.fc7.weight.mul_(1.01)
         other.box_head.fc7.bias.add_(0.01)
     wrong = torch.jit.freeze(torch.jit.script(other))
-    monkeypatch.setattr(torch.jit, "freeze", lambda _: wrong)
+    monkeypatch.setattr(torch.jit, "freeze", lambda *_, **__: wrong)
     with pytest.raises(ExportError, match="frozen"):
         verify(tiny_network(), served, *scripted)
 

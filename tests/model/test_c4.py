@@ -16,6 +16,7 @@ from model.c4 import C4Backbone, Res5BoxHead, build_c4
 from model.config import BackboneConfig, BoxConfig, MaskConfig, ModelConfig, RpnConfig
 from model.network import MaskXRCNN
 from model.norms import FrozenBatchNorm2d
+from model.pooling import rois_of
 from model.serving import prepared_for_serving
 from tests.model.small_network import SMALL, image, target
 from tests.model.test_serving import ASKED, with_statistics
@@ -135,7 +136,7 @@ def test_scripted_answers_equal_the_eager_ones_at_the_heads_own_side(mask: MaskC
     features = {"0": torch.randn(1, 128, 4, 4)}
     boxes, labels = torch.tensor([[2.0, 3, 40, 50]]), torch.tensor([2])
     with torch.no_grad():
-        probabilities = served.mask_probabilities(features, [boxes], labels)
+        probabilities = served.mask_probabilities(features, rois_of([boxes]), labels)
         assert probabilities.shape == (1, net.mask_size, net.mask_size)
         own = torch.sigmoid(net.mask_logits(features, [boxes], labels))
         torch.testing.assert_close(probabilities, own, atol=1e-5, rtol=1e-4)

@@ -5,10 +5,10 @@ import itertools
 import pytest
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms, clip_boxes_to_image, nms
+from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from model.box_coding import decode_boxes
-from model.inference import Inference, nms_by_class
+from model.inference import Inference
 from tests.model.small_network import image, small_network, transfer
 
 CLASSES = 5
@@ -118,7 +118,10 @@ def test_fewer_candidates_than_k_give_the_straightforward_answer(served: Inferen
     features, proposals = torch.randn(30, 32), torch.rand(30, 2) * 30
     boxes = torch.cat([proposals, proposals + 8 + torch.rand(30, 2) * 20], dim=1)
     logits = served.box_predictor(features)
-    got = served.detections(boxes, features, logits, (64, 64), 0.1, 50, torch.ones(6, dtype=torch.bool))
+    asked = torch.ones(6, dtype=torch.bool)
+    got = served.box_predictor.found_in_image(
+        boxes, features, logits, torch.tensor([64.0, 64.0]), 0.1, 50, asked, served.nms_iou, 5000
+    )
     deltas = served.box_predictor.bbox_pred(features).view(30, 6, 4)
     score = logits.softmax(dim=1)
     pairs = [(r, c) for r in range(30) for c in range(1, 6) if score[r, c] > 0.1]
@@ -163,22 +166,6 @@ def test_masks_on_given_boxes_are_those_of_the_detections() -> None:
         b = counts[int(offsets[i]) : int(offsets[i + 1])]
         same_masks += int(a.shape == b.shape and bool((a - b).abs().sum() <= 4))
     assert same_masks >= 0.9 * (len(begins) - 1)
-
-
-@pytest.mark.parametrize("classes", [1, 3000])
-def test_suppression_within_classes_is_that_of_each_class_alone(classes: int) -> None:
-    torch.manual_seed(5)
-    corner = torch.rand(400, 2) * 60 + torch.tensor([1200.0, 700.0])
-    boxes = torch.cat([corner, corner + 4 + torch.rand(400, 2) * 60], dim=1)
-    scores, labels = torch.rand(400), torch.randint(max(classes - 4, 0), classes, (400,)) + 1
-    kept = []
-    for label in labels.unique():
-        mine = torch.where(labels == label)[0]
-        kept += mine[nms(boxes[mine], scores[mine], 0.5)].tolist()
-    expected = sorted(kept, key=lambda i: -float(scores[i]))
-    assert nms_by_class(boxes, scores, labels, 0.5).tolist() == expected
-    assert len(expected) < 400
-    assert nms_by_class(boxes[:0], scores[:0], labels[:0], 0.5).shape == (0,)
 
 
 def test_every_stage_has_its_name_in_a_profile(served: Inference) -> None:

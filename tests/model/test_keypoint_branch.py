@@ -17,6 +17,7 @@ from model.keypoint_branch import keypoint_cells, keypoint_loss, keypoints_of
 from model.keypoints import COCO_NAMES, COCO_SIGMAS, KeypointsConfig, keypoint_labels
 from model.losses import own_total
 from model.network import MaskXRCNN
+from model.pooling import rois_of
 from model.serving import prepared_for_serving
 from model.targets import Target
 from tests.model.small_network import SMALL, image, small_network, target
@@ -105,7 +106,7 @@ def test_the_head_is_the_papers_and_its_maps_have_four_times_the_crops_side() ->
     convolutions = [m for m in branch.convs if isinstance(m, torch.nn.Conv2d)]
     assert [m.out_channels for m in convolutions] == [512] * 8
     features = {str(k): torch.zeros(1, 16, 16 >> k, 16 >> k) for k in range(4)}
-    assert branch(features, [torch.tensor([[0.0, 0.0, 30.0, 30.0]])]).shape == (1, 17, 56, 56)
+    assert branch(features, rois_of([torch.tensor([[0.0, 0.0, 30.0, 30.0]])])).shape == (1, 17, 56, 56)
 
 
 @pytest.mark.parametrize(("stage", "trained"), [("end_to_end", True), ("mask", True), ("detector", False)])

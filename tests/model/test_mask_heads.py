@@ -18,6 +18,7 @@ from model.hourglass import HourglassMaskHead, Residual, hourglass_20, hourglass
 from model.losses import mask_softmax_loss
 from model.mask_branch import MaskBranch, MaskHead, MLPMaskHead, SlimMaskMLP
 from model.network import MaskXRCNN
+from model.pooling import rois_of
 from model.serving import REDUCIBLE, prepared_for_serving
 from tests.model.small_network import SMALL, image, small_network, target
 
@@ -180,7 +181,7 @@ def test_served_masks_are_those_of_training(given: str) -> None:
         with torch.no_grad():
             expected = network.object_masks(None, canvas, [boxes], labels)
             features = network.inference().for_pooling(network.backbone(canvas))
-            got = network.inference().mask_probabilities(features, [boxes], labels)
+            got = network.inference().mask_probabilities(features, rois_of([boxes]), labels)
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
         assert got.shape == (4, 16, 16)
 
@@ -358,7 +359,9 @@ def test_a_served_mask_costs_one_dot_product_a_pixel_however_many_classes(loss: 
         inference = network.inference()
         features = inference.for_pooling(network.backbone(network.canvas([image()], 64, 64)))
         with LargestTensor() as counted:
-            inference.mask_probabilities(features, [target(40)["boxes"]], torch.arange(1, 41) % classes)
+            inference.mask_probabilities(
+                features, rois_of([target(40)["boxes"]]), torch.arange(1, 41) % classes
+            )
         largest.append(counted.numel)
     assert largest[0] == largest[1] >= 40 * 16 * 16 * 16
 

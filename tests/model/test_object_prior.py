@@ -5,6 +5,7 @@ from torch import nn
 
 from model.box_branch import ConvBoxHead
 from model.object_prior import object_prior
+from model.pooling import rois_of
 from tests.model.small_network import image, target
 from tests.model.test_mask_heads import small
 
@@ -54,5 +55,5 @@ def test_the_prior_is_added_to_every_channel_of_the_crop_in_training_and_as_serv
     assert not torch.allclose(other, added, atol=1e-2)
     expected = torch.sigmoid(network.mask_logits(features, boxes, labels))
     inference = network.inference()
-    got = inference.mask_probabilities(inference.for_pooling(features), boxes, labels)
+    got = inference.mask_probabilities(inference.for_pooling(features), rois_of(boxes), labels)
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)

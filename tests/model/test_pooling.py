@@ -4,7 +4,14 @@ import pytest
 import torch
 from torchvision.ops import roi_align
 
-from model.pooling import PyramidRoIAlign, bucket_of, gathered_roi_align, separable_roi_align
+from model.pooling import (
+    PyramidRoIAlign,
+    bucket_of,
+    gathered_roi_align,
+    rois_of,
+    separable_roi_align,
+    with_cells,
+)
 
 
 def random_boxes(count: int, *, least: float = 1.0) -> torch.Tensor:
@@ -85,6 +92,23 @@ def test_rows_come_in_few_counts_and_what_is_added_is_zero() -> None:
     pool = PyramidRoIAlign(size=3, sampling_ratio=2, canonical_size=56).eval()
     features = {str(k): torch.randn(1, 4, 32 >> k, 32 >> k) for k in range(4)}
     boxes = [random_boxes(5)]
-    padded = pool(features, boxes, 8)
+    padded = pool.of_rois(features, rois_of(boxes), 8)
     assert padded.shape[0] == 8 and torch.equal(padded[:5], pool(features, boxes))
     assert padded[5:].abs().max() == 0
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("levels", [1, 4])
+def test_rois_of_all_levels_at_once_equal_those_of_each_level(levels: int, aligned: bool) -> None:
+    torch.manual_seed(5)
+    pool = PyramidRoIAlign(size=5, sampling_ratio=2, canonical_size=40, levels=levels, aligned=aligned).eval()
+    features = {str(k): torch.randn(3, 6, 64 >> k, 96 >> k) for k in range(levels)}
+    corner = torch.rand(60, 2) * torch.tensor([300.0, 200.0])
+    boxes = torch.cat([corner, corner + torch.rand(60, 2) ** 3 * 200], dim=1)
+    boxes[0], boxes[1] = torch.tensor([0.0, 0, 384, 256]), torch.tensor([-90.0, -90, 500, 700])
+    rois = rois_of([boxes[:20], boxes[20:20], boxes[20:]])
+    apart = pool.of_rois(features, rois, 64)
+    at_once = pool.of_rois(with_cells(features, levels), rois, 64)
+    assert len(pool.placed(rois)[1].unique()) == levels
+    assert at_once.shape == apart.shape == (64, 6, 5, 5)
+    torch.testing.assert_close(at_once[:60], apart[:60], atol=1e-6, rtol=0)

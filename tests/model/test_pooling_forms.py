@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import roi_pool
 
-from model.pooling import PyramidRoIAlign, gathered_roi_align
+from model.pooling import PyramidRoIAlign, gathered_roi_align, rois_of
 from model.pooling_forms import PyramidBicubicRoIAlign, PyramidRoIPool, bicubic_roi_align
 from tests.model.small_network import SMALL, image, small_network, target
 from tests.model.test_pooling import random_boxes
@@ -18,7 +18,7 @@ from tests.model.test_serving import ASKED
 FORMS = [PyramidBicubicRoIAlign, PyramidRoIPool]
 
 
-def rois_of(boxes: Tensor, images: int) -> Tensor:
+def dealt_out(boxes: Tensor, images: int) -> Tensor:
     return torch.cat([torch.arange(boxes.shape[0]).remainder(images)[:, None].float(), boxes], dim=1)
 
 
@@ -26,7 +26,7 @@ def test_bicubic_bins_are_means_of_torchs_bicubic_samples() -> None:
     """grid_sample with the border repeated: its pixel centres are RoIAlign's."""
     torch.manual_seed(0)
     feature, size, ratio, scale = torch.randn(2, 3, 24, 33), 5, 2, 0.25
-    rois = rois_of(random_boxes(30, least=8.0).clamp(0, 90), 2)
+    rois = dealt_out(random_boxes(30, least=8.0).clamp(0, 90), 2)
     ours = bicubic_roi_align(feature, rois, size, scale, ratio).permute(0, 3, 1, 2)
     step = (torch.arange(size * ratio) + 0.5) / (size * ratio)
     for roi, pooled in zip(rois, ours, strict=True):
@@ -45,7 +45,7 @@ def test_bicubic_bins_are_means_of_torchs_bicubic_samples() -> None:
 
 def test_bicubic_keeps_what_is_flat_and_differs_from_bilinear_where_it_is_not() -> None:
     torch.manual_seed(1)
-    rois = rois_of(random_boxes(20).clamp(0, 60), 1)
+    rois = dealt_out(random_boxes(20).clamp(0, 60), 1)
     flat = bicubic_roi_align(torch.full((1, 2, 16, 16), 3.0), rois, 7, 0.25, 2)
     torch.testing.assert_close(flat, torch.full_like(flat, 3.0))
     feature = torch.randn(1, 2, 16, 16)
@@ -82,7 +82,7 @@ def test_training_and_evaluation_pool_the_same_and_added_rows_are_zero(form: typ
     features = {str(k): torch.randn(2, 4, 32 >> k, 32 >> k) for k in range(4)}
     boxes = [random_boxes(5).clamp(0, 128), torch.zeros(0, 4)]
     trained = pool.train()(features, boxes)
-    padded = pool.eval()(features, boxes, 8)
+    padded = pool.eval().of_rois(features, rois_of(boxes), 8)
     assert torch.equal(padded[:5], trained) and padded.shape[0] == 8
     assert bool(padded[:5].any()) and not bool(padded[5:].any())
     half = {name: level.bfloat16() for name, level in features.items()}

@@ -6,7 +6,7 @@ from torch import Tensor
 from torchvision.models.detection.image_list import ImageList
 
 from model.box_coding import moved_boxes
-from model.rpn import CrowdAwareRPN, build_rpn, nms_by_level
+from model.rpn import CrowdAwareRPN, build_rpn
 
 SIZES = [(90, 128), (96, 100)]
 
@@ -38,12 +38,15 @@ def pyramid(images: int) -> list[Tensor]:
     return [torch.randn(images, 8, h, w, generator=generator) for h, w in sides]
 
 
+@pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize(("pre_nms", "post_nms"), [(60, 80), (300, 10_000), (5, 3)])
 @torch.no_grad()
-def test_proposals_are_those_of_torchvision(pre_nms: int, post_nms: int) -> None:
+def test_proposals_are_those_of_torchvision(pre_nms: int, post_nms: int, together: bool) -> None:
     module = rpn(pre_nms=pre_nms, post_nms=post_nms)
     levels = pyramid(2)
-    ours = module.proposals(levels, 96, 128, SIZES)
+    boxes, counts = module.proposals(levels, 96, 128, torch.tensor(SIZES).float(), together)
+    ours = [box[box[:, 2] > box[:, 0]] for box in boxes.split(counts * (2 if together else 1))]
+    assert together or sum(len(box) for box in ours) == len(boxes)
     canvas = ImageList(torch.zeros(2, 3, 96, 128), SIZES)
     theirs, _ = module(canvas, {str(k): level for k, level in enumerate(levels)})
     for a, b in zip(ours, theirs, strict=True):
@@ -52,8 +55,9 @@ def test_proposals_are_those_of_torchvision(pre_nms: int, post_nms: int) -> None
         torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-5)
 
 
+@pytest.mark.parametrize("together", [False, True])
 @torch.no_grad()
-def test_scripted_proposals_equal_eager_ones() -> None:
+def test_scripted_proposals_equal_eager_ones(together: bool) -> None:
     module = rpn()
 
     class Proposing(torch.nn.Module):
@@ -61,25 +65,22 @@ def test_scripted_proposals_equal_eager_ones() -> None:
             super().__init__()
             self.rpn = module
 
-        def forward(self, levels: list[Tensor]) -> list[Tensor]:
-            return self.rpn.proposals(levels, 96, 128, [(90, 128), (96, 100)])
+        def forward(self, levels: list[Tensor], sizes: Tensor, together: bool) -> tuple[Tensor, list[int]]:
+            return self.rpn.proposals(levels, 96, 128, sizes, together)
 
-    eager = module.proposals(pyramid(2), 96, 128, SIZES)
-    for a, b in zip(torch.jit.script(Proposing())(pyramid(2)), eager, strict=True):
-        assert torch.equal(a, b)
+    sizes = torch.tensor(SIZES).float()
+    eager, counts = module.proposals(pyramid(2), 96, 128, sizes, together)
+    scripted, its_counts = torch.jit.script(Proposing())(pyramid(2), sizes, together)
+    assert torch.equal(eager, scripted) and counts == its_counts
 
 
 @torch.no_grad()
 def test_scores_that_are_not_numbers_propose_nothing() -> None:
     module = rpn()
     levels = [torch.full_like(level, float("nan")) for level in pyramid(1)]
-    assert module.proposals(levels, 96, 128, SIZES[:1])[0].shape == (0, 4)
-
-
-def test_boxes_of_other_levels_suppress_nothing() -> None:
-    box = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 11]])
-    score = torch.tensor([0.5, 0.9])
-    assert nms_by_level([box, box], [score, score + 0.05], 0.7).tolist() == [3, 1]
+    sizes = torch.tensor(SIZES[:1]).float()
+    assert module.proposals(levels, 96, 128, sizes)[0].shape == (0, 4)
+    assert not module.proposals(levels, 96, 128, sizes, True)[0].any()
 
 
 def test_sides_are_bounded_as_in_detectron() -> None:

@@ -11,6 +11,7 @@ import torch
 
 from model.checkpoint import load_checkpoint, load_network
 from model.network import MaskXRCNN
+from model.pooling import rois_of
 from model.serving import prepared_for_serving
 from tests.export.tiny import tiny_network
 from tests.model.small_network import image, small_network, target, transfer
@@ -31,7 +32,7 @@ def probabilities(network: MaskXRCNN, labels: list[int]) -> torch.Tensor:
     features = served.for_pooling(served.backbone(served.canvas([image()], 64, 64)))
     boxes = torch.tensor([[10.0, 8, 50, 40]]).repeat(len(labels), 1)
     with torch.no_grad():
-        return served.mask_probabilities(features, [boxes], torch.tensor(labels))
+        return served.mask_probabilities(features, rois_of([boxes]), torch.tensor(labels))
 
 
 def loud(network: MaskXRCNN) -> MaskXRCNN:
@@ -80,7 +81,7 @@ def test_the_exported_file_carries_the_threshold_and_answers_as_the_network_does
     features = scripted.for_pooling(scripted.backbone(scripted.canvas([image()], 64, 64)))
     eager = network.inference()
     same = eager.for_pooling(eager.backbone(eager.canvas([image()], 64, 64)))
-    boxes, labels = [torch.tensor([[10.0, 8, 50, 40]] * 2)], torch.tensor([1, 2])
+    boxes, labels = rois_of([torch.tensor([[10.0, 8, 50, 40]] * 2)]), torch.tensor([1, 2])
     with torch.no_grad():
         shifted = scripted.mask_probabilities(features, boxes, labels)
         torch.testing.assert_close(shifted, eager.mask_probabilities(same, boxes, labels), atol=1e-5, rtol=0)
