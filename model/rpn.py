@@ -205,7 +205,7 @@ class CrowdAwareRPN(RegionProposalNetwork):
         lengths: list[int] = []
         for k, (logit, delta) in enumerate(zip(logits, deltas)):  # noqa: B905  (TorchScript knows no `strict`)
             rows, columns = logit.shape[2], logit.shape[3]
-            cell_anchors = self.anchor_generator.cell_anchors[k].to(logit.device)
+            cell_anchors = self.anchor_generator.cell_anchors[k].to(logit.device, non_blocking=True)
             of_cell = cell_anchors.shape[0]
             score = logit.permute(0, 2, 3, 1).reshape(images, -1)
             best = fewer(self._pre_nms_top_n["testing"], score.shape[1])
