@@ -56,6 +56,7 @@ def verify(network: MaskXRCNN, served: nn.Module, scripted: torch.jit.ScriptModu
         scripted: `served` scripted, before it was saved.
         data: the TorchScript file.
     """
+    torch._C._jit_set_texpr_fuser_enabled(False)  # as whoever serves the file does
     verify_mask_table(network, scripted)
     verify_no_device(scripted)
     classes = network.box_predictor.cls_score.out_features
@@ -140,8 +141,14 @@ def verify_no_device(scripted: torch.jit.ScriptModule) -> None:
 
 def devices_in(scripted: torch.jit.ScriptModule) -> list[str]:
     """Every place of the code, called functions included, that names a device or holds a tensor of one."""
+    graphs = [scripted.inlined_graph]
+    if hasattr(scripted, "packed"):
+        graphs.append(scripted.packed.inlined_graph)
+    return [place for graph in graphs for place in _devices_of(graph)]
+
+
+def _devices_of(graph: Any) -> list[str]:
     found: list[str] = []
-    graph = scripted.inlined_graph
     for node in _nodes(graph, "prim::Constant"):
         output = node.output()
         kind = output.type().kind()

@@ -20,7 +20,37 @@ PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 PIXELS_TOGETHER_ON_CPU = 2 * 768 * 1344
 """Two photographs of 800 x 1333: more at once are no faster on a CPU, and take 0.3 to 0.75 GB each (ResNet-50)."""
 
+FUSERS_OFF = {
+    "_jit_set_texpr_fuser_enabled": False,
+    "_jit_override_can_fuse_on_gpu": False,
+    "_jit_override_can_fuse_on_cpu": False,
+    "_jit_set_nvfuser_enabled": False,
+}
+"""Switches of TorchScript in torch._C, those that this torch has."""
+
 _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def fusers_off() -> None:
+    """Tells TorchScript to compile no kernels, in this whole process.
+
+    Its fusers write and compile one for each new shape that they have seen, while requests wait; and for a tensor
+    without elements the one for GPUs wrote a kernel that does not compile, after which every image failed.
+    """
+    for name, value in FUSERS_OFF.items():
+        switch = getattr(torch._C, name, None)
+        if switch is not None:
+            switch(value)
+
+
+def fusers_state() -> str:
+    """ "off" where `fusers_off` holds, as torch itself answers; else "on"."""
+    answers = [
+        getattr(torch._C, name)()
+        for name in ("_jit_texpr_fuser_enabled", "_jit_can_fuse_on_gpu", "_jit_can_fuse_on_cpu")
+        if hasattr(torch._C, name)
+    ]
+    return "on" if any(answers) else "off"
 
 
 def choose_precision(asked: str, device: torch.device, reducible: Sequence[str]) -> str:
@@ -65,7 +95,7 @@ def cpu_multiplies_bfloat16() -> bool:
 
 
 def ready_to_run(module: Any, device: torch.device, precision: str, reducible: Sequence[str]) -> Any:
-    """The module with the weights of its `reducible` parts cast, convolutions channels_last, frozen.
+    """The module with the weights of its `reducible` parts cast, convolutions channels_last, frozen; on a GPU batched.
 
     Args:
         module: the loaded TorchScript module, in evaluation mode.
@@ -78,6 +108,8 @@ def ready_to_run(module: Any, device: torch.device, precision: str, reducible: S
         ask_for_winograd(module)
     if device.type == "cpu" and hasattr(module, "pixels_together"):
         module.pixels_together = PIXELS_TOGETHER_ON_CPU
+    if hasattr(module, "batched"):
+        module.batched = device.type != "cpu"
     prefixes = tuple(f"{name}." for name in reducible)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
@@ -87,7 +119,7 @@ def ready_to_run(module: Any, device: torch.device, precision: str, reducible: S
             if value.dim() == 4:
                 value = value.contiguous(memory_format=torch.channels_last)
             parameter.data = value
-    return torch.jit.freeze(module.eval())
+    return torch.jit.freeze(module.eval(), preserved_attrs=["packed"] if hasattr(module, "packed") else None)
 
 
 def ask_for_winograd(module: Any) -> None:

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Sequence
 
 from maskx_answer import Detections
+from maskx_cuda_decode import DeviceImage
 from maskx_errors import INTERNAL, OUT_OF_MEMORY, MaskxError
 from maskx_faults import is_lost_device, is_out_of_memory
 from maskx_image import DecodedImage
@@ -23,7 +24,7 @@ class DeviceLost(Exception):
 
 
 def predict_each(
-    model: ServedModel, images: Sequence[DecodedImage], wishes: Sequence[Wishes]
+    model: ServedModel, images: Sequence[DecodedImage | DeviceImage], wishes: Sequence[Wishes]
 ) -> list[Detections | MaskxError]:
     """Detections of each image, in order, or the error in its place.
 
@@ -63,8 +64,8 @@ def predict_each(
     return [one for part in parts for one in predict_each(model, images[part], wishes[part])]
 
 
-def _alone(error: Exception, image: DecodedImage) -> MaskxError:
-    size = f"{image.height} x {image.width} pixels, {image.pixels.shape[:2]} of them decoded"
+def _alone(error: Exception, image: DecodedImage | DeviceImage) -> MaskxError:
+    size = f"{image.height} x {image.width} pixels, {tuple(image.pixels.shape[:2])} of them decoded"
     if is_out_of_memory(error):
         logger.error("out of memory for one image of %s", size)
         return MaskxError(

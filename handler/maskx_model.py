@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from torch import Tensor
 
 from maskx_answer import Detections
 from maskx_categories import Category
+from maskx_copies import Copies, unpacked
 from maskx_cores import usable_cores
-from maskx_engine import choose_precision, keep_freed_memory, ready_to_run
+from maskx_engine import choose_precision, fusers_off, fusers_state, keep_freed_memory, ready_to_run
 from maskx_request import MAX_DETECTIONS, Wishes
 
 METADATA_NAME = "metadata.json"
@@ -48,6 +50,7 @@ class ServedModel:
         Raises:
             ValueError: the file is no maskx.pt, its metadata is not understood, or the precision is not for it.
         """
+        fusers_off()
         extra = {METADATA_NAME: ""}
         try:
             module = torch.jit.load(str(path), map_location=device, _extra_files=extra)
@@ -80,32 +83,37 @@ class ServedModel:
             if torch.get_num_threads() > usable_cores():
                 torch.set_num_threads(usable_cores())
         self._module = ready_to_run(module.eval(), device, self.precision, reducible)
+        self._copies = Copies(device)
 
     @torch.inference_mode()
     def predict(
         self,
-        images: Sequence[np.ndarray],
+        images: Sequence[np.ndarray | Tensor],
         wishes: Sequence[Wishes],
         sizes: Sequence[tuple[int, int]] | None = None,
     ) -> list[Detections]:
         """Detections of each image, in order, in pixels of the original; the images may differ in size.
 
         Args:
-            images: uint8 [h, w, 3], RGB, upright, perhaps scaled down by the decoder.
+            images: uint8 [h, w, 3], RGB, upright, perhaps scaled down by the decoder, on the host or on the device.
             wishes: one for each image.
             sizes: height and width of each upright original; None where no image was scaled down.
         """
         if not images:
             return []
-        originals = [image.shape[:2] for image in images] if sizes is None else list(sizes)
-        answers: list[dict[str, Tensor]] = self._module(
-            [self._on_device(image) for image in images],
+        originals = [tuple(image.shape[:2]) for image in images] if sizes is None else list(sizes)
+        asked = (
             torch.tensor(originals, dtype=torch.int64),
             torch.tensor([wish.score_threshold for wish in wishes], dtype=torch.float32),
             torch.tensor([wish.max_detections for wish in wishes], dtype=torch.int64),
             self._class_mask(wishes),
             torch.tensor([wish.mask_format != "none" for wish in wishes]),
         )
+        given = self._copies.images_in(images)
+        if hasattr(self._module, "packed"):
+            numbers, table = self._module.packed(given, *asked)
+            return unpacked(self._copies.out(numbers), table, keypoints=len(self.keypoint_names))
+        answers: list[dict[str, Tensor]] = self._module(given, *asked)  # a file of before there was `packed`
         return [Detections(**{name: tensor.cpu().numpy() for name, tensor in one.items()}) for one in answers]
 
     def _class_mask(self, wishes: Sequence[Wishes]) -> Tensor:
@@ -116,13 +124,6 @@ class ServedModel:
                 of_one[:] = False
                 of_one[list(wish.labels)] = True
         return mask
-
-    def _on_device(self, image: np.ndarray) -> Tensor:
-        """uint8 [3, h, w], a view of [h, w, 3]: on a CPU of the very pixels, on a GPU copied while the CPU goes on."""
-        pixels = torch.from_numpy(image)
-        if self.device.type == "cuda":
-            pixels = pixels.pin_memory().to(self.device, non_blocking=True)
-        return pixels.permute(2, 0, 1)
 
     def free_memory(self) -> None:
         """Gives back what PyTorch keeps for later on a GPU; on a CPU there is nothing to give."""
@@ -153,18 +154,38 @@ class ServedModel:
         return keypoints | {
             "device": str(self.device),
             "precision": self.precision,
+            "fusers": fusers_state(),
             "threads": torch.get_num_threads(),
             "categories": len(self.categories),
             "input": {"min_size": self.min_size, "max_size": self.max_size},
             "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
         }
 
-    def warm_up(self) -> None:
-        """Runs the whole network, masks included, so that the first request is not the slow one."""
-        noise = np.random.default_rng(0).integers(0, 256, (self.min_size, self.min_size, 3), dtype=np.uint8)
-        wishes = Wishes(score_threshold=0.0, max_detections=self.defaults.max_detections)
+    def warm_up(self, batch_size: int = 1, *, every: bool | None = None) -> None:
+        """Runs the network as requests will, so that the first of them is not the slow one: with and without objects,
+        masks or none.
+
+        Args:
+            batch_size: the server's.
+            every: on three canvases too, and with each batch size; None: on a GPU. On a CPU that would take longer than
+                all requests that it spares.
+        """
+        random = np.random.default_rng(0)
+        side = self.min_size
+        square = random.integers(0, 256, (side, side, 3), dtype=np.uint8)
+        objects = Wishes(score_threshold=0.0, max_detections=self.defaults.max_detections)
+        nothing, bare = replace(objects, score_threshold=1.0), replace(objects, mask_format="none")
         for _ in range(WARM_UP_RUNS):
-            self.predict([noise], [wishes])
+            self.predict([square], [objects])
+        for wishes in (nothing, bare):
+            self.predict([square], [wishes])
+        if not (self.device.type != "cpu" if every is None else every):
+            return
+        wide = random.integers(0, 256, (side, min(side * 4 // 3, self.max_size), 3), dtype=np.uint8)
+        for image in (square, wide, np.ascontiguousarray(wide.transpose(1, 0, 2))):
+            for count in range(1, batch_size + 1):
+                for mixed in ([objects], [nothing, objects, bare]):
+                    self.predict([image] * count, [mixed[k % len(mixed)] for k in range(count)])
 
 
 def _metadata(text: str | bytes, name: str) -> dict[str, Any]:

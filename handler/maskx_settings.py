@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from maskx_cuda_decode import DECODE
 from maskx_engine import PRECISIONS
 from maskx_image import MAX_PIXELS, MAX_SIDE
 
@@ -55,11 +56,13 @@ class Limits:
 class Settings:
     """What of model-config.yaml concerns the handler; `device_type` is "cpu", "gpu" or "" (take what there is).
 
-    `precision` is what the network computes in, see `maskx_engine.choose_precision`.
+    `precision` is what the network computes in, see `maskx_engine.choose_precision`; `decode` where JPEGs are decoded,
+    one of `maskx_cuda_decode.DECODE`.
     """
 
     device_type: str
     precision: str
+    decode: str
     limits: Limits
 
 
@@ -83,17 +86,20 @@ def read_settings(config: Mapping[str, Any] | None) -> Settings:
     if not isinstance(own, Mapping):
         raise ValueError(f"model-config.yaml: maskx is {own!r}; a section of keys and values is expected")
     limits = {field.name for field in fields(Limits)}
-    _refuse_unknown(own, {"precision", *limits}, "model-config.yaml, section maskx")
-    precision = own.get("precision", "auto")
-    if precision not in PRECISIONS:
-        raise ValueError(
-            f"model-config.yaml: maskx.precision is {precision!r}; allowed are {', '.join(PRECISIONS)}"
-        )
+    _refuse_unknown(own, {"precision", "decode", *limits}, "model-config.yaml, section maskx")
+    chosen = {}
+    for key, allowed in (("precision", PRECISIONS), ("decode", DECODE)):
+        chosen[key] = own.get(key, "auto")
+        if chosen[key] not in allowed:
+            raise ValueError(
+                f"model-config.yaml: maskx.{key} is {chosen[key]!r}; allowed are {', '.join(allowed)}"
+            )
     for key in limits & own.keys():
         _positive(own[key], f"model-config.yaml: maskx.{key}")
     return Settings(
         device_type=device_type,
-        precision=precision,
+        precision=chosen["precision"],
+        decode=chosen["decode"],
         limits=Limits(**{key: own[key] for key in limits & own.keys()}),
     )
 

@@ -7,14 +7,23 @@ the overlay's font, compression.
 from __future__ import annotations
 
 import io
+import logging
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
 
+from maskx_cuda_decode import CudaDecoder, seconds_of
 from maskx_headers import compressed
+from maskx_image import decode_to_fit
 from maskx_service import Service
 
+logger = logging.getLogger(__name__)
+
 PHOTOGRAPH = (640, 480)
+
+MEASURED, MEASURED_TOGETHER = (1920, 1080), 8
+"""The photographs that decoders are measured with, and how many at a time."""
 
 
 def warm_up(service: Service) -> None:
@@ -35,6 +44,38 @@ def warm_up(service: Service) -> None:
             if answer.status >= 500:
                 raise ValueError(f"the model cannot be warmed up: {answer.body.decode()}")
             compressed(answer.body)
+
+
+def faster_decoder(
+    service: Service, decoder: CudaDecoder, *, min_size: int, max_size: int, wait: Callable[[], None]
+) -> tuple[bool, dict[str, float]]:
+    """Whether `decoder` is faster than the service's threads with Pillow, and the seconds of a photograph of each way.
+
+    Args:
+        service: whose threads decode.
+        decoder: on the GPU.
+        min_size, max_size: that the network brings images to, see `maskx_image.decode_to_fit`.
+        wait: returns once the device has done all that it was given.
+
+    Whatever the decoder raises means that it cannot be used here, which goes to the log.
+    """
+    grid = np.add.outer(np.arange(MEASURED[1]), np.arange(MEASURED[0]))
+    noise = np.random.default_rng(0).integers(0, 40, (MEASURED[1], MEASURED[0], 3))
+    photograph = _encoded((noise + (grid % 200)[:, :, None]).astype(np.uint8), "JPEG")
+    data = [photograph] * MEASURED_TOGETHER
+
+    def by_pillow(batch: list[bytes]) -> None:
+        service.each(lambda one: decode_to_fit(one, min_size=min_size, max_size=max_size), batch)
+
+    seconds = {"cpu": seconds_of(by_pillow, data, wait) / MEASURED_TOGETHER}
+    try:
+        if any(one is None for one in decoder.decoded(data)):
+            raise RuntimeError("it does not decode a plain photograph")
+        seconds["gpu"] = seconds_of(decoder.decoded, data, wait) / MEASURED_TOGETHER
+    except Exception as error:  # nvJPEG may be absent, or the driver too old
+        logger.warning("JPEGs cannot be decoded on this GPU: %s", error)
+        return False, seconds
+    return seconds["gpu"] < seconds["cpu"], seconds
 
 
 def _encoded(pixels: np.ndarray, kind: str) -> bytes:

@@ -117,17 +117,26 @@ def test_a_shipped_config_without_the_key_that_turns_tokens_on_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("settings", "gpus", "expected"),
+    ("settings", "gpus", "cores", "expected"),
     [
-        ({}, 0, (4, 1, 1)),
-        ({}, 2, (8, 1, 2)),
-        ({"deviceType": "cpu"}, 2, (4, 1, 1)),
-        ({"batchSize": 3, "maxBatchDelay": 50, "minWorkers": 2}, 0, (3, 50, 2)),
+        ({}, 0, 16, (4, 1, 1)),
+        ({}, 2, 2, (8, 1, 2)),
+        ({}, 1, 16, (8, 1, 4)),
+        ({}, 2, 16, (8, 1, 4)),
+        ({}, 1, 11, (8, 1, 2)),
+        ({}, 8, 256, (8, 1, 32)),
+        ({"deviceType": "cpu"}, 2, 16, (4, 1, 1)),
+        ({"batchSize": 3, "maxBatchDelay": 50, "minWorkers": 2}, 0, 2, (3, 50, 2)),
     ],
 )
 def test_batching_is_what_the_archive_says_else_what_suits_the_machine(
-    settings: dict[str, Any], gpus: int, expected: tuple[int, int, int]
+    settings: dict[str, Any],
+    gpus: int,
+    cores: int,
+    expected: tuple[int, int, int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
     assert astuple(batching_for(settings, gpus=gpus)) == expected
     asked = batching_for({}, gpus=gpus, batch_size=5, batch_delay=6, workers=7)
     assert astuple(asked) == (5, 6, 7)
