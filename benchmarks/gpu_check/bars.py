@@ -57,6 +57,12 @@ BARS = (
         at_most=3,
         digits=2,
     ),
+    Bar(
+        key="unseen sizes large",
+        what="the same of ResNet-50 at 800 in the precision of serving",
+        at_most=3,
+        digits=2,
+    ),
     Bar(key="engine", what="engine, 1080p, batch 8, bfloat16, decoding overlapped: images/s", at_least=400),
     Bar(key="engine idle", what="the same: share of the time in which no kernel ran, %", at_most=15),
     Bar(

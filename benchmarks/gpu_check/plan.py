@@ -36,28 +36,28 @@ PARTS = (
     Planned(
         name="answers",
         title="Trained network: answers in every precision, nothing found, sizes, mixed batches",
-        seconds=70,
+        seconds=60,
         least=15,
         needs=("trained",),
     ),
-    Planned(name="engine", title="Engine, 1080p JPEGs", seconds=55, least=15, needs=("large",)),
+    Planned(name="engine", title="Engine, 1080p JPEGs", seconds=50, least=15, needs=("large",)),
     Planned(
-        name="served", title="TorchServe, REST and gRPC", seconds=120, least=40, needs=("trained", "large")
+        name="served", title="TorchServe, REST and gRPC", seconds=100, least=40, needs=("trained", "large")
     ),
-    Planned(name="training_speed", title="Training: images/s beside torchvision", seconds=75, least=20),
+    Planned(name="training_speed", title="Training: images/s beside torchvision", seconds=70, least=20),
     Planned(
         name="training_same",
         title="Training: GPU beside CPU, stop and resume",
-        seconds=50,
+        seconds=45,
         least=25,
         needs=("trained",),
     ),
-    Planned(name="precisions", title="AP in every precision", seconds=30, least=10, needs=("trained",)),
-    Planned(name="exhaustion", title="Memory exhausted", seconds=25, least=12, needs=("large",)),
+    Planned(name="precisions", title="AP in every precision", seconds=25, least=10, needs=("trained",)),
+    Planned(name="exhaustion", title="Memory exhausted", seconds=20, least=12, needs=("large",)),
     Planned(
         name="waits",
         title="Where the host waits, and a trace",
-        seconds=40,
+        seconds=35,
         least=15,
         needs=("trained", "large"),
     ),

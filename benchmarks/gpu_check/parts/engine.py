@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 
 from benchmarks.engine_loop import engine_loop
+from benchmarks.gpu_check.parts.answers import of_sizes
 from benchmarks.gpu_check.parts.large import PICTURES
 from benchmarks.gpu_check.setting import CheckSetting, Clock, Keep, first_line, measured, say
 from benchmarks.ours import Ours
@@ -20,11 +22,11 @@ Numbers = dict[str, Any]
 
 
 def measure(setting: CheckSetting, seconds: float, keep: Keep) -> Part:
-    """One precision after the other, that of serving first."""
+    """One precision after the other, that of serving first; in the short form that alone."""
     clock = Clock(seconds)
-    data = [setting.picture("1080p", seed) for seed in range(PICTURES)]
+    data = [setting.picture("1080p", seed) for seed in range(2 if setting.short else PICTURES)]
     found: dict[str, Numbers] = {}
-    for number, precision in enumerate(setting.best_first()):
+    for number, precision in enumerate(setting.best_first()[: 1 if setting.short else None]):
         if number and not clock.has(10):
             found[precision] = {"failed": "no time was left"}
             continue
@@ -42,7 +44,7 @@ def of_precision(
     """Every batch size: one batch at a time, then overlapped. Fills `found` as it goes."""
     side = Ours(setting.large / "maskx.pt", torch.device(setting.device), precision)
     numbers: Numbers = found.setdefault(precision, {})
-    for batch in BATCHES[:1] if setting.short else BATCHES:
+    for batch in (2,) if setting.short else BATCHES:
         if numbers and not clock.has(5):
             numbers["note"] = f"no time was left for batch {batch}"
             return
@@ -59,6 +61,8 @@ def of_precision(
         loops = 2 if setting.short else max(count, 12)
         fast = engine_loop(side, data, batch=batch, batches=loops, watch=False)
         watched = engine_loop(side, data, batch=batch, batches=min(loops, 25))
+        if "sizes" not in numbers and precision == setting.best_first()[0]:
+            numbers["sizes"] = unseen_sizes(side, data, 3 if setting.short else 50)
         p50, p99 = np.percentile(seconds, [50, 99])
         numbers[f"batch {batch}"] = {
             "first": first,
@@ -72,6 +76,13 @@ def of_precision(
         }
 
 
+def unseen_sizes(side: Ours, data: list[bytes], count: int) -> Numbers:
+    """One image after the other, each of a size that this process has not seen."""
+    times = [_timed(side, [image]) for image in of_sizes(data, count)]
+    median = statistics.median(times)
+    return {"count": count, "median": median, "slowest": max(times), "ratio": max(times) / median}
+
+
 def _timed(side: Ours, images: list[bytes]) -> float:
     """Seconds of one batch. Raises RuntimeError where an answer is not 200."""
     begin = time.perf_counter()
@@ -82,8 +93,16 @@ def _timed(side: Ours, images: list[bytes]) -> float:
 def shown_part(setting: CheckSetting, found: dict[str, Numbers]) -> Part:
     """A row for each precision and batch."""
     rows, notes = [], []
+    bars: dict[str, float] = {}
     for precision, of in found.items():
         for name, one in of.items():
+            if name == "sizes":
+                bars["unseen sizes large"] = one["ratio"]
+                notes.append(
+                    f"- {precision}, {one['count']} sizes never seen, one image each: median {shown(one['median'])}, "
+                    f"slowest {shown(one['slowest'])}, ratio {one['ratio']:.2f}"
+                )
+                continue
             if name in ("failed", "note"):
                 notes.append(f"- {precision}: {'failed: ' if name == 'failed' else ''}{one}")
                 continue
@@ -116,10 +135,9 @@ def shown_part(setting: CheckSetting, found: dict[str, Numbers]) -> Part:
         f"encoding in threads beside the device. Idle: the share of that time in which {idle}.\n"
     )
     text += "".join(f"{note}\n" for note in notes)
-    bars = {}
     judged = found.get("bfloat16", {}).get("batch 8")
     if judged:
-        bars = {"engine": judged["overlapped"], "engine idle": 100 * judged["idle_share"]}
+        bars |= {"engine": judged["overlapped"], "engine idle": 100 * judged["idle_share"]}
     failed = sum("failed" in one and one["failed"] != "no time was left" for one in found.values())
     return Part(
         title="Engine, 1080p JPEGs, bytes in to JSON out",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ def photos(folder: Path, count: int, *, height: int = HEIGHT, width: int = WIDTH
     if path.is_file() and len(json.loads(path.read_text(encoding="utf-8"))["images"]) >= count:
         return folder
     (folder / "train").mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(usable_cores()) as drawers:
+    with ProcessPoolExecutor(usable_cores(), multiprocessing.get_context("fork")) as drawers:
         drawn = list(
             drawers.map(
                 _draw, [str(folder)] * count, range(count), [height] * count, [width] * count, chunksize=4

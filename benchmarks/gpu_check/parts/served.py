@@ -40,7 +40,7 @@ class Turn:
 
 
 class Watch:
-    """The GPU's busy share and memory as nvidia-smi tells them, from entering to leaving; nothing where there is none."""
+    """The GPU's busy share and memory by nvidia-smi, while it is entered; nothing where there is none."""
 
     def __init__(self) -> None:
         self.busy: list[float] = []
@@ -225,8 +225,8 @@ def shown_part(setting: CheckSetting, rows: list[Numbers], notes: list[str]) -> 
     devices = listed(sorted({str(row["device"]) for row in rows}))
     text += (
         f"\nClosed loop over loopback, client and server on the same cores; the network on {devices}. The trained "
-        "network is sent images of the drawn set, images without objects and sizes never seen; ResNet-50 JPEGs of COCO's "
-        "sizes. Errors count the warm-up too.\n"
+        "network is sent images of the drawn set, images without objects and sizes never seen; ResNet-50 JPEGs of "
+        "COCO's sizes. Errors count the warm-up too.\n"
     )
     text += "".join(f"- {note}\n" for note in notes)
     bars: dict[str, float] = {}

@@ -148,11 +148,11 @@ def shown_part(setting: CheckSetting, numbers: Numbers) -> Part:
     losses: dict[str, dict[int, float]] = numbers["losses"]
     first = next(iter(losses.values()))
     last = max(first, default=0)
-    steps = [step for step in SHOWN if step <= last]
+    steps = sorted({step for step in SHOWN if step < last} | {last})
     rows = [
         (str(step), *[f"{of[step]:.5f}" if step in of else "-" for of in losses.values()]) for step in steps
     ]
-    text = table(("step", *losses), rows)
+    text = table(("step", *losses), rows) + "\n"
     name = next(iter(losses))
     for other, of in losses.items():
         if other == name:
