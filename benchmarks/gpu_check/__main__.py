@@ -52,6 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report = Report(out.resolve(), setting, machine, options.minutes)
     outcomes = check(setting, report, options.minutes, begin, options.only)
     print(report.write(outcomes, spent=time.monotonic() - begin))
+    trace = Path(setting.folder) / "trace.json.gz"
+    if options.keep_trace and trace.is_file():
+        shutil.copyfile(trace, report.path.with_suffix(".trace.json.gz"))
     say(f"{report.path} and its .json written, {(time.monotonic() - begin) / 60:.1f} minutes")
     numbers = [one.part.numbers for one in outcomes if one.part is not None]
     missed = MISSED in verdicts(numbers, on_gpu=setting.on_gpu).values()
@@ -169,6 +172,7 @@ def setting_of(options: argparse.Namespace, machine: dict[str, Any]) -> CheckSet
         "same",
     ):  # nothing of an earlier run is taken for this one's
         shutil.rmtree(folder / name, ignore_errors=True)
+    (folder / "trace.json.gz").unlink(missing_ok=True)
     return CheckSetting(
         folder=str(folder),
         device=machine["device"],
@@ -205,6 +209,9 @@ def parser() -> argparse.ArgumentParser:
         help="TorchServe's workers, a server for each number; 0: as it chooses (default)",
     )
     made.add_argument("--short", action="store_true", help="few of everything, as on a CPU")
+    made.add_argument(
+        "--keep-trace", action="store_true", help="the engine's trace beside the report, for a browser"
+    )
     made.add_argument("--min-size", type=int, help="of the bench's network (default: 800, on a CPU 160)")
     made.add_argument("--max-size", type=int, help="of the bench's network (default: 1333, on a CPU 256)")
     made.add_argument(

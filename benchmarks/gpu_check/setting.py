@@ -60,6 +60,16 @@ class CheckSetting:
         """Folder of the bench's network: maskx.pt, peer.pt."""
         return Path(self.folder) / "large"
 
+    @property
+    def coco_sized(self) -> Path:
+        """Folder of the JPEGs of COCO's sizes that TorchServe is sent."""
+        return Path(self.folder) / "coco-sized"
+
+    @property
+    def coco_sized_count(self) -> int:
+        """How many of them."""
+        return 8 if self.short else 32
+
     def picture(self, size: str, seed: int = 0) -> bytes:
         """A drawn photograph, kept where it was made once."""
         path = Path(self.folder) / "pictures" / f"{size}-{seed}.jpg"

@@ -15,6 +15,7 @@ import torch
 from benchmarks.gpu_check import __main__ as command
 from benchmarks.gpu_check import one_part
 from benchmarks.gpu_check.bars import BARS, MET, MISSED, NOT_200, NOT_MEASURED, Bar, values_of, verdicts
+from benchmarks.gpu_check.parts import served
 from benchmarks.gpu_check.parts.answers import PIXELS, sizes
 from benchmarks.gpu_check.parts.comparing import compare
 from benchmarks.gpu_check.parts.photos import _draw
@@ -336,6 +337,46 @@ def test_detections_match_by_category_and_box_and_each_only_once() -> None:
     assert found.box_iou == pytest.approx(90 / 110) and found.score_difference == pytest.approx(0.7)
     twice = compare([[detection(0), detection(0)]], [[detection(0)]])
     assert (twice.sure, twice.matched) == (2, 1)
+
+
+def served_row(clients: int | None, **changes: Any) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "network": served.LARGE,
+        "workers": 0,
+        "protocol": "REST",
+        "clients": clients,
+        "sent": 100,
+        "device": "cpu",
+        "precision": "float32",
+        "client_cpu_ms": 1.0,
+        "requests": 100,
+        "rate": 50.0,
+        "errors": {},
+        "busy_percent": None,
+        "memory_mib": None,
+        **dict.fromkeys(("p50", "p90", "p99", "p99.9", "mean", "max"), 0.02),
+    }
+    return row | changes
+
+
+def test_bars_of_serving_are_judged_by_rest_alone_and_not_by_the_requests_before_the_first_turn(
+    tmp_path: Path,
+) -> None:
+    rows = [
+        served_row(None, rate=900.0, errors={"500": 2}),
+        served_row(1, p99=0.03),
+        served_row(24, rate=300.0),
+        served_row(24, rate=800.0, protocol="gRPC"),
+        served_row(24, rate=700.0, network=served.TRAINED, errors={"503": 1}),
+    ]
+    notes = ["gRPC: absent", f"{served.FAILED}it died"]
+    numbers = served.shown_part(setting_in(tmp_path), rows, notes).numbers
+    assert numbers["bars"] == {
+        "served": 300.0,
+        "served p50": pytest.approx(20),
+        "served p99": pytest.approx(1.5),
+    }
+    assert numbers["requests"] == {"asked": 500, "not 200": 4}  # a server that was lost counts too
 
 
 def test_no_two_of_fifty_sizes_are_alike_and_all_have_as_many_pixels() -> None:

@@ -7,6 +7,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 
 from benchmarks.gpu_check.setting import CheckSetting, Keep, measured
+from benchmarks.load_setting import drawn_images
 from benchmarks.machine import usable_cores
 from benchmarks.network import prepare
 from benchmarks.parts import CLASSES
@@ -20,7 +21,9 @@ def measure(setting: CheckSetting, seconds: float, keep: Keep) -> Part:
     begin = time.monotonic()
     pictures = 2 if setting.short else PICTURES
     with ProcessPoolExecutor(max(usable_cores() // 2, 1), multiprocessing.get_context("fork")) as drawers:
+        others = drawers.submit(drawn_images, setting.coco_sized, setting.coco_sized_count)
         list(drawers.map(setting.picture, ["1080p"] * pictures, range(pictures)))
+        others.result()
     drawn = time.monotonic() - begin
     begin = time.monotonic()
     about = prepare(

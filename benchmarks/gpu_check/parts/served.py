@@ -25,9 +25,13 @@ CLIENTS = (1, 24, 8, 96)
 """Those that bars are set for first."""
 PROTOCOLS = ("REST", "gRPC")
 TRAINED, LARGE = "trained", "ResNet-50"
-START = 25.0
-"""Seconds that a server needs to start and to end."""
+START = 32.0
+"""Seconds that a server needs to start, to be run in and to end."""
 MOST = 200_000
+RUN_IN, RUN_IN_MOST = 3.0, 96
+"""Seconds and requests before the first turn, so that every size and batch was seen once; their errors count."""
+FAILED = "no answer at all: "
+"""Begins the note of a server that did not start or was lost; it counts as a request without a 200."""
 Numbers = dict[str, Any]
 
 
@@ -104,12 +108,12 @@ def measure(setting: CheckSetting, seconds: float, keep: Keep) -> Part:
             news,
         )
     except (ValueError, OSError, RuntimeError) as error:
-        notes.append(f"{TRAINED}: {first_line(error)}")
+        notes.append(f"{FAILED}{TRAINED}: {first_line(error)}")
         news()
     turns = [(protocol, clients) for protocol in PROTOCOLS for clients in CLIENTS]
     if setting.short:
         turns = [(protocol, clients) for protocol in PROTOCOLS for clients in (1, 4)]
-    images = list(drawn_images(folder / "images", 8 if setting.short else 32))
+    images = list(drawn_images(setting.coco_sized, setting.coco_sized_count))
     for number, workers in enumerate(setting.workers):
         servers_left = len(setting.workers) - number
         a_turn = (clock.left / servers_left - START) / len(turns)
@@ -121,7 +125,7 @@ def measure(setting: CheckSetting, seconds: float, keep: Keep) -> Part:
         try:
             one_server(setting, LARGE, workers, images, turns, turn, rows, notes, news)
         except (ValueError, OSError, RuntimeError) as error:
-            notes.append(f"{LARGE}: {first_line(error)}")
+            notes.append(f"{FAILED}{LARGE}: {first_line(error)}")
             news()
     return shown_part(setting, rows, notes)
 
@@ -166,7 +170,11 @@ def one_server(
                 clients[protocol] = stack.enter_context(
                     LoadRemote("client", protocol=protocol, port=server.port(protocol), images=images)
                 )
-                clients[protocol].call("closed", concurrency=4, seconds=1.0, most=MOST)  # run in
+                for count in (4,) if setting.short else (1, 24):
+                    told = clients[protocol].call(
+                        "closed", concurrency=count, seconds=RUN_IN, most=RUN_IN_MOST
+                    )
+                    rows.append(run_in(network, workers, protocol, described, told))
             except (RuntimeError, OSError) as error:
                 clients.pop(protocol, None)
                 notes.append(f"{network}, {protocol}: {first_line(error)}")
@@ -177,21 +185,30 @@ def one_server(
                 answer = clients[protocol].call("closed", concurrency=count, seconds=turn.seconds, most=MOST)
             samples = samples_of(answer)
             found = summary(samples, warm_up=turn.warm_up, until=turn.seconds)
-            rows.append(
-                {
-                    "network": network,
-                    "workers": workers,
-                    "protocol": protocol,
-                    "clients": count,
-                    "sent": len(samples),
-                    "device": described.get("device"),
-                    "precision": described.get("precision"),
-                    "client_cpu_ms": 1000 * answer["cpu"] / max(len(samples), 1),
-                    **found,
-                    **watch.numbers(),
-                }
-            )
+            about = head(network, workers, protocol, described, answer)
+            rows.append({**about, "clients": count, **found, **watch.numbers()})
             news()
+
+
+def head(network: str, workers: int, protocol: str, described: Numbers, answer: Numbers) -> Numbers:
+    """What every row begins with."""
+    sent = len(answer["samples"])
+    return {
+        "network": network,
+        "workers": workers,
+        "protocol": protocol,
+        "sent": sent,
+        "device": described.get("device"),
+        "precision": described.get("precision"),
+        "client_cpu_ms": 1000 * answer["cpu"] / max(sent, 1),
+    }
+
+
+def run_in(network: str, workers: int, protocol: str, described: Numbers, answer: Numbers) -> Numbers:
+    """The row of the requests before the first turn: `clients` is None, and no bar looks at it."""
+    found = summary(samples_of(answer), warm_up=0.0, until=float("inf"))
+    about = head(network, workers, protocol, described, answer)
+    return {**about, "clients": None, **found, "busy_percent": None, "memory_mib": None}
 
 
 def shown_part(setting: CheckSetting, rows: list[Numbers], notes: list[str]) -> Part:
@@ -204,7 +221,7 @@ def shown_part(setting: CheckSetting, rows: list[Numbers], notes: list[str]) -> 
                 f"{row['network']}, {row['precision']}",
                 str(row["workers"] or "auto"),
                 row["protocol"],
-                str(row["clients"]),
+                "run in" if row["clients"] is None else str(row["clients"]),
                 *rate_and_times(row),
                 "-" if busy is None else f"{busy:.0f} %",
                 "-" if mib is None else f"{mib:.0f}",
@@ -230,7 +247,7 @@ def shown_part(setting: CheckSetting, rows: list[Numbers], notes: list[str]) -> 
     )
     text += "".join(f"- {note}\n" for note in notes)
     bars: dict[str, float] = {}
-    of_rest = [row for row in rows if (row["network"], row["protocol"]) == (LARGE, "REST")]
+    of_rest = [row for row in rows if row["clients"] and (row["network"], row["protocol"]) == (LARGE, "REST")]
     if of_rest:
         bars["served"] = max(row["rate"] for row in of_rest)
     alone = [row for row in of_rest if row["clients"] == 1 and row["p50"]]
@@ -244,6 +261,10 @@ def shown_part(setting: CheckSetting, rows: list[Numbers], notes: list[str]) -> 
         title="TorchServe, REST and gRPC",
         text=text,
         numbers=measured(
-            bars, asked=sum(row["sent"] for row in rows), not_200=errors + len(notes), rows=rows, notes=notes
+            bars,
+            asked=sum(row["sent"] for row in rows),
+            not_200=errors + sum(note.startswith(FAILED) for note in notes),
+            rows=rows,
+            notes=notes,
         ),
     )

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import ROOT
 from benchmarks.engine_loop import busy_seconds, kernel_times
-from benchmarks.ours import label_seconds
+from benchmarks.ours import LABELS, label_seconds
 
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cuStreamSynchronize")
 """Calls of the CUDA runtime in which the host waits."""
@@ -137,7 +137,8 @@ def longest(profiled: profile, *, cuda: bool) -> list[tuple[str, int, float]]:
     """The kernels, on a CPU the operations by themselves, that took longest: name, times, seconds in all."""
     sums: dict[str, list[float]] = {}
     for event in profiled.events() or []:
-        if cuda and event.device_type == DeviceType.CUDA and not getattr(event, "is_user_annotation", False):
+        label = event.name in LABELS or getattr(event, "is_user_annotation", False)
+        if cuda and event.device_type == DeviceType.CUDA and not label:
             seconds = (event.time_range.end - event.time_range.start) / 1e6
         elif not cuda:
             seconds = event.self_cpu_time_total / 1e6
