@@ -14,7 +14,16 @@ from typing import Any
 
 from benchmarks import ROOT
 from benchmarks.gpu_check.bars import MISSED, verdicts
-from benchmarks.gpu_check.plan import MINUTES, PARTS, PREPARATIONS, Planned, grant, missing
+from benchmarks.gpu_check.plan import (
+    CPU_MINUTES,
+    MINUTES,
+    PARTS,
+    PREPARATIONS,
+    Planned,
+    grant,
+    missing,
+    worth,
+)
 from benchmarks.gpu_check.report import NO_GPU, Report
 from benchmarks.gpu_check.running import (
     DONE,
@@ -49,8 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out = options.out or (
         ROOT / "benchmarks" / "results" if setting.on_gpu else ROOT / "build" / "gpu-check" / "results"
     )
-    report = Report(out.resolve(), setting, machine, options.minutes)
-    outcomes = check(setting, report, options.minutes, begin, options.only)
+    minutes = options.minutes or (MINUTES if setting.on_gpu else CPU_MINUTES)
+    report = Report(out.resolve(), setting, machine, minutes)
+    outcomes = check(setting, report, minutes, begin, options.only)
     print(report.write(outcomes, spent=time.monotonic() - begin))
     trace = Path(setting.folder) / "trace.json.gz"
     if options.keep_trace and trace.is_file():
@@ -90,14 +100,15 @@ def check(
     chosen = [one for one in parts if not only or one.name in only]
     needed = {name for one in chosen for name in one.needs}
     planned = [one for one in preparations if one.name in needed]
-    outcomes += _run(planned, setting, minutes, left, news, start)
+    told = worth(minutes, chosen, parts)
+    outcomes += _run(planned, setting, told, left, news, start)
     prepared = {one.planned.name for one in outcomes if one.state == DONE}
     for part in chosen:
         lacking = missing(part, prepared)
         if lacking:
             outcomes.append(Outcome(planned=part, state=LEFT_OUT, note=f"without {', '.join(lacking)}"))
         else:
-            outcomes += _run([part], setting, minutes, left, news, start)
+            outcomes += _run([part], setting, told, left, news, start)
         news([])
     return outcomes
 
@@ -159,7 +170,7 @@ def setting_of(options: argparse.Namespace, machine: dict[str, Any]) -> CheckSet
     unknown = [name for name in options.only if name not in known]
     if unknown:
         raise ValueError(f"--only {' '.join(unknown)}: unknown; parts are {', '.join(known)}")
-    if not 0 < options.minutes <= 60:
+    if options.minutes is not None and not 0 < options.minutes <= 60:
         raise ValueError(f"--minutes is {options.minutes:g}; above 0 and up to 60 are allowed")
     on_gpu = machine["device"] != "cpu"
     short = options.short or not on_gpu
@@ -192,7 +203,9 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks.gpu_check",
         description="Whether all of it works on a GPU, and how fast; without one a short form on the CPU.",
     )
-    made.add_argument("--minutes", type=float, default=MINUTES, help="for all of it (default: %(default)g)")
+    made.add_argument(
+        "--minutes", type=float, help=f"for all of it (default: {MINUTES:g}, on a CPU {CPU_MINUTES:g})"
+    )
     made.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
     made.add_argument(
         "--checkpoint", type=Path, help="of a trained network (default: a small one is trained here)"

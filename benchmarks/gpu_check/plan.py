@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 MINUTES = 8.0
 """That the parts' seconds are meant for."""
+CPU_MINUTES = 20.0
+"""For the short form on a CPU, whose work is the same however long it may take: some 5 are needed on 2 cores."""
 OVERRUN = 1.25
 """A part is told its seconds and ended at so many times as many."""
 SLACK = 5.0
@@ -84,6 +87,12 @@ def grant(part: Planned, *, minutes: float, left: float) -> Grant | None:
     if seconds < part.least:
         return None
     return Grant(seconds=seconds, limit=min(seconds * OVERRUN + SLACK, left))
+
+
+def worth(minutes: float, chosen: Sequence[Planned], parts: Sequence[Planned]) -> float:
+    """What `minutes` are worth to each of the chosen parts: more, up to twice as many, where others are left out."""
+    whole, some = (sum(part.seconds for part in of) for of in (parts, chosen))
+    return minutes * min(whole / some, 2.0) if some else minutes
 
 
 def missing(part: Planned, prepared: set[str]) -> list[str]:

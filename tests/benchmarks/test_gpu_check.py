@@ -21,7 +21,7 @@ from benchmarks.gpu_check.parts.comparing import compare
 from benchmarks.gpu_check.parts.photos import _draw
 from benchmarks.gpu_check.parts.traced import Span, host_operations, places
 from benchmarks.gpu_check.parts.training_same import relative
-from benchmarks.gpu_check.plan import MINUTES, PARTS, PREPARATIONS, SLACK, Planned, grant, missing
+from benchmarks.gpu_check.plan import MINUTES, PARTS, PREPARATIONS, SLACK, Planned, grant, missing, worth
 from benchmarks.gpu_check.report import Report, write_whole
 from benchmarks.gpu_check.running import DONE, FAILED, LEFT_OUT, OVER_TIME, Outcome
 from benchmarks.gpu_check.setting import CheckSetting, Clock, first_line, measured
@@ -67,7 +67,8 @@ def test_a_bar_for_a_gpu_is_not_judged_by_a_cpus_figure() -> None:
 
 
 def test_a_bar_needs_exactly_one_bound() -> None:
-    for bounds in ({}, {"at_least": 1.0, "at_most": 2.0}):
+    both: list[dict[str, Any]] = [{}, {"at_least": 1.0, "at_most": 2.0}]
+    for bounds in both:
         with pytest.raises(ValueError, match="either"):
             Bar(key="a", what="a", **bounds)
 
@@ -124,6 +125,16 @@ def test_with_half_the_minutes_a_part_is_told_half_its_seconds_but_never_less_th
     part = Planned(name="a", title="a", seconds=60, least=40)
     granted = [grant(part, minutes=minutes, left=1000) for minutes in (MINUTES, MINUTES / 2)]
     assert [one and one.seconds for one in granted] == [60, 40]
+
+
+def test_parts_alone_get_the_time_of_those_that_are_left_out_up_to_twice_their_own() -> None:
+    small, large = (
+        Planned(name=name, title=name, seconds=seconds, least=1)
+        for name, seconds in (("a", 20.0), ("b", 60.0))
+    )
+    assert worth(8, [small, large], [small, large]) == 8
+    assert worth(8, [large], [small, large]) == pytest.approx(8 * 80 / 60)
+    assert worth(8, [small], [small, large]) == 16
 
 
 def test_a_clock_that_has_run_out_has_nothing_left() -> None:

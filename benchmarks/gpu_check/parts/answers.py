@@ -191,6 +191,8 @@ def shown_part(
         f"\nFirst the CPU in float32: {len(expected)} images of the drawn set, {sure} detections of score 0.3 or more; "
         "a matched one has the same category and a box of IoU 0.7 or more.\n\n"
     )
+    if not sure:
+        text += "THE NETWORK FINDS NOTHING: it was not trained for long enough, and nothing is compared.\n\n"
     if others:
         headers = ("", "with detections where nothing is", "sizes never seen", "median", "slowest", "ratio")
         text += table(headers, others) + "\n"

@@ -11,6 +11,9 @@ from benchmarks.accuracy import measure as measure_accuracy
 from benchmarks.gpu_check.setting import CheckSetting, Clock, Keep, first_line, measured, say
 from benchmarks.tables import Part, table
 
+LEAST = 0.05
+"""Box AP in float32 from which on differences say something; 0 beside 0 is no proof."""
+
 
 def measure(setting: CheckSetting, seconds: float, keep: Keep) -> Part:
     """float32 first, which the others are compared with; the CPU's own last, where there is time."""
@@ -74,7 +77,8 @@ def shown_part(setting: CheckSetting, found: dict[str, Accuracy | str]) -> Part:
         numbers[name] = {"box": one.box.ap, "mask": one.mask.ap, "differences": differences}
         precision, device = name.split(", ")
         known = [abs(value) for value in differences if value is not None]
-        if precision != "float32" and device == setting.device and known:
+        trained = isinstance(first, Accuracy) and (first.box.ap or 0.0) >= LEAST
+        if precision != "float32" and device == setting.device and known and trained:
             bars[f"AP {precision}"] = max(known)
     headers = ("", "box AP", "box AP50", "mask AP", "box AP, difference", "mask AP, difference", "")
     text = table(headers, rows)
