@@ -83,6 +83,8 @@ class Watched:
                 return False
             self._over_time = True
             self.end()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)  # whatever of its session it has left behind
         self._seconds = time.monotonic() - self._begin
         return True
 

@@ -28,6 +28,8 @@ TRAINED, LARGE = "trained", "ResNet-50"
 START = 32.0
 """Seconds that a server needs to start, to be run in and to end."""
 MOST = 200_000
+PAUSE = 0.3
+"""Seconds between two looks at the GPU."""
 RUN_IN, RUN_IN_MOST = 3.0, 96
 """Seconds and requests before the first turn, so that every size and batch was seen once; their errors count."""
 FAILED = "no answer at all: "
@@ -49,30 +51,33 @@ class Watch:
     def __init__(self) -> None:
         self.busy: list[float] = []
         self.mib: list[float] = []
-        self._process: subprocess.Popen[str] | None = None
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
         program = shutil.which("nvidia-smi")
         if program is not None:
-            command = [program, "--query-gpu=utilization.gpu,memory.used", "--format=csv,noheader,nounits"]
-            self._process = subprocess.Popen([*command, "-lms", "200"], stdout=subprocess.PIPE, text=True)
-            threading.Thread(target=self._read, daemon=True).start()
+            self._thread = threading.Thread(target=self._look, args=(program,), daemon=True)
+            self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._process is not None:
-            self._process.terminate()
-            self._process.wait(timeout=20)
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join(timeout=20)
 
-    def _read(self) -> None:
-        assert self._process is not None and self._process.stdout is not None
-        for line in self._process.stdout:
-            values = [word.strip() for word in line.split(",")]
+    def _look(self, program: str) -> None:
+        # A run for each look: what it writes in a loop of its own may lie in a pipe's buffer to the end.
+        command = [program, "--query-gpu=utilization.gpu,memory.used", "--format=csv,noheader,nounits"]
+        while not self._ended.is_set():
+            done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+            values = [word.strip() for word in (done.stdout.splitlines() or [""])[0].split(",")]
             if len(values) == 2 and all(word.isdigit() for word in values):
                 self.busy.append(float(values[0]))
                 self.mib.append(float(values[1]))
+            self._ended.wait(PAUSE)
 
     def numbers(self) -> Numbers:
         """Means and the most; None where nothing was told. The first look is of the time before."""
