@@ -40,6 +40,13 @@ class Bar:
         assert self.at_most is not None
         return MET if value <= self.at_most else MISSED
 
+    def shown(self, value: float | None, *, on_gpu: bool) -> str:
+        """The figure; of a CPU in brackets where it is one of a GPU that is wanted."""
+        if value is None:
+            return "-"
+        text = f"{value:.{self.digits}f}"
+        return f"({text} on the CPU)" if self.gpu_only and not on_gpu else text
+
     @property
     def wanted(self) -> str:
         """As a reader writes it."""
@@ -125,7 +132,7 @@ def bars_table(numbers: Sequence[Mapping[str, Any]], *, on_gpu: bool) -> str:
             (
                 bar.what,
                 bar.wanted,
-                "-" if value is None else f"{value:.{bar.digits}f}",
+                bar.shown(value, on_gpu=on_gpu),
                 f"**{judged[bar.key]}**" if judged[bar.key] == MISSED else judged[bar.key],
             )
         )

@@ -57,6 +57,7 @@ def test_a_bar_is_met_at_its_bound_and_missed_beyond() -> None:
 
 def test_a_bar_for_a_gpu_is_not_judged_by_a_cpus_figure() -> None:
     assert Bar(key="a", what="a", at_least=1).judge(5.0, on_gpu=False) == NOT_MEASURED
+    assert Bar(key="a", what="a", at_least=1).shown(5.0, on_gpu=False) == "(5.0 on the CPU)"
     assert Bar(key="a", what="a", at_least=1, gpu_only=False).judge(0.5, on_gpu=False) == MISSED
 
 

@@ -129,6 +129,13 @@ def test_an_operation_that_would_wait_is_named_with_its_line() -> None:
     assert all(": model/" in name or ": elsewhere" in name for name in found)
 
 
+def test_an_operation_that_is_told_the_size_of_its_answer_does_not_wait() -> None:
+    counts = torch.tensor([1, 2])
+    told = host_operations(lambda: torch.repeat_interleave(counts, output_size=3))
+    untold = host_operations(lambda: torch.repeat_interleave(counts))
+    assert (sum(told.values()), sum(untold.values())) == (0, 1)
+
+
 def test_a_loss_that_is_not_finite_is_infinitely_far_from_one_that_is() -> None:
     assert relative(2.0, 1.0) == 0.5
     assert relative(2.0, float("nan")) == float("inf")

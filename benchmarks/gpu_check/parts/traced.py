@@ -33,7 +33,7 @@ WAITING = (
     "nms",
     "repeat_interleave",
 )
-"""Operations whose answer's size a GPU has to tell the host."""
+"""Operations whose answer's size a GPU has to tell the host; repeat_interleave only where it is not told."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +194,8 @@ class _Waiting(TorchDispatchMode):
         by_bool = name in ("index", "index_put", "index_put_") and any(
             one is not None and one.dtype == torch.bool for one in args[1]
         )
-        if name in WAITING or by_bool:
+        told = name == "repeat_interleave" and (kwargs or {}).get("output_size") is not None
+        if (name in WAITING and not told) or by_bool:
             self.found[f"{name}: {place(traceback.extract_stack())}"] += 1
         return func(*args, **(kwargs or {}))
 
