@@ -45,7 +45,7 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup data train evaluate archive serve ready predict predict-folder stop versions register set-default unregister demo check test tools fetch calibrate experiments bench bench-gpu bench-training profile accuracy load image clean FORCE
+.PHONY: help setup data train evaluate archive serve ready predict predict-folder stop versions register set-default unregister demo check test tools fetch calibrate experiments bench bench-gpu gpu-check bench-training profile accuracy load image clean FORCE
 
 help:                ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
@@ -148,7 +148,10 @@ bench: setup         ## time and memory against torchvision and the machine's ow
 	@$(PY) -m benchmarks.bench $(BENCH_ARGS)
 
 bench-gpu: setup     ## the same on a GPU, with throughput; without one a short form on the CPU
-	@PYTHONWARNINGS=ignore::FutureWarning $(PY) -m benchmarks.gpu $(GPU_ARGS)
+	@PYTHONWARNINGS=ignore::FutureWarning $(PY) -m benchmarks.gpu_check.bench $(GPU_ARGS)
+
+gpu-check: setup     ## whether all of it works on a GPU, and how fast, in 8 minutes: GPU_ARGS="--checkpoint build/train/checkpoint.pt"
+	@PYTHONWARNINGS=ignore::FutureWarning $(PY) -m benchmarks.gpu_check $(GPU_ARGS)
 
 bench-training: setup  ## training's images/s and memory beside torchvision's reference step -> benchmarks/results
 	@PYTHONWARNINGS=ignore::FutureWarning $(PY) -m benchmarks.training $(BENCH_ARGS)

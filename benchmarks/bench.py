@@ -65,7 +65,9 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS), help="(default: all)")
     made.add_argument("--precisions", nargs="+", help="(default: those that the machine computes by itself)")
-    made.add_argument("--device", default="cpu", help="(default: %(default)s; for a GPU see benchmarks.gpu)")
+    made.add_argument(
+        "--device", default="cpu", help="(default: %(default)s; for a GPU see benchmarks.gpu_check.bench)"
+    )
     made.add_argument("--rounds", type=int, help="timed runs of each slow thing (default: 3, --quick 1)")
     add_network_options(made)
     made.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="for the result")

@@ -23,11 +23,14 @@ DECODED_AHEAD = 2
 """Batches that wait, decoded, for the device."""
 
 
-def engine_loop(side: Ours, data: Sequence[bytes], *, batch: int, batches: int) -> dict[str, Any]:
+def engine_loop(
+    side: Ours, data: Sequence[bytes], *, batch: int, batches: int, watch: bool = True
+) -> dict[str, Any]:
     """Runs `batches` batches, images taken from `data` in turns; decoding before and encoding after are in threads.
 
     Returns seconds in all, images a second, and the device's idle share: on a GPU one less the time in which any kernel
-    ran; on a CPU, which is never idle, one less the time inside `predict`.
+    ran; on a CPU, which is never idle, one less the time inside `predict`. Without `watch` no profiler looks on, whose
+    work would be in the seconds, and the idle share of a GPU is that of a CPU.
     """
     waiting: queue.Queue[list[DecodedImage]] = queue.Queue(maxsize=DECODED_AHEAD)
     threads = max(usable_cores(), 1)
@@ -42,12 +45,13 @@ def engine_loop(side: Ours, data: Sequence[bytes], *, batch: int, batches: int) 
         return len(side.body(image, found))
 
     cuda = side.device.type == "cuda"
+    watched = cuda and watch
     producer = threading.Thread(target=decode_all, name="decode", daemon=True)
     inside = 0.0
     encoded = []
     with ThreadPoolExecutor(threads) as encoders:
         producer.start()
-        profiled = profile(activities=[ProfilerActivity.CUDA], acc_events=True) if cuda else None
+        profiled = profile(activities=[ProfilerActivity.CUDA], acc_events=True) if watched else None
         if profiled is not None:
             profiled.start()
         begin = time.perf_counter()

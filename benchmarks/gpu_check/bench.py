@@ -1,6 +1,6 @@
 """The bench on a GPU: stages, sizes and whole, throughput with p50 and p99, memory, and the device's idle share.
 
-    python -m benchmarks.gpu [--quick]
+    python -m benchmarks.gpu_check.bench [--quick]
 
 Where there is no GPU it runs on the CPU to the end, in a short form, and says so in its first line.
 """
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(
-        prog="python -m benchmarks.gpu", description=(__doc__ or "").splitlines()[0]
+        prog="python -m benchmarks.gpu_check.bench", description=(__doc__ or "").splitlines()[0]
     )
     made.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: %(default)s)"

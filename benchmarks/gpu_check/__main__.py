@@ -1,0 +1,242 @@
+"""The command line of `make gpu-check`."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import ROOT
+from benchmarks.gpu_check.bars import MISSED, verdicts
+from benchmarks.gpu_check.plan import (
+    CPU_MINUTES,
+    MINUTES,
+    PARTS,
+    PREPARATIONS,
+    Planned,
+    grant,
+    missing,
+    worth,
+)
+from benchmarks.gpu_check.report import NO_GPU, Report
+from benchmarks.gpu_check.running import (
+    DONE,
+    LEFT_OUT,
+    RUNNING,
+    Outcome,
+    Start,
+    run_together,
+    start_part,
+    stop_servers,
+)
+from benchmarks.gpu_check.setting import CheckSetting, say
+
+CLOSING = 10.0
+"""Seconds kept back for a part that is ended at its limit and has a server to stop."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0: every part that was begun came to its end; 1: one did not, or a bar was missed; 2: a mistake, named."""
+    options = parser().parse_args(arguments)
+    begin = time.monotonic()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no process is left running
+    try:
+        machine = described(options.device)
+        setting = setting_of(options, machine)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if not setting.on_gpu:
+        print(NO_GPU, flush=True)
+    out = options.out or (
+        ROOT / "benchmarks" / "results" if setting.on_gpu else ROOT / "build" / "gpu-check" / "results"
+    )
+    minutes = options.minutes or (MINUTES if setting.on_gpu else CPU_MINUTES)
+    report = Report(out.resolve(), setting, machine, minutes)
+    outcomes = check(setting, report, minutes, begin, options.only)
+    print(report.write(outcomes, spent=time.monotonic() - begin))
+    trace = Path(setting.folder) / "trace.json.gz"
+    if options.keep_trace and trace.is_file():
+        shutil.copyfile(trace, report.path.with_suffix(".trace.json.gz"))
+    say(f"{report.path} and its .json written, {(time.monotonic() - begin) / 60:.1f} minutes")
+    numbers = [one.part.numbers for one in outcomes if one.part is not None]
+    missed = MISSED in verdicts(numbers, on_gpu=setting.on_gpu).values()
+    return 1 if missed or any(one.state not in (DONE, LEFT_OUT) for one in outcomes) else 0
+
+
+def check(
+    setting: CheckSetting,
+    report: Report,
+    minutes: float,
+    begin: float,
+    only: Sequence[str] = (),
+    start: Start = start_part,
+    parts: Sequence[Planned] = PARTS,
+    preparations: Sequence[Planned] = PREPARATIONS,
+) -> list[Outcome]:
+    """Preparations side by side, then part after part; the report is written whenever there is news.
+
+    Args:
+        minutes: for all of it, from `begin` (of time.monotonic) on.
+        only: names of parts; empty for all.
+        start: starts a part's process.
+    """
+
+    def left() -> float:
+        return minutes * 60 - CLOSING - (time.monotonic() - begin)
+
+    outcomes: list[Outcome] = []
+
+    def news(running: Sequence[Outcome]) -> None:
+        report.write([*outcomes, *running], spent=time.monotonic() - begin)
+
+    chosen = [one for one in parts if not only or one.name in only]
+    needed = {name for one in chosen for name in one.needs}
+    planned = [one for one in preparations if one.name in needed]
+    told = worth(minutes, chosen, parts)
+    outcomes += _run(planned, setting, told, left, news, start)
+    prepared = {one.planned.name for one in outcomes if one.state == DONE}
+    for part in chosen:
+        lacking = missing(part, prepared)
+        if lacking:
+            outcomes.append(Outcome(planned=part, state=LEFT_OUT, note=f"without {', '.join(lacking)}"))
+        else:
+            outcomes += _run([part], setting, told, left, news, start)
+        news([])
+    return outcomes
+
+
+def _run(
+    planned: Sequence[Planned],
+    setting: CheckSetting,
+    minutes: float,
+    left: Callable[[], float],
+    news: Callable[[Sequence[Outcome]], None],
+    start: Start,
+) -> list[Outcome]:
+    """Parts side by side, or left out where the time does not suffice."""
+    given, found = [], []
+    for part in planned:
+        granted = grant(part, minutes=minutes, left=left())
+        if granted is None:
+            note = f"{max(left(), 0):.0f} s were left; it needs {part.least:.0f}"
+            found.append(Outcome(planned=part, state=LEFT_OUT, note=note))
+        else:
+            say(f"{part.title} (up to {granted.seconds:.0f} s)")
+            given.append((part, granted))
+    if not given:
+        return found
+    try:
+        ran = run_together(given, setting, news, start)
+    finally:
+        stop_servers(Path(setting.folder))
+    for one in ran:
+        assert one.state != RUNNING
+        say(f"{one.planned.title}: {one.state}, {one.seconds:.0f} s {one.note}")
+    return found + ran
+
+
+def described(device: str) -> dict[str, Any]:
+    """The machine, by a process of its own. Raises ValueError where `device` cannot be used."""
+    from benchmarks.worker import Remote
+
+    with Remote("bare") as bare:
+        if device == "auto":
+            try:
+                return {**bare.call("machine", device="cuda"), "device": "cuda"}
+            except RuntimeError:
+                device = "cpu"
+    with Remote("bare") as bare:
+        try:
+            return {**bare.call("machine", device=device), "device": device}
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise ValueError(f"--device {device} cannot be used: {reason}") from error
+
+
+def setting_of(options: argparse.Namespace, machine: dict[str, Any]) -> CheckSetting:
+    """What the command line means on this machine. Raises ValueError where a file is missing or a name unknown."""
+    for flag, path in (("--checkpoint", options.checkpoint), ("--maskx-pt", options.maskx_pt)):
+        if path is not None and not path.is_file():
+            raise ValueError(f"{flag} {path}: no such file; leave it out to have a network trained here")
+    known = [part.name for part in PARTS]
+    unknown = [name for name in options.only if name not in known]
+    if unknown:
+        raise ValueError(f"--only {' '.join(unknown)}: unknown; parts are {', '.join(known)}")
+    if options.minutes is not None and not 0 < options.minutes <= 60:
+        raise ValueError(f"--minutes is {options.minutes:g}; above 0 and up to 60 are allowed")
+    on_gpu = machine["device"] != "cpu"
+    short = options.short or not on_gpu
+    folder = options.folder.resolve()
+    for name in (
+        "trained",
+        "large",
+        "parts",
+        "served",
+        "same",
+    ):  # nothing of an earlier run is taken for this one's
+        shutil.rmtree(folder / name, ignore_errors=True)
+    (folder / "trace.json.gz").unlink(missing_ok=True)
+    return CheckSetting(
+        folder=str(folder),
+        device=machine["device"],
+        precisions=tuple(machine["native_precisions"]),
+        short=short,
+        trained="" if options.maskx_pt is None else str(options.maskx_pt.resolve()),
+        checkpoint="" if options.checkpoint is None else str(options.checkpoint.resolve()),
+        min_size=options.min_size or (160 if not on_gpu else 800),
+        max_size=options.max_size or (256 if not on_gpu else 1333),
+        workers=tuple(options.workers),
+    )
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu_check",
+        description="Whether all of it works on a GPU, and how fast; without one a short form on the CPU.",
+    )
+    made.add_argument(
+        "--minutes", type=float, help=f"for all of it (default: {MINUTES:g}, on a CPU {CPU_MINUTES:g})"
+    )
+    made.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
+    made.add_argument(
+        "--checkpoint", type=Path, help="of a trained network (default: a small one is trained here)"
+    )
+    made.add_argument(
+        "--maskx-pt", type=Path, help="the same, exported (default: the checkpoint is exported)"
+    )
+    made.add_argument("--only", nargs="+", default=[], metavar="PART", help="these parts alone")
+    made.add_argument(
+        "--workers",
+        type=int,
+        nargs="+",
+        default=[0],
+        help="TorchServe's workers, a server for each number; 0: as it chooses (default)",
+    )
+    made.add_argument("--short", action="store_true", help="few of everything, as on a CPU")
+    made.add_argument(
+        "--keep-trace", action="store_true", help="the engine's trace beside the report, for a browser"
+    )
+    made.add_argument("--min-size", type=int, help="of the bench's network (default: 800, on a CPU 160)")
+    made.add_argument("--max-size", type=int, help="of the bench's network (default: 1333, on a CPU 256)")
+    made.add_argument(
+        "--folder", type=Path, default=ROOT / "build" / "gpu-check", help="for what is made on the way"
+    )
+    made.add_argument(
+        "--out",
+        type=Path,
+        help="for the result (default: benchmarks/results; of a CPU build/gpu-check/results)",
+    )
+    return made
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+"""The network of the bench (ResNet-50-FPN with calibrated random weights), and the photographs, made on the CPU."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from concurrent.futures import ProcessPoolExecutor
+
+from benchmarks.gpu_check.setting import CheckSetting, Keep, measured
+from benchmarks.load_setting import drawn_images
+from benchmarks.machine import usable_cores
+from benchmarks.network import prepare
+from benchmarks.parts import CLASSES
+from benchmarks.tables import Part, table
+
+PICTURES = 8
+
+
+def measure(setting: CheckSetting, seconds: float, keep: Keep) -> Part:
+    """Draws the photographs, then calibrates the network on the first."""
+    begin = time.monotonic()
+    pictures = 2 if setting.short else PICTURES
+    with ProcessPoolExecutor(max(usable_cores() // 2, 1), multiprocessing.get_context("fork")) as drawers:
+        others = drawers.submit(drawn_images, setting.coco_sized, setting.coco_sized_count)
+        list(drawers.map(setting.picture, ["1080p"] * pictures, range(pictures)))
+        others.result()
+    drawn = time.monotonic() - begin
+    begin = time.monotonic()
+    about = prepare(
+        setting.large,
+        setting.picture("1080p"),
+        CLASSES,
+        min_size=setting.min_size,
+        max_size=setting.max_size,
+    )
+    rows = [
+        ("photographs", f"{pictures} of 1080p, {drawn:.0f} s"),
+        (
+            "ResNet-50-FPN",
+            f"{setting.min_size} to {setting.max_size} pixels, {about['proposals']} proposals, {about['detections']} "
+            f"detections, {about['flops']['whole'] / 1e9:.0f} GFLOP at 1080p; {time.monotonic() - begin:.0f} s",
+        ),
+    ]
+    return Part(
+        title="The network of the bench", text=table(("what", "how"), rows), numbers=measured(about=about)
+    )

@@ -1,0 +1,97 @@
+"""Average precision of the trained network on the drawn set, in every precision of the device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from benchmarks.accuracy import Accuracy
+from benchmarks.accuracy import measure as measure_accuracy
+from benchmarks.gpu_check.setting import CheckSetting, Clock, Keep, first_line, measured, say
+from benchmarks.tables import Part, table
+
+LEAST = 0.05
+"""Box AP in float32 from which on differences say something; 0 beside 0 is no proof."""
+
+
+def measure(setting: CheckSetting, seconds: float, keep: Keep) -> Part:
+    """float32 first, which the others are compared with; the CPU's own last, where there is time."""
+    clock = Clock(seconds)
+    sides = [
+        (name, setting.device) for name in ("float32", *setting.best_first()) if name in setting.precisions
+    ]
+    sides = list(dict.fromkeys(sides))
+    if setting.on_gpu:
+        sides.append(("float32", "cpu"))
+    found: dict[str, Accuracy | str] = {}
+    longest = 0.0
+    for precision, device in sides:
+        name = f"{precision}, {device}"
+        if found and not clock.has(longest):
+            found[name] = "no time was left"
+            continue
+        say(f"AP in {name}")
+        before = clock.left
+        try:
+            found[name] = measure_accuracy(
+                setting.trained_path,
+                setting.shapes / "val",
+                setting.shapes / "val.json",
+                device=torch.device(device),
+                precision=precision,
+                decoding="whole",
+                max_images=8 if setting.short else None,
+            )
+        except Exception as error:  # one precision must not cost the others
+            found[name] = f"failed: {first_line(error)}"
+        longest = max(longest, before - clock.left)
+        keep(shown_part(setting, found))
+    return shown_part(setting, found)
+
+
+def shown_part(setting: CheckSetting, found: dict[str, Accuracy | str]) -> Part:
+    """AP in percent and its difference to float32 on the same device, in points."""
+    first = found.get(f"float32, {setting.device}")
+    rows: list[tuple[str, ...]] = []
+    bars: dict[str, float] = {}
+    numbers: dict[str, Any] = {}
+    images = 0
+    for name, one in found.items():
+        if isinstance(one, str):
+            rows.append((name, *["-"] * 5, one))
+            numbers[name] = {"failed": one}
+            continue
+        images = one.images
+        differences: list[float | None] = [None, None]
+        if isinstance(first, Accuracy):
+            differences = [_points(one.box.ap, first.box.ap), _points(one.mask.ap, first.mask.ap)]
+        rows.append(
+            (
+                name,
+                *[_percent(value) for value in (one.box.ap, one.box.ap50, one.mask.ap)],
+                *["-" if value is None else f"{value:+.2f}" for value in differences],
+                "",
+            )
+        )
+        numbers[name] = {"box": one.box.ap, "mask": one.mask.ap, "differences": differences}
+        precision, device = name.split(", ")
+        known = [abs(value) for value in differences if value is not None]
+        trained = isinstance(first, Accuracy) and (first.box.ap or 0.0) >= LEAST
+        if precision != "float32" and device == setting.device and known and trained:
+            bars[f"AP {precision}"] = max(known)
+    headers = ("", "box AP", "box AP50", "mask AP", "box AP, difference", "mask AP, difference", "")
+    text = table(headers, rows)
+    text += (
+        f"\n{images} images of the drawn set; AP in percent, differences in points to float32 on "
+        f"{setting.device}.\n"
+    )
+    return Part(title="AP of the trained network", text=text, numbers=measured(bars, results=numbers))
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f}"
+
+
+def _points(value: float | None, other: float | None) -> float | None:
+    return None if value is None or other is None else 100 * (value - other)

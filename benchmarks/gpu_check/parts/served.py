@@ -1,0 +1,275 @@
+"""TorchServe on this machine: the trained network, then ResNet-50, over REST and gRPC with 1, 8, 24 and 96 clients."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import threading
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from benchmarks.gpu_check.parts.answers import empty_images, of_sizes
+from benchmarks.gpu_check.setting import CheckSetting, Clock, Keep, first_line, listed, measured, say
+from benchmarks.load_client import samples_of
+from benchmarks.load_sections import RATE_AND_TIMES, rate_and_times
+from benchmarks.load_server import Served, pack
+from benchmarks.load_setting import drawn_images
+from benchmarks.load_times import summary
+from benchmarks.load_worker import LoadRemote
+from benchmarks.tables import Part, table
+
+CLIENTS = (1, 24, 8, 96)
+"""Those that bars are set for first."""
+PROTOCOLS = ("REST", "gRPC")
+TRAINED, LARGE = "trained", "ResNet-50"
+START = 32.0
+"""Seconds that a server needs to start, to be run in and to end."""
+MOST = 200_000
+PAUSE = 0.3
+"""Seconds between two looks at the GPU."""
+RUN_IN, RUN_IN_MOST = 3.0, 96
+"""Seconds and requests before the first turn, so that every size and batch was seen once; their errors count."""
+FAILED = "no answer at all: "
+"""Begins the note of a server that did not start or was lost; it counts as a request without a 200."""
+Numbers = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """Seconds of one number of clients, and those at its beginning that do not count."""
+
+    seconds: float
+    warm_up: float
+
+
+class Watch:
+    """The GPU's busy share and memory by nvidia-smi, while it is entered; nothing where there is none."""
+
+    def __init__(self) -> None:
+        self.busy: list[float] = []
+        self.mib: list[float] = []
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        program = shutil.which("nvidia-smi")
+        if program is not None:
+            self._thread = threading.Thread(target=self._look, args=(program,), daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join(timeout=20)
+
+    def _look(self, program: str) -> None:
+        # A run for each look: what it writes in a loop of its own may lie in a pipe's buffer to the end.
+        command = [program, "--query-gpu=utilization.gpu,memory.used", "--format=csv,noheader,nounits"]
+        while not self._ended.is_set():
+            done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+            values = [word.strip() for word in (done.stdout.splitlines() or [""])[0].split(",")]
+            if len(values) == 2 and all(word.isdigit() for word in values):
+                self.busy.append(float(values[0]))
+                self.mib.append(float(values[1]))
+            self._ended.wait(PAUSE)
+
+    def numbers(self) -> Numbers:
+        """Means and the most; None where nothing was told. The first look is of the time before."""
+        busy = self.busy[1:]
+        return {
+            "busy_percent": sum(busy) / len(busy) if busy else None,
+            "memory_mib": max(self.mib, default=None),
+        }
+
+
+def measure(setting: CheckSetting, seconds: float, keep: Keep) -> Part:
+    """A server after the other; each row is kept as soon as it is there."""
+    clock = Clock(seconds)
+    folder = Path(setting.folder) / "served"
+    shutil.rmtree(folder, ignore_errors=True)
+    rows: list[Numbers] = []
+    notes: list[str] = []
+
+    def news() -> None:
+        keep(shown_part(setting, rows, notes))
+
+    trained_turn = Turn(seconds=1.5 if setting.short else 3.0, warm_up=0.5)
+    try:
+        one_server(
+            setting,
+            TRAINED,
+            0,
+            images_for_trained(setting, folder),
+            [("REST", 24), ("gRPC", 24), ("REST", 1)] if not setting.short else [("REST", 8), ("gRPC", 8)],
+            trained_turn,
+            rows,
+            notes,
+            news,
+        )
+    except (ValueError, OSError, RuntimeError) as error:
+        notes.append(f"{FAILED}{TRAINED}: {first_line(error)}")
+        news()
+    turns = [(protocol, clients) for protocol in PROTOCOLS for clients in CLIENTS]
+    if setting.short:
+        turns = [(protocol, clients) for protocol in PROTOCOLS for clients in (1, 4)]
+    images = list(drawn_images(setting.coco_sized, setting.coco_sized_count))
+    for number, workers in enumerate(setting.workers):
+        servers_left = len(setting.workers) - number
+        a_turn = (clock.left / servers_left - START) / len(turns)
+        if a_turn < 1.5 and not setting.short:
+            notes.append(f"{LARGE}, {workers or 'its own number of'} workers: no time was left")
+            continue
+        length = 3.0 if setting.short else min(max(a_turn, 2.5), 8.0)
+        turn = Turn(seconds=length, warm_up=min(1.0, length / 3))
+        try:
+            one_server(setting, LARGE, workers, images, turns, turn, rows, notes, news)
+        except (ValueError, OSError, RuntimeError) as error:
+            notes.append(f"{FAILED}{LARGE}: {first_line(error)}")
+            news()
+    return shown_part(setting, rows, notes)
+
+
+def images_for_trained(setting: CheckSetting, folder: Path) -> list[str]:
+    """Images of the drawn set, images without objects, and sizes never seen, as files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = sorted((setting.shapes / "val").glob("*.png"))[:16]
+    paths = [str(path) for path in drawn]
+    more = [*empty_images(), *of_sizes([path.read_bytes() for path in drawn], 12)]
+    for number, data in enumerate(more):
+        path = folder / f"more-{number}.jpg"
+        path.write_bytes(data)
+        paths.append(str(path))
+    return paths
+
+
+def one_server(
+    setting: CheckSetting,
+    network: str,
+    workers: int,
+    images: list[str],
+    turns: list[tuple[str, int]],
+    turn: Turn,
+    rows: list[Numbers],
+    notes: list[str],
+    news: Any,
+) -> None:
+    """Starts a server, asks it in every turn, stops it. Raises ValueError where it does not start."""
+    folder = Path(setting.folder) / "served" / f"{network.lower()}-{workers}"
+    path = setting.trained_path if network == TRAINED else setting.large / "maskx.pt"
+    changes = {} if setting.on_gpu else {"deviceType": "cpu"}
+    archive = pack(path, folder / "archive", **changes)
+    say(f"TorchServe: {network}, workers {workers or 'as it chooses'}")
+    with ExitStack() as stack:
+        settings = {"workers": workers} if workers else {}
+        server = stack.enter_context(Served(archive, folder / "serve", **settings))
+        described = server.description()
+        clients: dict[str, LoadRemote] = {}
+        for protocol in dict.fromkeys(protocol for protocol, _ in turns):
+            try:
+                clients[protocol] = stack.enter_context(
+                    LoadRemote("client", protocol=protocol, port=server.port(protocol), images=images)
+                )
+                for count in (4,) if setting.short else (1, 24):
+                    told = clients[protocol].call(
+                        "closed", concurrency=count, seconds=RUN_IN, most=RUN_IN_MOST
+                    )
+                    rows.append(run_in(network, workers, protocol, described, told))
+            except (RuntimeError, OSError) as error:
+                clients.pop(protocol, None)
+                notes.append(f"{network}, {protocol}: {first_line(error)}")
+        for protocol, count in turns:
+            if protocol not in clients:
+                continue
+            with Watch() as watch:
+                answer = clients[protocol].call("closed", concurrency=count, seconds=turn.seconds, most=MOST)
+            samples = samples_of(answer)
+            found = summary(samples, warm_up=turn.warm_up, until=turn.seconds)
+            about = head(network, workers, protocol, described, answer)
+            rows.append({**about, "clients": count, **found, **watch.numbers()})
+            news()
+
+
+def head(network: str, workers: int, protocol: str, described: Numbers, answer: Numbers) -> Numbers:
+    """What every row begins with."""
+    sent = len(answer["samples"])
+    return {
+        "network": network,
+        "workers": workers,
+        "protocol": protocol,
+        "sent": sent,
+        "device": described.get("device"),
+        "precision": described.get("precision"),
+        "client_cpu_ms": 1000 * answer["cpu"] / max(sent, 1),
+    }
+
+
+def run_in(network: str, workers: int, protocol: str, described: Numbers, answer: Numbers) -> Numbers:
+    """The row of the requests before the first turn: `clients` is None, and no bar looks at it."""
+    found = summary(samples_of(answer), warm_up=0.0, until=float("inf"))
+    about = head(network, workers, protocol, described, answer)
+    return {**about, "clients": None, **found, "busy_percent": None, "memory_mib": None}
+
+
+def shown_part(setting: CheckSetting, rows: list[Numbers], notes: list[str]) -> Part:
+    """A row for each turn."""
+    cells = []
+    for row in rows:
+        busy, mib = row["busy_percent"], row["memory_mib"]
+        cells.append(
+            (
+                f"{row['network']}, {row['precision']}",
+                str(row["workers"] or "auto"),
+                row["protocol"],
+                "run in" if row["clients"] is None else str(row["clients"]),
+                *rate_and_times(row),
+                "-" if busy is None else f"{busy:.0f} %",
+                "-" if mib is None else f"{mib:.0f}",
+                f"{row['client_cpu_ms']:.1f} ms",
+            )
+        )
+    headers = (
+        "network",
+        "workers",
+        "protocol",
+        "clients",
+        *RATE_AND_TIMES,
+        "GPU busy",
+        "its memory, MiB",
+        "client's CPU a request",
+    )
+    text = table(headers, cells) if cells else ""
+    devices = listed(sorted({str(row["device"]) for row in rows}))
+    text += (
+        f"\nClosed loop over loopback, client and server on the same cores; the network on {devices}. The trained "
+        "network is sent images of the drawn set, images without objects and sizes never seen; ResNet-50 JPEGs of "
+        "COCO's sizes. Errors count the warm-up too.\n"
+    )
+    text += "".join(f"- {note}\n" for note in notes)
+    bars: dict[str, float] = {}
+    of_rest = [row for row in rows if row["clients"] and (row["network"], row["protocol"]) == (LARGE, "REST")]
+    if of_rest:
+        bars["served"] = max(row["rate"] for row in of_rest)
+    alone = [row for row in of_rest if row["clients"] == 1 and row["p50"]]
+    if alone:
+        best = min(alone, key=lambda row: float(row["p50"]))
+        bars["served p50"] = 1000 * best["p50"]
+        if best["p99"] is not None:
+            bars["served p99"] = best["p99"] / best["p50"]
+    errors = sum(sum(row["errors"].values()) for row in rows)
+    return Part(
+        title="TorchServe, REST and gRPC",
+        text=text,
+        numbers=measured(
+            bars,
+            asked=sum(row["sent"] for row in rows),
+            not_200=errors + sum(note.startswith(FAILED) for note in notes),
+            rows=rows,
+            notes=notes,
+        ),
+    )

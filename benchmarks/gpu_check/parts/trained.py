@@ -1,0 +1,119 @@
+"""The trained network of the check: the one that was given, else one trained here on the drawn set; and that set."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks import ROOT
+from benchmarks.gpu_check.setting import CheckSetting, Clock, Keep, measured, say
+from benchmarks.tables import Part, table
+from training.shapes import ShapesConfig, write_shapes
+
+VALIDATION = 200
+"""Images of the drawn set that it is judged on, the very ones of `make data`."""
+EXPORT_SECONDS = 25.0
+"""Kept back for the export."""
+STEPS = (240, 120)
+"""Of the detector and of the mask branch, on a GPU: some 50 s; the preset has five times as many."""
+SHORT_STEPS = (3, 2)
+
+
+def measure(setting: CheckSetting, seconds: float, keep: Keep) -> Part:
+    """Draws the set, takes or trains the network, exports it. Raises ValueError where that cannot be done."""
+    clock = Clock(seconds)
+    rows: list[tuple[str, str]] = []
+    given = setting.trained or setting.checkpoint
+    few = (48, 16) if setting.short else (320 if given else 1600, VALIDATION)
+    begin = time.monotonic()
+    write_shapes(setting.shapes, ShapesConfig(train=few[0], val=few[1]))
+    rows.append(("the drawn set", f"{few[0]} + {few[1]} images, {time.monotonic() - begin:.0f} s"))
+    folder = setting.trained_path.parent
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    begin = time.monotonic()
+    numbers: dict[str, Any] = {"images": few}
+    if setting.checkpoint:
+        shutil.copyfile(setting.checkpoint, setting.checkpoint_path)
+        rows.append(("weights", "given (--checkpoint)"))
+    elif setting.trained:
+        rows.append(("weights", "given (--maskx-pt)"))
+    else:
+        loss = trained_here(setting, folder, clock)
+        numbers["loss"] = loss
+        rows.append(
+            ("weights", f"trained here, {time.monotonic() - begin:.0f} s, loss at the end {loss:.3f}")
+        )
+    begin = time.monotonic()
+    if setting.trained:
+        shutil.copyfile(setting.trained, setting.trained_path)
+        rows.append(("maskx.pt", "as given, not exported by this version"))
+    else:
+        exported(setting)
+        rows.append(("maskx.pt", f"exported and verified on the CPU, {time.monotonic() - begin:.0f} s"))
+    return Part(title="The trained network", text=table(("what", "how"), rows), numbers=measured(**numbers))
+
+
+def trained_here(setting: CheckSetting, folder: Path, clock: Clock) -> float:
+    """Trains the shapes preset for a few hundred steps, or as many as there is time for; the loss at the end.
+
+    A training that the time does not suffice for is stopped as a user would, so that it leaves its checkpoint: the
+    network has then no mask branch worth the name, which the report's AP shows.
+    """
+    detector, mask = SHORT_STEPS if setting.short else STEPS
+    run = folder / "run"
+    changes = [
+        f"schedule.detector_steps={detector}",
+        f"schedule.mask_steps={mask}",
+        f"schedule.warmup_steps={min(50, detector)}",
+        f"output.dir={run}",
+        "output.log_every=1",
+        "output.tensorboard=false",
+        f"device={'cuda' if setting.on_gpu else 'cpu'}",
+        f"data.workers={2 if setting.short else min(8, os.cpu_count() or 1)}",
+        *data_of(setting.shapes),
+    ]
+    command = [sys.executable, "-m", "training.train", "--config", "training/presets/shapes.toml", *changes]
+    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL)
+    try:
+        process.wait(timeout=max(clock.left - EXPORT_SECONDS, 10))
+    except subprocess.TimeoutExpired:
+        say("the training is stopped: its time is up")
+        process.terminate()
+        process.wait(timeout=30)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+    if process.returncode not in (0, 143):
+        raise ValueError(f"the training ended with status {process.returncode}; its own error stands above")
+    shutil.copyfile(run / "checkpoint.pt", setting.checkpoint_path)
+    with (run / "log.csv").open(encoding="utf-8") as lines:
+        return float(list(csv.DictReader(lines))[-1]["loss"])
+
+
+def data_of(shapes: Path) -> list[str]:
+    """The settings of a training on the drawn set that lies there."""
+    return [
+        f"data.train_images={shapes / 'train'}",
+        f"data.train_annotations={shapes / 'train.json'}",
+        f"data.val_images={shapes / 'val'}",
+        f"data.val_annotations={shapes / 'val.json'}",
+        f"data.mask_classes={shapes / 'mask_classes.txt'}",
+    ]
+
+
+def exported(setting: CheckSetting) -> None:
+    """checkpoint.pt -> maskx.pt. Raises ValueError with what the export says."""
+    command = [sys.executable, "-m", "export.torchscript"]
+    command += ["--checkpoint", str(setting.checkpoint_path), "--out", str(setting.trained_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        said = (done.stderr.strip() or done.stdout.strip()).splitlines()
+        raise ValueError(f"the export failed ({done.returncode}): {said[-1] if said else 'it said nothing'}")

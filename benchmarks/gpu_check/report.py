@@ -1,0 +1,96 @@
+"""The report in Markdown and JSON, written anew after every result."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu_check.bars import bars_table, values_of, verdicts
+from benchmarks.gpu_check.running import Outcome
+from benchmarks.gpu_check.setting import CheckSetting
+from benchmarks.tables import Part, document, measured_on, table
+
+NO_GPU = (
+    "NO GPU HERE: this is the short form on the CPU. It shows that every part of the check runs; none of its figures "
+    "is one of a GPU, and no bar that is set for a GPU is judged."
+)
+
+
+class Report:
+    """Where the report lies and what is known so far."""
+
+    def __init__(self, out: Path, setting: CheckSetting, machine: Mapping[str, Any], minutes: float) -> None:
+        self._setting, self._machine, self._minutes = setting, dict(machine), minutes
+        form = "cpu-short-" if not setting.on_gpu else "short-" if setting.short else ""
+        self.path = out / f"gpu-check-{form}{machine['date'][:10]}.md"
+
+    def write(self, outcomes: Sequence[Outcome], *, spent: float) -> str:
+        """Both files, each whole or not at all; returns the Markdown."""
+        text = self.markdown(outcomes, spent=spent)
+        numbers = [one.part.numbers for one in outcomes if one.part is not None]
+        content = {
+            "machine": self._machine,
+            "minutes": spent / 60,
+            "setting": asdict(self._setting),
+            "bars": {
+                key: {"value": values_of(numbers).get(key), "verdict": verdict}
+                for key, verdict in verdicts(numbers, on_gpu=self._setting.on_gpu).items()
+            },
+            "parts": {
+                one.planned.name: {
+                    "title": one.planned.title,
+                    "state": one.state,
+                    "note": one.note,
+                    "seconds": one.seconds,
+                    "numbers": None if one.part is None else one.part.numbers,
+                    "log": list(one.log),
+                }
+                for one in outcomes
+            },
+        }
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(self.path, text)
+        write_whole(self.path.with_suffix(".json"), json.dumps(content, indent=1) + "\n")
+        return text
+
+    def markdown(self, outcomes: Sequence[Outcome], *, spent: float) -> str:
+        """The bars, what became of each part, then every part."""
+        setting = self._setting
+        numbers = [one.part.numbers for one in outcomes if one.part is not None]
+        rows = [
+            (one.planned.title, one.state, f"{one.seconds:.0f} s", one.note.replace("|", "/") or "-")
+            for one in outcomes
+        ]
+        parts = [
+            Part(
+                title="The bars",
+                text=("" if setting.on_gpu else f"{NO_GPU}\n\n") + bars_table(numbers, on_gpu=setting.on_gpu),
+                numbers={},
+            ),
+            Part(
+                title="The parts",
+                text=table(("part", "state", "took", "why"), rows) if rows else "-\n",
+                numbers={},
+            ),
+        ]
+        for one in outcomes:
+            text = "" if one.part is None else one.part.text.rstrip()
+            if one.log:
+                text += "\n\nThe end of its log:\n\n```\n" + "\n".join(one.log[-12:]) + "\n```"
+            if text:
+                title = one.planned.title if one.part is None else one.part.title
+                parts.append(Part(title=title, text=text, numbers={}))
+        head = measured_on(self._machine, spent / 60)
+        head.append(("time", f"{spent / 60:.1f} of {self._minutes:g} minutes"))
+        return document(NO_GPU if not setting.on_gpu else "maskx on a GPU: make gpu-check", head, parts)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Whole or not at all, so that whoever reads meanwhile, or after a kill, finds the last whole one."""
+    draft = path.with_name(f".{path.name}")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, path)
