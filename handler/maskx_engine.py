@@ -24,7 +24,6 @@ FUSERS_OFF = {
     "_jit_set_texpr_fuser_enabled": False,
     "_jit_override_can_fuse_on_gpu": False,
     "_jit_override_can_fuse_on_cpu": False,
-    "_jit_set_nvfuser_enabled": False,
 }
 """Switches of TorchScript in torch._C, those that this torch has."""
 
@@ -32,15 +31,17 @@ _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def fusers_off() -> None:
-    """Tells TorchScript to compile no kernels, in this whole process.
+    """Tells TorchScript to compile no kernels and to watch no shapes, in this whole process; before a model is loaded.
 
-    Its fusers write and compile one for each new shape that they have seen, while requests wait; and for a tensor
-    without elements the one for GPUs wrote a kernel that does not compile, after which every image failed.
+    Its fusers write and compile a kernel for each new shape that they have seen, while requests wait; and for a tensor
+    without elements the one for GPUs wrote a kernel that does not compile, after which every image failed. With a depth
+    of 0 a method is optimised once, in its first run, by its code alone: nothing is rewritten in the second.
     """
     for name, value in FUSERS_OFF.items():
         switch = getattr(torch._C, name, None)
         if switch is not None:
             switch(value)
+    torch.jit.set_fusion_strategy([("STATIC", 0)])
 
 
 def fusers_state() -> str:

@@ -27,8 +27,8 @@ from maskx_request import MAX_DETECTIONS, Wishes
 
 METADATA_NAME = "metadata.json"
 FORMAT_VERSION = 1
-WARM_UP_RUNS = 3
-"""TorchScript watches the first run and rewrites itself in the second; the third shows that it is done."""
+WARM_UP_RUNS = 2
+"""The first run optimises the TorchScript; the second has the memory that the first asked for."""
 
 
 class ServedModel:

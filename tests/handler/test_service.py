@@ -393,7 +393,7 @@ def test_warm_up_runs_the_network_with_masks_and_every_detection(
     model.warm_up()
     objects = Wishes(score_threshold=0.0, max_detections=100)
     nothing, bare = replace(objects, score_threshold=1.0), replace(objects, mask_format="none")
-    assert seen == [((64, 64, 3), wishes) for wishes in (objects, objects, objects, nothing, bare)]
+    assert seen == [((64, 64, 3), wishes) for wishes in (objects, objects, nothing, bare)]
 
 
 def test_warm_up_on_a_gpu_covers_canvases_batch_sizes_and_images_in_which_nothing_is_found(
