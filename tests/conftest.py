@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-# For the processes that tests start, too: two test processes share two cores.
+# For the processes that tests start, too: two test processes share two cores. OMP_NUM_THREADS=2 tries two threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A process that is started as another user is forked, and gRPC's own hooks for that were seen to crash the child.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
@@ -17,7 +17,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"].partition(",")[0]))
 
 TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 
