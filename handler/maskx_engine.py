@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -87,12 +88,18 @@ def choose_precision(asked: str, device: torch.device, reducible: Sequence[str])
 
 
 def cpu_multiplies_bfloat16() -> bool:
-    """Whether this processor has instructions for products of bfloat16; others would emulate them, slower."""
-    capable = (
-        getattr(torch.cpu, "_is_avx512_bf16_supported", None),
-        getattr(torch.cpu, "_is_amx_tile_supported", None),
-    )
-    return any(test is not None and test() for test in capable)
+    """Whether oneDNN, which computes on a CPU, multiplies bfloat16 by instructions made for it.
+
+    The processor must have them (AVX512-BF16, a part of AMX too), and oneDNN must not have been told to leave them
+    alone: it says that it supports bfloat16 with plain AVX-512 as well, but emulates it there, and a convolution takes
+    six times as long as in float32. The same rule is in training/run.py, which may not import this file.
+    """
+    on_processor = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    in_onednn = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    if on_processor is None or in_onednn is None or not (on_processor() and in_onednn()):
+        return False
+    told = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or ""
+    return told.upper() not in ("AVX512_CORE", "AVX512_CORE_VNNI")
 
 
 def ready_to_run(module: Any, device: torch.device, precision: str, reducible: Sequence[str]) -> Any:

@@ -85,6 +85,8 @@ class Faulty:
         self.at_once = 0
         self.most_at_once = 0
         self.delay = 0.0
+        self.together = 1  # requests that are to be under way before the first is answered
+        self.met = threading.Event()
         self.connections: list[socket.socket] = []
 
     def next(self, seen: Seen) -> Step:
@@ -97,7 +99,10 @@ class Faulty:
         with self.lock:
             self.at_once += 1
             self.most_at_once = max(self.most_at_once, self.at_once)
+            if self.at_once >= self.together:
+                self.met.set()
         try:
+            self.met.wait(10)
             time.sleep(self.delay)
             yield
         finally:

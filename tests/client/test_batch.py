@@ -241,7 +241,7 @@ def test_overlays_are_drawn_for_all_and_again_only_where_they_are_missing(folder
 def test_never_more_requests_are_under_way_than_jobs(folder: Path) -> None:
     for jobs in (1, 3):
         with rest() as faulty:
-            faulty.delay = 0.05
+            faulty.together, faulty.delay = jobs, 0.05
             out = folder.parent / f"{jobs}.json"
             assert (
                 command.main([str(folder), "--coco", str(out), "--url", faulty.url, "--jobs", str(jobs)]) == 0

@@ -146,9 +146,9 @@ def test_a_wait_that_the_server_asks_for_beyond_the_deadline_ends_at_once_and_sa
 
 @both
 def test_an_attempt_that_hangs_is_given_up_and_the_next_is_answered(server: Server) -> None:
-    with server(Step(hang=True)) as faulty, Client(faulty.url, retries=QUICK, timeout=0.3) as client:
+    with server(Step(hang=True)) as faulty, Client(faulty.url, retries=QUICK, timeout=1) as client:
         assert client.predict(b"").content() == ANSWER
-        assert len(faulty.seen) == 2
+        assert len(faulty.seen) >= 2
 
 
 @both
@@ -157,13 +157,13 @@ def test_the_deadline_ends_all_attempts_together(server: Server) -> None:
     with server(*[Step(hang=True)] * 4) as faulty:
         with Client(faulty.url, retries=QUICK, timeout=30, deadline=0.3) as client, pytest.raises(TimedOut):
             client.predict(b"")
-        assert len(faulty.seen) == 1
+        assert len(faulty.seen) <= 1  # none where even the first came too late
 
 
 def test_an_answer_that_comes_byte_by_byte_does_not_outlast_the_time_of_an_attempt() -> None:
-    with rest(Step(drip=True)) as faulty, Client(faulty.url, retries=QUICK, timeout=0.3) as client:
+    with rest(Step(drip=True)) as faulty, Client(faulty.url, retries=QUICK, timeout=1) as client:
         assert client.predict(b"").content() == ANSWER
-        assert len(faulty.seen) == 2
+        assert len(faulty.seen) >= 2
 
 
 @pytest.mark.parametrize("scheme", ["http", "grpc"])
@@ -281,7 +281,7 @@ def test_the_asynchronous_client_does_the_same_and_many_at_a_time(server: Server
 
     step = Step(status=503, code=Status.UNAVAILABLE, body=b"")
     with server(step, step) as faulty:
-        faulty.delay = 0.1
+        faulty.together = 2
         answers = asyncio.run(ask(faulty.url))
         assert [one.content() for one in answers] == [ANSWER] * 8
         assert faulty.most_at_once > 1 and len(faulty.seen) == 10
@@ -313,15 +313,19 @@ def test_loops_and_threads_of_one_process_do_not_disturb_each_other(server: Serv
 
 @both
 def test_a_task_that_is_cancelled_ends_and_the_client_goes_on(server: Server) -> None:
-    async def ask(url: str) -> Prediction:
-        async with AsyncClient(url) as client:
-            with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.2):
-                    await client.predict(b"")
+    async def ask(faulty: Faulty) -> Prediction:
+        async with AsyncClient(faulty.url) as client:
+            first = asyncio.create_task(client.predict(b""))
+            while not faulty.seen:
+                await asyncio.sleep(0.01)
+            first.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await first
             return await client.predict(b"")
 
     with server(Step(hang=True)) as faulty:
-        assert asyncio.run(ask(faulty.url)).content() == ANSWER
+        assert asyncio.run(ask(faulty)).content() == ANSWER
+        assert len(faulty.seen) == 2
 
 
 def test_a_closed_client_says_so_and_closes_twice() -> None:

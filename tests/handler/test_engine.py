@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch
 import maskx_engine
 from export.metadata import build_metadata
 from export.torchscript import export_network
-from maskx_engine import choose_precision, cpu_multiplies_bfloat16, ready_to_run
+from maskx_engine import choose_precision, ready_to_run
 from maskx_model import ServedModel
 from maskx_request import Wishes
 from tests.export.tiny import CLASSES, tiny_network
@@ -146,10 +147,6 @@ print([line.split()[1] for line in open("/proc/self/status") if line.startswith(
     assert kept - given_back > 150_000
 
 
-def test_the_processor_is_asked_without_an_error() -> None:
-    assert cpu_multiplies_bfloat16() in (True, False)
-
-
 def test_torchscript_compiles_nothing_in_a_process_that_serves(path: Path) -> None:
     """Asked of torch itself, in a process of its own, before and after a model is loaded."""
     code = (
@@ -186,3 +183,15 @@ def test_a_module_that_knows_the_switch_is_batched_off_the_cpu_alone() -> None:
     for device, expected in ((torch.device("cpu"), False), (torch.device("cuda", 0), True)):
         ready = ready_to_run(torch.jit.script(Switched()).eval(), device, "float32", [])
         assert ready(torch.zeros(1)) is ready.packed(torch.zeros(1)) is expected
+
+
+@pytest.mark.parametrize("missing", ["_is_avx512_bf16_supported", "_is_mkldnn_bf16_supported"])
+def test_auto_is_float32_where_torch_cannot_tell(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    onednn = SimpleNamespace(_is_mkldnn_bf16_supported=lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
+    monkeypatch.setattr(torch.ops, "mkldnn", onednn)
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        monkeypatch.delenv(name, raising=False)
+    assert choose_precision("auto", CPU, PARTS) == "bfloat16"  # else what follows proves nothing
+    monkeypatch.delattr(onednn if "mkldnn" in missing else torch.cpu, missing)
+    assert choose_precision("auto", CPU, PARTS) == "float32"

@@ -23,8 +23,10 @@ from export.archive import ROOT
 
 SECRET = "5ecre7-Of.the~test/client+with=odd_signs"
 NOBODY = 65534
-SIGNS_OF_LIFE = 20.0
+SIGNS_OF_LIFE = 60.0
 """Seconds that nginx may take for what it does at once; a limit for waits, not a measure."""
+MANY = 1000
+"""Requests, one after the other, after which a test no longer waits for one that is refused."""
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,15 @@ def front(behind: Upstream) -> Iterator[Proxy]:
         yield made
 
 
+@pytest.fixture(scope="module")
+def patient(behind: Upstream) -> Iterator[Proxy]:
+    """One that waits longer than any test takes."""
+    with proxy(
+        INFERENCE=behind.address, READINESS=behind.address, BODY_TIMEOUT="300s", CONNECTIONS="8"
+    ) as made:
+        yield made
+
+
 @pytest.fixture(autouse=True)
 def unharmed(front: Proxy, behind: Upstream) -> Iterator[None]:
     """After every attack the same worker processes answer a valid request."""
@@ -93,10 +102,10 @@ def test_a_body_that_stops_never_reaches_torchserve(front: Proxy, behind: Upstre
 
 
 def test_a_slow_body_takes_no_connection_to_torchserve_until_it_is_whole(
-    front: Proxy, behind: Upstream
+    patient: Proxy, behind: Upstream
 ) -> None:
     with ExitStack() as stack:
-        slow = [stack.enter_context(socket.create_connection(("127.0.0.1", front.port))) for _ in range(4)]
+        slow = [stack.enter_context(socket.create_connection(("127.0.0.1", patient.port))) for _ in range(4)]
         for connection in slow:
             connection.settimeout(PATIENCE)
             connection.sendall(f"{HEAD}Content-Length: 6\r\nConnection: close\r\n\r\n".encode())
@@ -104,7 +113,7 @@ def test_a_slow_body_takes_no_connection_to_torchserve_until_it_is_whole(
             for connection in slow:
                 connection.sendall(bytes([letter]))
             assert letter == ord("y") or not [seen for seen in behind.seen if seen.body != b"valid"]
-            assert front.ask(body=b"valid").status == 200  # others are served meanwhile
+            assert patient.ask(body=b"valid").status == 200  # others are served meanwhile
         assert [status_of(until_closed(connection)) for connection in slow] == [200] * 4
     assert [seen.body for seen in behind.seen].count(b"slowly") == 4
 
@@ -146,15 +155,15 @@ def test_a_form_bomb_is_415_and_never_reaches_torchserve(front: Proxy, behind: U
     assert behind.seen == []
 
 
-def test_one_address_has_so_many_requests_at_once_and_no_more(front: Proxy, behind: Upstream) -> None:
+def test_one_address_has_so_many_requests_at_once_and_no_more(patient: Proxy) -> None:
     with ExitStack() as stack:
         for _ in range(8):
-            open_ = stack.enter_context(socket.create_connection(("127.0.0.1", front.port)))
+            open_ = stack.enter_context(socket.create_connection(("127.0.0.1", patient.port)))
             open_.sendall(f"{HEAD}Content-Length: 2\r\n\r\nx".encode())
         end = time.monotonic() + PATIENCE
-        reply: Reply = front.ask(body=b"ninth")
+        reply: Reply = patient.ask(body=b"ninth")
         while reply.status == 200 and time.monotonic() < end:  # nginx has not read all eight heads yet
-            reply = front.ask(body=b"ninth")
+            reply = patient.ask(body=b"ninth")
         assert (reply.status, reply.error()["type"]) == (429, "TooManyRequests")
 
 

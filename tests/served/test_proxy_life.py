@@ -12,7 +12,16 @@ from threading import Event
 import pytest
 
 from export.archive import ROOT
-from tests.served.nginx import SECRET, Proxy, ask, make_proxy, proxy, takes_connections, wait_until
+from tests.served.nginx import (
+    SECRET,
+    SIGNS_OF_LIFE,
+    Proxy,
+    ask,
+    make_proxy,
+    proxy,
+    takes_connections,
+    wait_until,
+)
 from tests.served.upstream import Answer, Seen, Upstream, upstream
 
 NEW_SECRET = "n" * 31 + "+"
@@ -106,7 +115,7 @@ def test_quit_answers_what_it_has_takes_nothing_new_and_ends(behind: Upstream) -
         wait_until(lambda: not takes_connections(made.port))
         gate.open.set()
         assert held.result().body == b"held back: in flight"
-        assert made.process is not None and made.process.wait(20) == 0
+        assert made.process is not None and made.process.wait(SIGNS_OF_LIFE) == 0
 
 
 def test_a_kept_connection_is_closed_by_a_reload_after_its_answer_and_says_so(behind: Upstream) -> None:

@@ -79,7 +79,7 @@ def served(
 ) -> Iterator[Served]:
     """Watched from its first second until it was ready."""
     machine = make_machine(tmp_path_factory.mktemp("run"), standin_archive("run"))
-    served = run(machine, "--linger", "1")
+    served = run(machine, "--linger", "3")
     try:
         deadline = time.monotonic() + LONGEST
         while served.process.poll() is None and time.monotonic() < deadline:
@@ -99,7 +99,7 @@ def served(
 
 def test_while_the_model_loads_the_server_is_alive_and_not_ready(served: Served) -> None:
     *before, (_, last, _) = served.while_loading
-    assert len(before) > 5 and last == {"ready": True}
+    assert before and last == {"ready": True}
     assert {(status, content["reason"], live) for status, content, live in before} == {
         (503, "the model is loading", 200)
     }
@@ -144,7 +144,7 @@ def test_answers_move_the_metrics_over_both_protocols(served: Served) -> None:
     def moved(act: Callable[[], Any]) -> bool:
         before = server.answered()
         act()
-        deadline = time.monotonic() + 2
+        deadline = time.monotonic() + LONGEST
         while server.answered() == before and time.monotonic() < deadline:
             time.sleep(0.05)
         return server.answered() != before
@@ -165,13 +165,16 @@ def test_a_stopped_worker_is_not_ready_though_torchserve_says_so_and_is_ready_wh
         assert status == 200 and json.loads(body) == {"status": "Healthy"}
         assert served.management().default().workers[0].status == "READY"
         assert served.machine.command("ready").returncode == 1
-        before = served.management().answered()
-        with ThreadPoolExecutor(1) as pool:
-            waits = pool.submit(served.predict, png(scene()))
-            time.sleep(2)  # for the request to arrive
+        before, more = served.management().answered(), served.management().default().batch_size + 1
+        with ThreadPoolExecutor(more) as pool:
+            wait = [pool.submit(served.predict, png(scene())) for _ in range(more)]
+            deadline = time.monotonic() + LONGEST
+            while not (came := served.management().default().pending) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            assert came > 0  # one that found no place in the batch
             assert served.management().answered() == before  # a request that came is no sign of an answer
             worker.resume()
-            assert waits.result() == 200
+            assert [one.result() for one in wait] == [200] * more
     finally:
         worker.resume()
     assert served.until(200) == {"ready": True}
@@ -189,33 +192,39 @@ def test_a_killed_worker_is_not_ready_until_the_next_one_answers(served: Served)
 def test_a_saturated_server_stays_ready_and_its_describe_call_waits_behind_the_requests(
     served: Served,
 ) -> None:
+    two_batches = 2 * served.management().default().batch_size
     with ThreadPoolExecutor(24) as pool:
         sent = [pool.submit(served.predict, SLOW) for _ in range(48)]
-        looks, waiting = [], 0
+        looks, while_saturated = [], []
         while not all(one.done() for one in sent):
             looks.append(served.probe()[0])
-            waiting = max(waiting, served.management().default().pending)
+            if served.management().default().pending > two_batches:
+                while_saturated.append(served.probe()[0])
             time.sleep(0.1)
     assert {one.result() for one in sent} == {200}
-    assert set(looks) == {200} and len(looks) > 10
-    assert waiting > 2 * served.management().default().batch_size  # else it was not saturated
+    assert while_saturated and set(looks + while_saturated) == {200}
 
 
 def test_told_to_end_under_load_it_is_not_ready_first_answers_all_and_ends_with_0(served: Served) -> None:
-    """Eight clients each send as long as the endpoint says ready, as behind a balancer; none is left without answer."""
+    """Twelve clients each send as long as the endpoint says ready, as behind a balancer; none is left unanswered."""
     ports, processes = served.machine.ports, served.machine.processes()
     assert served.probe()[0] == 200
 
-    def client(_: int) -> list[int]:
+    begun = set()
+
+    def client(index: int) -> list[int]:
         answers = []
         while served.probe()[0] == 200:
+            begun.add(index)
             answers.append(ask(ports.inference, "POST", "/predictions/maskx", timeout=LONGEST, body=SLOW)[0])
         return answers
 
     with ThreadPoolExecutor(12) as pool:
         clients = [pool.submit(client, index) for index in range(12)]
         deadline = time.monotonic() + LONGEST
-        while served.management().default().pending < 6 and time.monotonic() < deadline:
+        while len(begun) < 12 or served.management().default().pending < 6:
+            if time.monotonic() > deadline:
+                break
             time.sleep(0.02)
         served.process.send_signal(signal.SIGTERM)
         assert served.until(503)["reason"] == "the server is to end"

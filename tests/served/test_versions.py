@@ -161,9 +161,9 @@ def test_a_version_is_removed_when_its_last_request_is_answered_and_not_before(
     with ThreadPoolExecutor(12) as pool:
         sent = [pool.submit(predict, machine, SLOW, "4.0") for _ in range(12)]
         deadline = time.monotonic() + 60
-        while management(machine).version("4.0").pending < 4 and time.monotonic() < deadline:
+        while (waiting := management(machine).version("4.0").pending) < 4 and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert management(machine).version("4.0").pending >= 4
+        assert waiting >= 4
         removed = machine.models("unregister", "4.0")
         assert all(one.done() for one in sent) or {one.result() for one in sent} == {(200, "4.0")}
     assert removed.returncode == 0 and {one.result() for one in sent} == {(200, "4.0")}

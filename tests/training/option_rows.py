@@ -33,7 +33,7 @@ BASE = [
     "schedule.detector_steps=10",
     "schedule.mask_steps=10",
 ]
-"""On training/presets/shapes.toml: 20 steps, stage by stage."""
+"""On training/presets/shapes.toml: 20 steps, stage by stage; large networks make 2."""
 
 END_TO_END = ["schedule.end_to_end_steps=20", "schedule.detector_steps=0", "schedule.mask_steps=0"]
 PAPER = ["model.transfer.normalise=false", "model.transfer.residual=false"]
@@ -49,7 +49,9 @@ FIGURES = [
     "model.keypoints.convolutions=1",
     "model.keypoints.roi_size=7",
 ]
-HELD = ["model.backbone.trainable_layers=0"]
+LARGE = ["schedule.detector_steps=1", "schedule.mask_steps=1", "output.log_every=1"]
+"""For large networks: a step of each stage."""
+HELD = [*LARGE, "model.backbone.trainable_layers=0"]
 """For deep backbones, which are passed through and not trained."""
 
 ROWS: dict[str, list[str]] = {
@@ -85,7 +87,8 @@ ROWS: dict[str, list[str]] = {
         "teacher.warmup_steps=2",
     ],
     "hourglass-52 on jittered boxes, in parts": [
-        "model.mask.head=hourglass52", "model.mask.roi_size=32", "model.mask.jitter=0.1", "schedule.accumulate=2",
+        *LARGE, "model.mask.head=hourglass52", "model.mask.roi_size=32", "model.mask.jitter=0.1",
+        "schedule.accumulate=2",
     ],
     "the prior end to end with box losses and a teacher": [
         *END_TO_END, *CAM, *PROPOSALS, "box_losses.projection=1", "box_losses.pairwise=1", "teacher.weight=0.5",
@@ -100,11 +103,11 @@ ROWS: dict[str, list[str]] = {
         "model.mask.head=res5", "model.mask.roi_size=4",
     ],
     "EfficientNet-Lite0, bicubic RoIAlign, several scales, one to a step": [
-        "model.backbone.name=efficientnet_lite0", "model.backbone.norm=frozen", "model.box.pooling=bicubic",
+        *LARGE, "model.backbone.name=efficientnet_lite0", "model.backbone.norm=frozen", "model.box.pooling=bicubic",
         "model.mask.pooling=bicubic", "augment.min_sizes=[48, 64]", "augment.min_sizes_per=step",
     ],
     "ResNet-50 with SyncBN, RoIPool, large-scale jitter": [
-        "model.backbone.name=resnet50", "model.backbone.norm=sync", "model.box.pooling=roi_pool",
+        *LARGE, "model.backbone.name=resnet50", "model.backbone.norm=sync", "model.box.pooling=roi_pool",
         "model.mask.pooling=roi_pool", "augment.scale_jitter=[0.5, 2.0]",
     ],
     "ResNet-101, several scales": [
@@ -136,7 +139,7 @@ ELSEWHERE: dict[str, str] = {
     "test_a_training_starts_from_a_checkpoint_and_goes_on_without_it",
     "data.detector_from": "tests/training/test_train.py::test_a_finished_detector_is_taken_from_another_run",
 }
-"""What is no training of 20 steps, key or key=value, and its own test."""
+"""What is no training of a row, key or key=value, and its own test."""
 
 AMOUNTS = (
     "data.train_", "data.val_", "data.workers", "output.", "validate_transfer.", "loss_weights.", "optimiser.",

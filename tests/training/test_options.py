@@ -1,4 +1,4 @@
-"""Every option of the method: trained for 20 steps, exported, reloaded, and predicted with."""
+"""Every option of the method: trained for 20 steps (2 if large), exported, reloaded, and predicted with."""
 
 import csv
 import io
@@ -85,7 +85,7 @@ def test_an_option_trains_is_exported_reloaded_and_predicts(
     config = config_of(row, drawn, tmp_path)
     checkpoint = train(config)
     saved = load_checkpoint(checkpoint)
-    assert saved["finished"] and saved["step"] == 20
+    assert saved["finished"] and saved["step"] == config.schedule.total_steps > 0
     labels = saved["model"]["box_predictor.cls_score.weight"].shape[0]
     del saved
     with (tmp_path / "log.csv").open(newline="") as file:

@@ -1,15 +1,25 @@
 """What a long step shows on a terminal and in a log."""
 
 import io
+from types import SimpleNamespace
 
 import pytest
 
+import training.progress
 from training.progress import counted, duration, progress
 
 
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A clock that stands still but for what a test adds to `now`."""
+    made = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(training.progress, "time", SimpleNamespace(monotonic=lambda: made.now))
+    return made
 
 
 def test_a_log_gets_plain_lines_with_share_rate_and_no_carriage_return() -> None:
@@ -24,11 +34,11 @@ def test_a_log_gets_plain_lines_with_share_rate_and_no_carriage_return() -> None
     assert "\r" not in log.getvalue() and "\x1b" not in log.getvalue()
 
 
-def test_a_log_gets_no_line_per_item() -> None:
+def test_a_log_gets_no_line_per_item(clock: SimpleNamespace) -> None:
     log = io.StringIO()
-    for _ in progress(range(1000), "reading", file=log):
-        pass
-    assert len(log.getvalue().splitlines()) == 1
+    for _ in progress(range(1000), "reading", file=log, seconds_between_lines=10):
+        clock.now += 0.025
+    assert len(log.getvalue().splitlines()) == 3  # after 10 and 20 s, and at the end
 
 
 def test_a_terminal_gets_a_bar_with_the_note() -> None:
@@ -48,10 +58,10 @@ def test_a_line_of_its_own_does_not_get_lost_in_the_bar() -> None:
         assert "stage mask\n" in file.getvalue()
 
 
-def test_steps_of_an_earlier_run_count_for_the_share_and_not_for_the_rate() -> None:
+def test_steps_of_an_earlier_run_count_for_the_share_and_not_for_the_rate(clock: SimpleNamespace) -> None:
     log = io.StringIO()
     with progress(100, "training", unit="steps", done=90, file=log) as shown:
-        shown.started -= 10  # ten seconds ago
+        clock.now += 10
         shown.advance(5)
     assert "95/100 steps (95 %), 0.5 steps/s, 0:10 left" in log.getvalue()
 

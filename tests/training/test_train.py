@@ -2,11 +2,9 @@
 
 import csv
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -222,31 +220,41 @@ def test_a_run_does_not_go_on_with_other_data(
     assert "which of them have masks, are not those of the run" in capsys.readouterr().err
 
 
-def command(tiny_set: Path, out: Path, *words: str) -> Words:
-    module = [sys.executable, "-m", "training.train"]
-    return [*module, *tiny_changes(tiny_set, out), "data.workers=2", *LONG, *words]
-
-
+COMMAND = [sys.executable, "-m", "training.train"]
 LONG = ["schedule.detector_steps=12", "schedule.mask_steps=12", "model.transfer.dropout=0.2"]
 
 
-def stop_at(step: int, number: signal.Signals, words: Words, out: Path) -> tuple[int, str]:
-    """Run `words` in a process group of its own, signal the group once `step` is logged: status and output."""
-    process = subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+SIGNALLED = """
+import os, signal, sys
+from training.run import Run
+from training.train import main
+
+step, number = int(sys.argv.pop(1)), int(sys.argv.pop(1))
+train_on = Run.train_on
+
+def signalled(run, *batch):
+    if run.step == step:
+        os.kill(os.getpid() if number == signal.SIGKILL else 0, number)
+    return train_on(run, *batch)
+
+Run.train_on = signalled
+sys.exit(main(sys.argv[1:]))
+"""
+"""The training, which is sent a signal when so many steps are done: SIGKILL alone, others with its loader workers."""
+
+
+def stop_at(step: int, number: signal.Signals, words: Words) -> tuple[int, str]:
+    """Train with the arguments `words` in a process group of its own, signalled after `step`: status and output."""
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNALLED, str(step), str(int(number)), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        timeout=400,
+        check=False,
     )
-    deadline = time.monotonic() + 400
-    while time.monotonic() < deadline and process.poll() is None:
-        lines = (out / "log.csv").read_text().splitlines() if (out / "log.csv").exists() else []
-        if len(lines) > step:
-            break
-        time.sleep(0.005)
-    if number == signal.SIGKILL:
-        process.kill()
-    else:
-        os.killpg(process.pid, number)
-    output, _ = process.communicate(timeout=400)
-    return process.returncode, output
+    return done.returncode, done.stdout
 
 
 @pytest.mark.timeout(1800)  # four processes, each of which starts torch anew
@@ -255,20 +263,20 @@ def test_a_run_killed_and_interrupted_ends_with_the_weights_of_one_left_alone(
 ) -> None:
     """Bit for bit, with two loader workers, through both stages, the optimiser's state and dropout."""
     alone, broken = tmp_path / "alone", tmp_path / "broken"
-    subprocess.run(command(tiny_set, alone), check=True, capture_output=True, timeout=400)
-    words = command(tiny_set, broken, "output.checkpoint_every=2", "--resume")
+    more = ["data.workers=2", *LONG]
+    words = [*tiny_changes(tiny_set, alone), *more]
+    subprocess.run([*COMMAND, *words], check=True, capture_output=True, timeout=400)
+    words = [*tiny_changes(tiny_set, broken), *more, "output.checkpoint_every=2", "--resume"]
 
-    status, output = stop_at(5, signal.SIGKILL, words, broken)
-    killed_at = load_checkpoint(broken / "checkpoint.pt")["step"]
-    assert status == -signal.SIGKILL and 4 <= killed_at < 12, output
+    status, output = stop_at(5, signal.SIGKILL, words)
+    assert status == -signal.SIGKILL and load_checkpoint(broken / "checkpoint.pt")["step"] == 4, output
 
-    status, output = stop_at(14, signal.SIGINT, words, broken)
-    interrupted_at = load_checkpoint(broken / "checkpoint.pt")["step"]
-    assert status == 130 and 14 <= interrupted_at < 24, output
-    assert f"stopped by SIGINT at step {interrupted_at}" in output and "--resume" in output
+    status, output = stop_at(14, signal.SIGINT, words)
+    assert status == 130 and load_checkpoint(broken / "checkpoint.pt")["step"] == 15, output
+    assert "stopped by SIGINT at step 15" in output and "--resume" in output
     assert "Traceback" not in output
 
-    subprocess.run(words, check=True, capture_output=True, timeout=400)
+    subprocess.run([*COMMAND, *words], check=True, capture_output=True, timeout=400)
     assert equal(weights(alone), weights(broken))
     assert [row["step"] for row in rows(broken)] == [str(step) for step in range(1, 25)]
     assert [row["loss"] for row in rows(broken)] == [row["loss"] for row in rows(alone)]
