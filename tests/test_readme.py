@@ -39,15 +39,47 @@ def run(*words: str, cwd: Path = ROOT, **variables: str) -> subprocess.Completed
     """A process as a user starts it; a make above this test passes nothing on."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
     return subprocess.run(
-        words, cwd=cwd, env=environment | variables, text=True, capture_output=True, timeout=120
+        words, cwd=cwd, env=environment | variables, text=True, capture_output=True, timeout=280
     )
 
 
+HELP = """
+import contextlib, io, json, runpy, sys, traceback
+shown = {}
+for module in sys.argv[1:]:
+    sys.argv = [module, "--help"]
+    with contextlib.redirect_stdout(io.StringIO()) as text:
+        try:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+            status = "did not end"
+        except SystemExit as end:
+            status = end.code
+        except Exception:
+            status = traceback.format_exc()
+    shown[module] = [status, text.getvalue()]
+print(json.dumps(shown))
+"""
+
+
+def module_and_options(command: str) -> tuple[str, list[str]]:
+    """What a command of python starts, and the words after it."""
+    words = shlex.split(command)[1:]
+    assert words[0] == "-m"
+    if words[1] == "torch.distributed.run":  # starts what comes after its own options
+        words = words[words.index("-m", 1) :]
+    return words[1], words[2:]
+
+
 @cache
-def help_of(module: str) -> str:
-    done = run(sys.executable, "-m", module, "--help")
-    assert done.returncode == 0, f"python -m {module} --help: {done.stderr}"
-    return done.stdout
+def helps() -> dict[str, tuple[object, str]]:
+    """Of each module that the README starts: status and text of its --help, by one process that loads torch once."""
+    modules = {module_and_options(command)[0] for command in started_with(PYTHON)}
+    done = run(
+        sys.executable, "-c", HELP, *sorted(modules), PYTHONHASHSEED="0"
+    )  # else the export starts anew
+    assert done.returncode == 0, done.stderr
+    found: dict[str, tuple[object, str]] = json.loads(done.stdout)
+    return found
 
 
 def makefile_targets() -> set[str]:
@@ -92,12 +124,9 @@ def test_make_alone_lists_every_target_of_the_makefile_once() -> None:
 
 @pytest.mark.parametrize("command", started_with(PYTHON))
 def test_a_module_of_the_readme_takes_the_options_that_are_shown(command: str) -> None:
-    words = shlex.split(command)[1:]
-    assert words[0] == "-m"
-    if words[1] == "torch.distributed.run":  # starts what comes after its own options
-        words = words[words.index("-m", 1) :]
-    module, options = words[1], words[2:]
-    text = help_of(module)
+    module, options = module_and_options(command)
+    status, text = helps()[module]
+    assert status == 0, f"python -m {module} --help: {status}"
     for flag in (word for word in options if word.startswith("--")):
         assert re.search(rf"{flag}\b", text), f"{module} has no {flag}"
     if module == "training.train":
