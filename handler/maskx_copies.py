@@ -49,13 +49,15 @@ class Copies:
             np.copyto(self._bytes[begin : begin + image.nbytes].numpy().reshape(image.shape), image)
         there = self._bytes[: begins[-1]].to(self._device, non_blocking=True)
         self._note()
-        placed = iter(zip(begins, from_host, strict=False))
+        placed = iter(begins)
         answer = []
         for image in images:
             if isinstance(image, np.ndarray):
-                begin, image = next(placed)
-                image = there[begin : begin + image.nbytes].view(image.shape)
-            answer.append(image.permute(2, 0, 1))
+                begin = next(placed)
+                own = there[begin : begin + image.nbytes].view(image.shape)
+            else:
+                own = image
+            answer.append(own.permute(2, 0, 1))
         return answer
 
     def out(self, numbers: Tensor) -> np.ndarray:

@@ -14,7 +14,7 @@ from benchmarks.gpu_check.parts.photos import _draw
 from benchmarks.gpu_check.parts.traced import Span, host_operations, places
 from benchmarks.gpu_check.parts.training_same import relative
 from benchmarks.gpu_check.setting import CheckSetting
-from model.inference import nms_by_class
+from model.suppression import nms_by_class
 
 
 def setting_in(folder: Path) -> CheckSetting:
