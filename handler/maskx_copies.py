@@ -45,8 +45,8 @@ class Copies:
             begins.append(begins[-1] + -(-image.nbytes // ALIGNED) * ALIGNED)
         self._wait()
         self._bytes = self._grown(self._bytes, begins[-1])
-        for begin, image in zip(begins, from_host, strict=False):
-            np.copyto(self._bytes[begin : begin + image.nbytes].numpy().reshape(image.shape), image)
+        for begin, pixels in zip(begins, from_host, strict=False):
+            np.copyto(self._bytes[begin : begin + pixels.nbytes].numpy().reshape(pixels.shape), pixels)
         there = self._bytes[: begins[-1]].to(self._device, non_blocking=True)
         self._note()
         placed = iter(begins)
