@@ -41,8 +41,8 @@ class Copies:
             return [_as_tensor(image).permute(2, 0, 1) for image in images]
         from_host = [image for image in images if isinstance(image, np.ndarray)]
         begins = [0]
-        for image in from_host:
-            begins.append(begins[-1] + -(-image.nbytes // ALIGNED) * ALIGNED)
+        for pixels in from_host:
+            begins.append(begins[-1] + -(-pixels.nbytes // ALIGNED) * ALIGNED)
         self._wait()
         self._bytes = self._grown(self._bytes, begins[-1])
         for begin, pixels in zip(begins, from_host, strict=False):

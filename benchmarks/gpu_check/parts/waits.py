@@ -110,6 +110,7 @@ def eager_places(setting: CheckSetting, told: Told) -> None:
         return
     network, table_of_classes, _ = load_network(setting.checkpoint_path)
     inference = network.inference().eval().to(setting.device)
+    inference.batched = True  # without a GPU too: it is the GPU's way that is looked at
     paths = sorted((setting.shapes / "val").glob("*.png"))[:4]
     images = [
         torch.from_numpy(decode(data)).to(setting.device).permute(2, 0, 1)
