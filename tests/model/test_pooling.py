@@ -88,3 +88,32 @@ def test_rows_come_in_few_counts_and_what_is_added_is_zero() -> None:
     padded = pool(features, boxes, 8)
     assert padded.shape[0] == 8 and torch.equal(padded[:5], pool(features, boxes))
     assert padded[5:].abs().max() == 0
+
+
+def test_pooling_at_once_equals_the_operator_level_by_level_and_so_does_its_gradient() -> None:
+    """Levels above `SMALL_LEVEL`, so that the other way is torchvision's operator."""
+    generator = torch.Generator().manual_seed(0)
+    pool = PyramidRoIAlign(size=5, sampling_ratio=2, canonical_size=40).train()
+    features = {
+        str(k): torch.randn(2, 3, 72 >> k, 80 >> k, generator=generator, requires_grad=True) for k in range(4)
+    }
+    corner = torch.rand(60, 2, generator=generator) * 200 - 20
+    side = 8 * 30 ** torch.rand(60, 2, generator=generator)
+    boxes = list(torch.cat([corner, corner + side], dim=1).split([45, 15]))
+    assert pool.placed(boxes)[1].unique().numel() == 4
+    found = []
+    for batched in (False, True):
+        pool.batched = batched
+        pooled = pool(features, boxes)
+        upstream = torch.randn(pooled.shape, generator=torch.Generator().manual_seed(1))
+        found.append([pooled, *torch.autograd.grad(pooled, list(features.values()), upstream)])
+    assert all(bool(gradient.any()) for gradient in found[0])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_pooling_at_once_without_boxes_gives_no_rows() -> None:
+    pool = PyramidRoIAlign(size=5, sampling_ratio=2, canonical_size=40).train()
+    pool.batched = True
+    features = {str(k): torch.zeros(1, 3, 72 >> k, 80 >> k) for k in range(4)}
+    assert pool(features, [torch.zeros(0, 4)]).shape == (0, 3, 5, 5)
