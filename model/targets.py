@@ -7,6 +7,9 @@ from typing import NotRequired, TypedDict
 import torch
 from torch import Tensor
 
+Colours = tuple[float, float, float, float]
+"""Factors of brightness, contrast and saturation, and the turn of the hue in full circles (`training.colour`)."""
+
 
 class Target(TypedDict):
     """What is known about one image: N objects and M crowd regions, boxes XYXY in pixels.
@@ -22,6 +25,7 @@ class Target(TypedDict):
     masks: list[Tensor]  # N of uint8 [h_i, w_i], values 0 and 1
     crowd_boxes: Tensor  # float32 [M, 4], never negatives, never positives
     size: NotRequired[tuple[int, int]]  # (height, width) of the image in the network; absent: its own
+    colours: NotRequired[Colours]  # how its colours are still to be changed; absent: not at all
     keypoints: NotRequired[Tensor]  # float32 [N, K, 3]: x, y (first pixel 0 to 1), COCO's visibility
     mirrored: NotRequired[Tensor]  # int64 [K], with keypoints: whose place each takes in a mirrored image
 

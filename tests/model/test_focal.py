@@ -11,6 +11,7 @@ from model.build import build_network
 from model.config import FocalConfig, ModelConfig, model_config_from_dict
 from model.ground_truth import ground_truth
 from model.losses import Focal, class_loss, own_total
+from model.rpn import CrowdAwareRPN
 from model.rpn_training import anchor_labels, level_anchors, proposals_and_losses
 from tests.model.small_network import SMALL, image, small_network, target
 from tests.model.test_rpn import SIZES, pyramid
@@ -83,6 +84,7 @@ def rpn_losses(config: ModelConfig, counts: list[int]) -> tuple[dict[str, Tensor
     rpn = focal_network(
         dataclasses.replace(config, backbone=dataclasses.replace(SMALL.backbone, fpn_channels=8))
     ).rpn
+    assert isinstance(rpn, CrowdAwareRPN)
     levels = {str(k): level for k, level in enumerate(pyramid(2))}
     targets = [target(3), target(2, seed=1)]
     targets[0]["crowd_boxes"] = torch.tensor([[60.0, 40, 128, 90]])

@@ -7,7 +7,7 @@ had a part in. The rest belongs to the host, which reads its own numbers without
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -163,7 +163,7 @@ def test_every_option_together_waits_a_few_times_whatever_the_batch(monkeypatch:
 def test_eight_images_take_hardly_more_operations_than_two(
     focal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loss = "focal" if focal else "cross_entropy"
+    loss: Literal["focal", "cross_entropy"] = "focal" if focal else "cross_entropy"
     network = on_gpu(
         rpn=dataclasses.replace(SMALL.rpn, loss=loss), box=dataclasses.replace(SMALL.box, loss=loss)
     )
