@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from model.box_supervision import (
@@ -20,7 +19,9 @@ from model.box_supervision import (
     seen_in_rois,
 )
 from model.canvas import Canvas
+from model.ground_truth import GroundTruth
 from model.losses import Total
+from model.rois import RoIs
 
 
 class Segmenter(Protocol):
@@ -58,13 +59,8 @@ def box_only_losses(
     features: dict[str, Tensor],
     same_features: bool,
     canvas: Tensor,
-    sizes: list[tuple[int, int]],
-    rois: list[Tensor],
-    roi_labels: list[Tensor],
-    matched: list[Tensor],
-    boxes: list[Tensor],
-    labels: list[Tensor],
-    without: list[Tensor],
+    rois: RoIs,
+    truth: GroundTruth,
     total: Total,
 ) -> dict[str, Tensor]:
     """Losses over the foreground RoIs whose own object has no mask. No target's mask gets here.
@@ -72,30 +68,27 @@ def box_only_losses(
     Args:
         network: under training; its `features` of `canvas` [N, 3, H, W].
         same_features: the teacher's features are these too, its detector being the same frozen one.
-        sizes: per image height and width of what it fills of the canvas.
-        rois: per image [R, 4] with the label (0 background) and the index of the object `matched` of each [R].
-        boxes: per image [N, 4] of all objects, with `labels` [N] and `without`, bool [N]: it has no mask.
+        rois: on that canvas.
+        truth: the objects on it.
         total: see `model.losses.Total`.
 
     Returns:
         `loss_projection` and `loss_pairwise` where there is a colour threshold, `loss_pseudo_mask` where there is a
         teacher, who looks at the ground-truth boxes.
     """
-    of_b = [
-        torch.where((label > 0) & of_object[match])[0] if of_object.numel() else label[:0]
-        for label, match, of_object in zip(roi_labels, matched, without, strict=True)
-    ]
-    mine = [grown(roi[index], box_only.margin) for roi, index in zip(rois, of_b, strict=True)]
-    objects = [match[index] for match, index in zip(matched, of_b, strict=True)]
-    own = torch.cat([box[index] for box, index in zip(boxes, objects, strict=True)])
-    label = torch.cat([of_roi[index] for of_roi, index in zip(roi_labels, of_b, strict=True)])
-    logits = network.mask_logits(features, mine, label)
-    every, side = torch.cat(mine), logits.shape[-1]
+    mine = rois.without_mask
+    every = grown(rois.boxes[mine], box_only.margin)
+    objects, images, label = rois.objects[mine], rois.images[mine], rois.labels[mine]
+    own = truth.boxes.view(-1, 4)[objects]
+    logits = network.mask_logits(features, list(every.split([b for _, b, _ in rois.counts])), label)
+    side = logits.shape[-1]
     count = total(every.shape[0])
     losses: dict[str, Tensor] = {}
     if box_only.colour_threshold is not None:
         inside = cells_in_boxes(every, own, side)
-        colours, visible = colours_of_rois(canvas, network.canvas.mean, network.canvas.std, mine, sizes, side)
+        colours, visible = colours_of_rois(
+            canvas, network.canvas.mean, network.canvas.std, every, images, truth.sizes, side
+        )
         losses["loss_projection"] = projection_loss(logits, inside, count)
         losses["loss_pairwise"] = pairwise_loss(
             logits, colours, inside, visible, box_only.colour_threshold, total
@@ -104,10 +97,10 @@ def box_only_losses(
         seen = box_only.teacher.object_masks(
             features if same_features else None,
             canvas,
-            [box[index] for box, index in zip(boxes, without, strict=True)],
-            torch.cat([of_object[index] for of_object, index in zip(labels, without, strict=True)]),
+            list(truth.boxes.view(-1, 4)[truth.without].split(truth.without_mask)),
+            truth.labels.view(-1)[truth.without],
         )
-        theirs = seen[positions_among(without, objects)]
+        theirs = seen[positions_among((truth.labels > 0) & ~truth.has_mask, objects)]
         targets = seen_in_rois(theirs, own, every) >= box_only.mask_threshold
         weights = confidence(theirs, box_only.mask_threshold)
         losses["loss_pseudo_mask"] = pseudo_mask_loss(logits, targets.to(logits.dtype), weights, count)

@@ -104,18 +104,13 @@ def _pairs(maps: Tensor, down: int, right: int) -> tuple[Tensor, Tensor]:
 
 def lab_of_srgb(pixels: Tensor) -> Tensor:
     """sRGB in [0, 255] as CIE Lab (D65; L in [0, 100]); the channel is axis 1 of any number of axes."""
-    share = (pixels / 255.0).clamp(0.0, 1.0).movedim(1, -1)  # resampling may overshoot by a rounding error
+    share = (pixels / 255.0).clamp(0.0, 1.0)  # resampling may overshoot by a rounding error
     linear = torch.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
-    # Rows X, Y, Z over the white point; IEC 61966-2-1.
-    matrix = linear.new_tensor(
-        [
-            [0.4124564 / 0.95047, 0.3575761 / 0.95047, 0.1804375 / 0.95047],
-            [0.2126729, 0.7151522, 0.0721750],
-            [0.0193339 / 1.08883, 0.1191920 / 1.08883, 0.9503041 / 1.08883],
-        ]
-    )
-    # Summed by hand: a matrix product would be rounded to bfloat16 under autocast.
-    x, y, z = ((linear[..., None, :] * matrix).sum(-1)).unbind(-1)
+    red, green, blue = linear.unbind(1)
+    # X, Y, Z over the white point; IEC 61966-2-1. By hand: autocast would round a matrix product to bfloat16.
+    x = (0.4124564 * red + 0.3575761 * green + 0.1804375 * blue) / 0.95047
+    y = 0.2126729 * red + 0.7151522 * green + 0.0721750 * blue
+    z = (0.0193339 * red + 0.1191920 * green + 0.9503041 * blue) / 1.08883
     fx, fy, fz = (_lab_curve(v) for v in (x, y, z))
     return torch.stack([116.0 * fy - 16.0, 500.0 * (fx - fy), 200.0 * (fy - fz)], dim=1)
 
@@ -128,25 +123,22 @@ def _lab_curve(share: Tensor) -> Tensor:
 
 
 def colours_of_rois(
-    canvas: Tensor, mean: Tensor, std: Tensor, rois: list[Tensor], sizes: list[tuple[int, int]], side: int
+    canvas: Tensor, mean: Tensor, std: Tensor, rois: Tensor, images: Tensor, sizes: Tensor, side: int
 ) -> tuple[Tensor, Tensor]:
     """CIE Lab of the image at each cell of each RoI [R, 3, M, M], and which cells lie inside their image [R, M, M].
 
     Args:
         canvas: normalised images [N, 3, H, W]; `mean` and `std` [3, 1, 1] bring them back to [0, 255].
-        rois: per image [R_i, 4] XYXY in pixels of the canvas.
-        sizes: per image height and width of what it fills of the canvas.
+        rois: [R, 4] XYXY in pixels of the canvas, with the image of each, int64 [R].
+        sizes: int64 [N, 2], height and width of what each image fills of the canvas.
         side: M.
     """
+    placed = torch.cat([images[:, None].to(canvas.dtype), rois.to(canvas.dtype)], dim=1)
     # As many samples to a cell as it has pixels: the mean colour of the cell (BoxInst takes an average pool).
-    pooled = roi_align(
-        canvas.float(), [roi.to(canvas.dtype) for roi in rois], (side, side), 1.0, -1, aligned=True
-    )
-    visible = []
-    for roi, (height, width) in zip(rois, sizes, strict=True):
-        whole = roi.new_tensor([[0.0, 0.0, width, height]]).expand(roi.shape[0], -1)
-        visible.append(cells_in_boxes(roi, whole, side))
-    return lab_of_srgb(pooled * std + mean), torch.cat(visible)
+    pooled = roi_align(canvas.float(), placed, (side, side), 1.0, -1, aligned=True)
+    ends = sizes[images].flip(1).to(rois.dtype)
+    visible = cells_in_boxes(rois, torch.cat([torch.zeros_like(ends), ends], dim=1), side)
+    return lab_of_srgb(pooled * std + mean), visible
 
 
 def confidence(probabilities: Tensor, threshold: float) -> Tensor:
@@ -174,16 +166,9 @@ def seen_in_rois(maps: Tensor, boxes: Tensor, rois: Tensor) -> Tensor:
     return sampled[:, 0]
 
 
-def positions_among(chosen: list[Tensor], matched: list[Tensor]) -> Tensor:
-    """Where the objects `matched` (per image int64 [R_i], all of them chosen) stand in a list of all chosen objects.
-
-    `chosen` is bool [N_i] per image; the list has the first image's chosen objects first.
-    """
-    positions, before = [], 0
-    for of_image, match in zip(chosen, matched, strict=True):
-        positions.append((of_image.long().cumsum(0) - 1 + before)[match])
-        before += int(of_image.sum())
-    return torch.cat(positions)
+def positions_among(chosen: Tensor, objects: Tensor) -> Tensor:
+    """Where `objects`, int64 [R] among N * G, all of them `chosen`, bool [N, G], stand in a list of all chosen ones."""
+    return (chosen.view(-1).cumsum(0) - 1)[objects]
 
 
 def pseudo_mask_loss(logits: Tensor, targets: Tensor, weights: Tensor, rois: float | Tensor) -> Tensor:

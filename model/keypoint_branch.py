@@ -5,9 +5,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.convolution import with_winograd
+from model.ground_truth import GroundTruth
+from model.host import read
 from model.losses import Total
 from model.pooling import PyramidRoIAlign, bucket_of, rois_of
-from model.targets import Target
+from model.rois import RoIs
 
 
 class KeypointBranch(nn.Module):
@@ -79,36 +81,24 @@ class KeypointBranch(nn.Module):
         return answer
 
     @torch.jit.unused
-    def loss(
-        self,
-        features: dict[str, Tensor],
-        rois: list[Tensor],
-        matched: list[Tensor],
-        scales: list[Tensor],
-        targets: list[Target],
-        total: Total,
-    ) -> Tensor:
-        """The loss of `keypoint_loss` over RoIs whose own object has a keypoint inside the RoI.
+    def loss(self, features: dict[str, Tensor], rois: RoIs, truth: GroundTruth, total: Total) -> Tensor:
+        """The loss of `keypoint_loss` over foreground RoIs whose own object has a keypoint inside the RoI.
 
         Args:
-            rois: foreground, per image [R_i, 4] in pixels of the canvas.
-            matched: per image int64 [R_i], the object of each RoI.
-            scales: per image [4], from its own pixels to those of the canvas.
-            targets: with `keypoints`.
+            rois: in pixels of the canvas.
+            truth: with `keypoints`.
             total: see `model.losses.Total`; counts keypoints.
         """
-        chosen, cells = [], []
-        side = 4 * self.pool.size
-        for roi, match, scale, target in zip(rois, matched, scales, targets, strict=True):
-            of_image = target["keypoints"].to(roi.device)[match]
-            cell = keypoint_cells(
-                torch.cat([of_image[:, :, :2] * scale[:2], of_image[:, :, 2:]], dim=2), roi, side
-            )
-            mine = torch.where((cell >= 0).any(dim=1))[0]
-            chosen.append(roi[mine])
-            cells.append(cell[mine])
-        cell = torch.cat(cells)
-        return keypoint_loss(self(features, rois_of(chosen)), cell, total((cell >= 0).sum()))
+        assert truth.keypoints is not None
+        mine = rois.foreground
+        boxes, images = rois.boxes[mine], rois.images[mine]
+        keypoints = truth.keypoints.flatten(0, 1)[rois.objects[mine]]
+        cells = keypoint_cells(keypoints, boxes, 4 * self.pool.size)
+        has_one = (cells >= 0).any(dim=1).to(torch.int64)
+        counts = read(has_one.new_zeros(truth.images).index_add_(0, images, has_one))
+        chosen = has_one.argsort(descending=True, stable=True)[: sum(counts)]
+        logits = self(features, rois_of(list(boxes[chosen].split(counts))))
+        return keypoint_loss(logits, cells[chosen], total((cells >= 0).sum()))
 
 
 def keypoint_cells(keypoints_RK3: Tensor, boxes: Tensor, side: int) -> Tensor:

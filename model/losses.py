@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.ops import roi_align, sigmoid_focal_loss
+from torchvision.ops import sigmoid_focal_loss
 
 Total = Callable[["int | Tensor"], "float | Tensor"]
 """From a count in this batch (of RoIs, of anchors; a number or a scalar tensor) to what sums over them are divided by.
@@ -49,9 +49,10 @@ class Focal:
         return -(weight * wrong**self.gamma * log_p).sum() / total((labels > 0).sum())
 
     def of_objects(self, logits: Tensor, labels: Tensor, foreground: float | Tensor) -> Tensor:
-        """Over single logits [A] with labels 1 or 0, divided by `foreground`."""
-        loss: Tensor = sigmoid_focal_loss(logits, labels, self.alpha, self.gamma, reduction="sum")
-        return loss / foreground
+        """Over single logits with labels 1 or 0 of the same shape, divided by `foreground`; -1 is left out."""
+        goal = labels.clamp(min=0).to(logits.dtype)
+        loss: Tensor = sigmoid_focal_loss(logits, goal, self.alpha, self.gamma, reduction="none")
+        return torch.where(labels >= 0, loss, 0.0).sum() / foreground
 
 
 def box_loss(deltas: Tensor, targets: Tensor, sampled: float | Tensor) -> Tensor:
@@ -79,29 +80,3 @@ def mask_softmax_loss(
     pixels = targets_RMM.shape[1] * targets_RMM.shape[2]
     goal = labels_R[:, None, None] * (targets_RMM >= 0.5)
     return F.cross_entropy(logits_RCMM, goal, reduction="sum") / (rois * pixels)
-
-
-def mask_targets(
-    boxes: Tensor, matched: Tensor, masks: list[Tensor], windows: Tensor, mask_size: int
-) -> Tensor:
-    """Each RoI's part of its object's mask, resampled to [R, M, M] floats in [0, 1].
-
-    Args:
-        boxes: RoIs [R, 4] XYXY in the original image's pixels.
-        matched: int64 [R], the object each RoI belongs to; all of them have masks.
-        masks: per object the mask cropped to its window, uint8 [h, w].
-        windows: int64 [N, 4], the window of each object.
-        mask_size: M.
-
-    Sampled by RoIAlign (2 x 2 points a cell, pixel-aligned), the inverse of how masks are pasted.
-    """
-    targets = boxes.new_zeros((boxes.shape[0], mask_size, mask_size))
-    for n in torch.unique(matched).tolist():
-        rois = torch.where(matched == n)[0]
-        crop = masks[n].to(boxes.device, torch.float32)[None, None]
-        # A ring of zeros: RoIAlign would otherwise carry the border's value half a pixel outwards.
-        crop = F.pad(crop, (1, 1, 1, 1))
-        corner = windows[n, :2].to(boxes) - 1.0
-        local = boxes[rois] - torch.cat([corner, corner])
-        targets[rois] = roi_align(crop, [local], (mask_size, mask_size), 1.0, 2, aligned=True)[:, 0]
-    return (targets >= 0.5).to(boxes.dtype)

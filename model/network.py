@@ -11,31 +11,24 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection.image_list import ImageList
 
 from model.box_branch import BoxHead, BoxPredictor, ConvBoxHead, ConvFCBoxHead
 from model.box_coding import encode_boxes
 from model.box_only import BoxOnly, box_only_losses
 from model.c4 import Res5BoxHead
 from model.canvas import Canvas, canvas_side
+from model.ground_truth import GroundTruth, ground_truth
 from model.inference import Inference
 from model.keypoint_branch import KeypointBranch
-from model.losses import (
-    Focal,
-    Total,
-    box_loss,
-    class_loss,
-    mask_loss,
-    mask_softmax_loss,
-    mask_targets,
-    own_total,
-)
+from model.losses import Focal, Total, box_loss, class_loss, mask_loss, mask_softmax_loss, own_total
 from model.mask_branch import MaskBranch
+from model.mask_targets import mask_targets
 from model.object_prior import object_prior
 from model.pooling import PyramidRoIAlign
+from model.rois import RoIs, on_ground_truth, sampled
 from model.rpn import CrowdAwareRPN
-from model.sampling import match_to_objects, sample
-from model.targets import Target, mask_windows
+from model.rpn_training import proposals_and_losses, proposed
+from model.targets import Target
 from model.weight_transfer import MaskWeights
 
 Stage = Literal["end_to_end", "detector", "mask", "classes"]
@@ -106,6 +99,18 @@ class MaskXRCNN(nn.Module):
         """M, the side of a mask: every head's is twice its crop's, which conv5 has halved before."""
         return self.mask_pool.size if self.mask_on_res5 else 2 * self.mask_pool.size
 
+    @property
+    def batched(self) -> bool:
+        """Whether training works on all images at once where a CPU is faster one by one (NMS, RoIAlign): so a GPU,
+        which then waits for no image. Whoever puts the network on a device sets it; the losses are the same."""
+        return self.rpn.batched
+
+    @batched.setter
+    def batched(self, batched: bool) -> None:
+        for module in self.modules():
+            if isinstance(module, CrowdAwareRPN | PyramidRoIAlign):
+                module.batched = batched
+
     # ---- stages (Sec. 3.3) ----
 
     def detector_modules(self) -> list[nn.Module]:
@@ -168,58 +173,43 @@ class MaskXRCNN(nn.Module):
         """
         if len(images) != len(targets):
             raise ValueError(f"{len(images)} images came with {len(targets)} targets; one target an image")
-        device = self.canvas.mean.device
-        generators: list[torch.Generator | None] = [None] * len(images)
-        if seeds is not None:
-            generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
         sizes = [t.get("size") or self.canvas.size_of(x) for x, t in zip(images, targets, strict=True)]
         height = canvas_side(max(size[0] for size in sizes), self.canvas.step)
         width = canvas_side(max(size[1] for size in sizes), self.canvas.step)
-        scales = [
-            torch.tensor([w / image.shape[2], h / image.shape[1]] * 2, device=device)
-            for image, (h, w) in zip(images, sizes, strict=True)
-        ]
-        boxes = [t["boxes"].to(device) * s for t, s in zip(targets, scales, strict=True)]
-        labels = [t["labels"].to(device) for t in targets]
-        crowds = [t["crowd_boxes"].to(device) * s for t, s in zip(targets, scales, strict=True)]
+        truth = ground_truth(
+            targets,
+            shapes=[(image.shape[1], image.shape[2]) for image in images],
+            sizes=sizes,
+            seeds=torch.randint(2**63 - 1, (len(images),)).tolist() if seeds is None else seeds,
+            device=self.canvas.mean.device,
+        )
 
         losses: dict[str, Tensor] = {}
         frozen = self.stage in ("mask", "classes")
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
             canvas = self.canvas.resized(images, sizes, height, width)
             features = self.backbone(canvas)
-            needs_proposals = self.stage != "mask" or not self.masks_on_ground_truth
-            if needs_proposals:
-                rpn_targets = [{"boxes": b, "crowd_boxes": c} for b, c in zip(boxes, crowds, strict=True)]
-                listed = ImageList(canvas, sizes)
+            if self.stage != "mask" or not self.masks_on_ground_truth:
                 if frozen:
-                    proposals, _ = self.rpn(listed, features, rpn_targets)
+                    places = proposed(self.rpn, features, height, width, truth.sizes)
                 else:
-                    proposals, rpn_losses = self.rpn.proposals_and_losses(
-                        listed, features, rpn_targets, total, generators
-                    )
-                    losses |= rpn_losses
-                rois, roi_labels, roi_matched = self.sampled(proposals, boxes, labels, crowds, generators)
+                    places, of_rpn = proposals_and_losses(self.rpn, features, height, width, truth, total)
+                    losses |= of_rpn
+                rois = sampled(
+                    *places,
+                    truth,
+                    rois_per_image=self.rois_per_image,
+                    positive_fraction=self.positive_fraction,
+                    foreground_iou=self.foreground_iou,
+                )
         if self.stage != "mask":
-            losses |= self.box_losses(features, rois, roi_labels, roi_matched, boxes, total)
+            losses |= self.box_losses(features, rois, truth, total)
         if self.stage not in ("detector", "classes"):
             if self.masks_on_ground_truth:
-                rois = [self.jittered(b, g) for b, g in zip(boxes, generators, strict=True)]
-                roi_labels = labels
-                roi_matched = [torch.arange(b.shape[0], device=device) for b in boxes]
-            losses["loss_mask"] = self.mask_loss(
-                features, rois, roi_labels, roi_matched, scales, images, targets, total
-            )
+                rois = on_ground_truth(truth, self.mask_box_jitter)
+            losses["loss_mask"] = self.mask_loss(features, rois, truth, total)
             if self.keypoint_branch is not None:
-                of_objects = [label > 0 for label in roi_labels]
-                losses["loss_keypoint"] = self.keypoint_branch.loss(
-                    features,
-                    [roi[mine] for roi, mine in zip(rois, of_objects, strict=True)],
-                    [match[mine] for match, mine in zip(roi_matched, of_objects, strict=True)],
-                    scales,
-                    targets,
-                    total,
-                )
+                losses["loss_keypoint"] = self.keypoint_branch.loss(features, rois, truth, total)
             if box_only is not None:
                 losses |= box_only_losses(
                     self,
@@ -227,94 +217,39 @@ class MaskXRCNN(nn.Module):
                     features=features,
                     same_features=self.stage == "mask",
                     canvas=canvas,
-                    sizes=sizes,
                     rois=rois,
-                    roi_labels=roi_labels,
-                    matched=roi_matched,
-                    boxes=boxes,
-                    labels=labels,
-                    without=[~target["has_mask"].to(device) for target in targets],
+                    truth=truth,
                     total=total,
                 )
         return losses
 
-    def sampled(
-        self,
-        proposals: list[Tensor],
-        boxes: list[Tensor],
-        labels: list[Tensor],
-        crowds: list[Tensor],
-        generators: Sequence[torch.Generator | None],
-    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Sampled RoIs per image with their label (0 background) and the index of their object.
-
-        Ground-truth boxes join the proposals, as in Detectron.
-        """
-        rois, roi_labels, roi_matched = [], [], []
-        for proposal, box, label, crowd, generator in zip(
-            proposals, boxes, labels, crowds, generators, strict=True
-        ):
-            candidates = torch.cat([proposal.detach(), box])
-            of_candidate, matched = match_to_objects(candidates, box, label, crowd, self.foreground_iou)
-            chosen = sample(of_candidate, self.rois_per_image, self.positive_fraction, generator)
-            rois.append(candidates[chosen])
-            roi_labels.append(of_candidate[chosen])
-            roi_matched.append(matched[chosen])
-        return rois, roi_labels, roi_matched
-
     def box_losses(
-        self,
-        features: dict[str, Tensor],
-        rois: list[Tensor],
-        labels: list[Tensor],
-        matched: list[Tensor],
-        boxes: list[Tensor],
-        total: Total,
+        self, features: dict[str, Tensor], rois: RoIs, truth: GroundTruth, total: Total
     ) -> dict[str, Tensor]:
         """Class and box losses over the sampled RoIs; boxes are decoded for the RoI's own class alone."""
-        hidden = self.box_head(self.box_pool(features, rois))
-        label = torch.cat(labels)
-        foreground = torch.where(label > 0)[0]
-        deltas = self.box_predictor.deltas_of(hidden[foreground], label[foreground])
-        goal = torch.cat([b[m[y > 0]] for b, m, y in zip(boxes, matched, labels, strict=True)])
-        wanted = encode_boxes(goal, torch.cat(rois)[foreground])
-        sampled = total(label.numel())
+        hidden = self.box_head(self.box_pool(features, rois.by_image()))
+        mine = rois.foreground
+        deltas = self.box_predictor.deltas_of(hidden.index_select(0, mine), rois.labels[mine])
+        wanted = encode_boxes(truth.boxes.view(-1, 4)[rois.objects[mine]], rois.boxes[mine])
+        sampled = total(rois.labels.numel())
         logits, focal = self.box_predictor(hidden), self.class_focal
-        of_class = (
-            class_loss(logits, label, sampled) if focal is None else focal.of_classes(logits, label, total)
-        )
+        if focal is None:
+            of_class = class_loss(logits, rois.labels, sampled)
+        else:
+            of_class = focal.of_classes(logits, rois.labels, total)
         return {"loss_class": of_class, "loss_box": box_loss(deltas, wanted, sampled)}
 
-    def mask_loss(
-        self,
-        features: dict[str, Tensor],
-        rois: list[Tensor],
-        labels: list[Tensor],
-        matched: list[Tensor],
-        scales: list[Tensor],
-        images: list[Tensor],
-        targets: list[Target],
-        total: Total,
-    ) -> Tensor:
+    def mask_loss(self, features: dict[str, Tensor], rois: RoIs, truth: GroundTruth, total: Total) -> Tensor:
         """Mask loss over the foreground RoIs whose own object has a mask (set A).
 
         An RoI's mask is that of the object it was matched to by the box branch: no object of set B
         can lend its mask to an RoI of set A.
         """
-        of_a, of_a_labels, goals = [], [], []
-        for roi, label, match, scale, image, target in zip(
-            rois, labels, matched, scales, images, targets, strict=True
-        ):
-            mine = torch.where(label > 0)[0]
-            mine = mine[target["has_mask"].to(mine.device)[match[mine]]]
-            windows = mask_windows(target["boxes"], image.shape[1], image.shape[2])
-            of_a.append(roi[mine])
-            of_a_labels.append(label[mine])
-            goals.append(
-                mask_targets(roi[mine] / scale, match[mine], target["masks"], windows, self.mask_size)
-            )
-        label = torch.cat(of_a_labels)
-        goal, count = torch.cat(goals), total(label.numel())
+        mine = rois.with_mask
+        label = rois.labels[mine]
+        in_image = rois.boxes[mine] / truth.scales[rois.images[mine]]
+        goal = mask_targets(in_image, rois.objects[mine], truth.masks, self.mask_size)
+        of_a, count = rois.with_mask_by_image(), total(label.numel())
         if not self.mask_softmax:
             return mask_loss(self.mask_logits(features, of_a, label), goal, count)
         table, bias = self.mask_weights(
@@ -359,14 +294,6 @@ class MaskXRCNN(nn.Module):
         maps = self.box_head.maps(self.box_pool(features, rois))
         prior = object_prior(maps, self.box_predictor.cls_score.weight[labels], self.mask_pool.size)
         return pooled + prior.unsqueeze(1).to(pooled.dtype)
-
-    def jittered(self, boxes: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Boxes whose corners moved by up to `mask_box_jitter` of their sides, each its own way."""
-        if self.mask_box_jitter == 0 or boxes.shape[0] == 0:
-            return boxes
-        side = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
-        drawn = torch.rand(boxes.shape, dtype=boxes.dtype, device=boxes.device, generator=generator)
-        return boxes + (drawn * 2 - 1) * self.mask_box_jitter * side
 
     def mask_table(self) -> tuple[Tensor, Tensor]:
         """Mask weights [C+1, F] of every label, and the bias, [] or [C+1] (`model.weight_transfer.MaskWeights`).

@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
+from model.pooling_training import pooled_at_once
+
 SMALL_LEVEL = 64 * 64
 """Up to this many cells a level is pooled by matrix products in training."""
 
@@ -214,6 +216,8 @@ class PyramidRoIAlign(nn.Module):
         self.levels = levels
         self.first_stride = first_stride
         self.aligned = aligned
+        self.batched = False
+        """Whether training pools without a wait of the host, as a GPU wants it (`model.pooling_training`)."""
 
     def forward(self, features: dict[str, Tensor], boxes: list[Tensor]) -> Tensor:
         """Features "0".."3" [N, F, H, W] and boxes [R_i, 4] per image -> [sum R_i, F, size, size]."""
@@ -227,7 +231,17 @@ class PyramidRoIAlign(nn.Module):
         """
         rois, level = self.placed(rois)
         channels = features["0"].shape[1]
-        if not torch.jit.is_scripting():  # noqa: SIM102  (TorchScript leaves out a branch by this condition alone)
+        if not torch.jit.is_scripting():  # (TorchScript leaves out a branch by this condition alone)
+            if self.training and self.batched:
+                return pooled_at_once(
+                    features,
+                    rois,
+                    level,
+                    levels=self.levels,
+                    size=self.size,
+                    first_stride=self.first_stride,
+                    sampling_ratio=self.sampling_ratio,
+                )
             if self.training and features["0"].shape[2] * features["0"].shape[3] <= SMALL_LEVEL:
                 return self.by_matrix_products(features, rois, level)
         if "cells" in features:

@@ -1,20 +1,16 @@
-"""The region proposal network of Faster R-CNN on FPN: torchvision's, with crowd regions never negatives."""
+"""The region proposal network of Faster R-CNN on FPN: torchvision's, whose losses are those of `model.rpn_training`."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead, concat_box_prediction_layers
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 
 from model.box_coding import moved_boxes, within
 from model.convolution import with_winograd
-from model.losses import Focal, Total
-from model.sampling import covered_by, sample
 from model.suppression import kept_by_operator, kept_in_groups, nms_by_level
 
 
@@ -47,111 +43,8 @@ class CrowdAwareRPN(RegionProposalNetwork):
     def __init__(self, *settings: Any, focal: tuple[float, float] | None = None) -> None:
         super().__init__(*settings)
         self.focal = focal
-
-    @torch.jit.unused  # training only; TorchScript has no super()
-    def assign_targets_to_anchors(
-        self, anchors: list[Tensor], targets: list[dict[str, Tensor]]
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """As torchvision's: labels 1, 0 or -1 (left out) and the matched box of each anchor."""
-        labels, matched = super().assign_targets_to_anchors(anchors, targets)
-        kept: list[Tensor] = []
-        for label, anchor, target in zip(labels, anchors, targets, strict=True):
-            in_crowd = covered_by(anchor, target["crowd_boxes"]) > 0.5
-            kept.append(torch.where(in_crowd & (label == 0), torch.full_like(label, -1.0), label))
-        return kept, matched
-
-    @torch.jit.unused
-    def proposals_and_losses(
-        self,
-        images: ImageList,
-        features: dict[str, Tensor],
-        targets: list[dict[str, Tensor]],
-        total: Total,
-        generators: Sequence[torch.Generator | None],
-    ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """Training's `forward`: proposals of each image, and `loss_objectness` and `loss_rpn_box`.
-
-        Args:
-            images: the canvas, and the sizes of the images on it.
-            features: the pyramid's levels.
-            targets: `boxes` and `crowd_boxes` on the canvas.
-            total: see `model.losses.Total`.
-            generators: of each image, from which its anchors are drawn.
-        """
-        levels = list(features.values())
-        logits, deltas = self.head(levels)
-        anchors = self.anchor_generator(images, levels)
-        anchors_of_level = [logit[0].numel() for logit in logits]
-        objectness, moves = concat_box_prediction_layers(logits, deltas)
-        with torch.no_grad():
-            decoded = self.box_coder.decode(moves.detach(), anchors).view(len(anchors), -1, 4)
-            proposals, _ = self.filter_proposals(decoded, objectness, images.image_sizes, anchors_of_level)
-            labels, matched = self.assign_targets_to_anchors(anchors, targets)
-        return proposals, self.losses(objectness, moves, anchors, labels, matched, total, generators)
-
-    @torch.jit.unused
-    def losses(
-        self,
-        objectness: Tensor,
-        deltas: Tensor,
-        anchors: list[Tensor],
-        labels: list[Tensor],
-        matched: list[Tensor],
-        total: Total,
-        generators: Sequence[torch.Generator | None],
-    ) -> dict[str, Tensor]:
-        """Of sampled anchors (Faster R-CNN, eq. 1), both divided by their number; or with the focal loss of all
-        anchors, both divided by the number of foreground ones.
-
-        Args:
-            objectness: logits [A, 1] of the anchors of all images, one after the other.
-            deltas: box deltas [A, 4].
-            anchors, labels, matched: per image the anchors [A_i, 4], their labels 1, 0 or -1 (left out) and the
-                box [A_i, 4] of each one's object.
-            total: see `model.losses.Total`.
-            generators: of each image, from which its anchors are drawn.
-        """
-        if self.focal is not None:
-            return self.focal_losses(
-                objectness.flatten(), deltas, torch.cat(anchors), torch.cat(labels), torch.cat(matched), total
-            )
-        sampler = self.fg_bg_sampler
-        starts = [0]
-        for label in labels:
-            starts.append(starts[-1] + label.numel())
-        chosen = torch.cat(
-            [
-                start + sample(label, sampler.batch_size_per_image, sampler.positive_fraction, generator)
-                for start, label, generator in zip(starts[:-1], labels, generators, strict=True)
-            ]
-        )
-        label = torch.cat(labels)[chosen]
-        positive = chosen[label > 0]
-        wanted = self.box_coder.encode_single(torch.cat(matched)[positive], torch.cat(anchors)[positive])
-        sampled = total(chosen.numel())
-        of_box = F.smooth_l1_loss(deltas[positive], wanted, beta=1 / 9, reduction="sum")
-        of_object = F.binary_cross_entropy_with_logits(objectness.flatten()[chosen], label, reduction="sum")
-        return {"loss_objectness": of_object / sampled, "loss_rpn_box": of_box / sampled}
-
-    @torch.jit.unused
-    def focal_losses(
-        self,
-        objectness: Tensor,
-        deltas: Tensor,
-        anchors: Tensor,
-        labels: Tensor,
-        matched: Tensor,
-        total: Total,
-    ) -> dict[str, Tensor]:
-        """`losses` with the focal loss (Lin et al. 2017), of tensors over the anchors of all images."""
-        assert self.focal is not None
-        gamma, alpha = self.focal
-        positive, judged = torch.where(labels > 0)[0], torch.where(labels >= 0)[0]
-        wanted = self.box_coder.encode_single(matched[positive], anchors[positive])
-        foreground = total(positive.numel())
-        of_box = F.smooth_l1_loss(deltas[positive], wanted, beta=1 / 9, reduction="sum")
-        of_object = Focal(gamma, alpha).of_objects(objectness[judged], labels[judged], foreground)
-        return {"loss_objectness": of_object, "loss_rpn_box": of_box / foreground}
+        self.batched = False
+        """Whether training finds its proposals without a wait of the host, as a GPU wants it (`model.suppression`)."""
 
     def proposals(
         self, features: list[Tensor], height: int, width: int, sizes_N2: Tensor, together: bool = False

@@ -7,6 +7,9 @@ from typing import NotRequired, TypedDict
 import torch
 from torch import Tensor
 
+Colours = tuple[float, float, float, float]
+"""Factors of brightness, contrast and saturation, and the turn of the hue in full circles (`training.colour`)."""
+
 
 class Target(TypedDict):
     """What is known about one image: N objects and M crowd regions, boxes XYXY in pixels.
@@ -22,19 +25,24 @@ class Target(TypedDict):
     masks: list[Tensor]  # N of uint8 [h_i, w_i], values 0 and 1
     crowd_boxes: Tensor  # float32 [M, 4], never negatives, never positives
     size: NotRequired[tuple[int, int]]  # (height, width) of the image in the network; absent: its own
+    colours: NotRequired[Colours]  # how its colours are still to be changed; absent: not at all
     keypoints: NotRequired[Tensor]  # float32 [N, K, 3]: x, y (first pixel 0 to 1), COCO's visibility
     mirrored: NotRequired[Tensor]  # int64 [K], with keypoints: whose place each takes in a mirrored image
 
 
-def mask_windows(boxes: Tensor, height: int, width: int) -> Tensor:
+def mask_windows(boxes: Tensor, height: int | Tensor, width: int | Tensor) -> Tensor:
     """The smallest window of whole pixels that holds each box: int64 [N, 4], XYXY with exclusive ends.
 
     Ends are rounded outwards and then clipped to the image, so a box of positive area inside the image has
-    a window of at least one pixel. `boxes` is float [N, 4] XYXY; N may be 0.
+    a window of at least one pixel. `boxes` is float [N, 4] XYXY; N may be 0. The height and width of the image are
+    one for all boxes, or int64 [N].
     """
     low = boxes[:, :2].floor().to(torch.int64)
     high = boxes[:, 2:].ceil().to(torch.int64)
-    ends = torch.tensor([width, height], dtype=torch.int64, device=boxes.device)
+    if isinstance(height, Tensor) and isinstance(width, Tensor):
+        ends = torch.stack([width, height], dim=1)
+    else:
+        ends = torch.tensor([width, height], dtype=torch.int64, device=boxes.device)
     zero = torch.zeros_like(ends)
     return torch.cat([torch.clamp(low, zero, ends), torch.clamp(high, zero, ends)], dim=1)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from model.host import waiting
+
 FEW_CLASSES = 128
 """Up to this many, background counted, T is computed for all of them in every step."""
 
@@ -210,7 +212,8 @@ class MaskWeights(nn.Module):
         """
         many = cls_weight_CD.shape[0] > FEW_CLASSES and self.transfer is not None
         if many and not (self.training and self.noise > 0):
-            labels_L, of_roi = torch.unique(labels_R, return_inverse=True)
+            with waiting():
+                labels_L, of_roi = torch.unique(labels_R, return_inverse=True)
             table, bias = self(cls_weight_CD, box_weight_4CD, labels_L)
             return table[of_roi], bias
         table, bias = self(cls_weight_CD, box_weight_4CD)

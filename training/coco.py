@@ -18,10 +18,12 @@ from handler.maskx_image import decode, read_header
 from model.classes import ClassTable
 from model.keypoints import KeypointsConfig
 from model.targets import Target, mask_windows
-from training.augment import AugmentConfig, augment
+from training.augment import augment
+from training.augment_config import AugmentConfig
 from training.coco_checks import Progress, Report, annotated_size_is_upright, read_annotations
 from training.coco_packing import pack_annotations
 from training.segmentations import NO_MASK, draw_crop
+from training.sides import sides
 from training.splits import split_classes
 
 Sample = tuple[Tensor, Target]
@@ -71,9 +73,12 @@ class CocoDataset(Dataset[Sample]):
         )
         self._mirrored = torch.tensor(() if keypoints is None else keypoints.mirrored, dtype=torch.int64)
         self._augment = augment
+        self._sides = None if augment is None else sides(augment.swapped_classes, classes)
 
     def with_classes(self, classes: ClassTable) -> CocoDataset:
         """The same set, in the same memory, with classes of set A moved to B (`ClassTable.without_masks`).
+
+        These get no mask of the other side in a mirrored image either.
 
         ValueError where `classes` is another list of classes or has masks that were never read.
         """
@@ -85,6 +90,10 @@ class CocoDataset(Dataset[Sample]):
             raise ValueError(f"masks of {names} were dropped when the set was loaded and cannot come back")
         view = copy.copy(self)
         view.classes = classes
+        if self._sides is not None:
+            view._sides = self._sides.holding_out(
+                [label for label in self.classes.set_a_labels() if label in classes.set_b_labels()]
+            )
         return view
 
     def __len__(self) -> int:
@@ -104,7 +113,7 @@ class CocoDataset(Dataset[Sample]):
         image = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
         target = self.target(row)
         if seed is not None and self._augment is not None:
-            image, target = augment(image, target, seed, self._augment)
+            image, target = augment(image, target, seed, self._augment, self._sides)
         return image, target
 
     def target(self, row: int) -> Target:

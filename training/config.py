@@ -13,7 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from model.config import ModelConfig
 from model.dataclass_io import from_plain, to_plain
-from training.augment import AugmentConfig
+from training.augment_config import AugmentConfig
 from training.box_only import BoxLossesConfig, TeacherConfig
 from training.schedule import STAGES, ScheduleConfig
 
@@ -31,8 +31,9 @@ class DataConfig:
     mask_classes: str = "all"
     """Set A: "all", "voc", "nonvoc", names with commas between, the path of a file of names, or a random split of
     Figure 3 such as "random:E3_A40B40" (see `training.splits`). Others are set B."""
-    workers: int = 2
-    """Processes that read and augment images; 0 does it in the training's own. The result is the same."""
+    workers: int | None = None
+    """Processes that read and augment images; 0 does it in the training's own. The result is the same. Absent: 2, and
+    with a GPU all cores but one, at most 10, shared by the training processes of a machine."""
     detector_from: str = ""
     """A checkpoint whose detector is taken over: its backbone, RPN and box branch. Empty: none."""
     start_from: str = ""
@@ -40,7 +41,7 @@ class DataConfig:
     are taken over, the rows of classes by their names (`training.start`). Empty: none."""
 
     def __post_init__(self) -> None:
-        if self.workers < 0:
+        if self.workers is not None and self.workers < 0:
             raise ValueError(f"workers is {self.workers}; give 0 or more")
 
 

@@ -54,7 +54,10 @@ class Group:
         """What losses are divided by (`model.losses.Total`): the count over all processes, a process's mean."""
         if self.size == 1:
             return own_total(count)
-        mine = torch.as_tensor(count, dtype=torch.float32, device=_device())
+        if isinstance(count, Tensor):
+            mine = count.to(torch.float32)
+        else:  # filled in on the GPU; a tensor made here would be copied there, for which the host waits
+            mine = torch.full((), float(count), device=_device())
         return self.summed(mine).clamp(min=1) / self.size
 
     def summed(self, values: Tensor) -> Tensor:

@@ -44,6 +44,7 @@ from training.predictions import (
 )
 from training.shared_predictions import predict_together
 from training.sheet import write_sheet
+from training.sides import sides
 from training.splits import split_classes
 from training.views import Views, add_view_options, views_of
 
@@ -347,7 +348,10 @@ def _evaluate_checkpoint(options: argparse.Namespace, group: Group) -> None:
             classes = split_classes(categories, options.mask_classes)
         network = network.to(device)
         views = views_of(options)
-        evaluable: Evaluable = Views(network, views) if views.used else network
+        pairs = contents["training_config"].get("augment", {}).get("swapped_classes", ())
+        swapped = sides(pairs, classes)
+        of_sides = None if swapped is None else swapped.labels
+        evaluable: Evaluable = Views(network, views, of_sides) if views.used else network
         truth = load_ground_truth(annotations, classes, max_images=options.max_images)
 
     def predict_some(truth: GroundTruth) -> Predictions:

@@ -19,9 +19,10 @@ from training.config import TrainingConfig
 from training.distributed import ALONE
 from training.experiments_grid import Cell, DrawingConfig, drawn_data, stage_wise
 from training.predictions import predict
+from training.reading import batches
 from training.schedule import STAGES
 from training.shapes import ShapesConfig, write_shapes
-from training.train import batches, prepared
+from training.train import prepared
 from training.variants import changed, detector_alone, detector_digest, digest
 
 STEPS = 3

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 
+from model.host import read
 from model.losses import Total
 from model.network import MaskXRCNN
 from model.targets import Target
@@ -102,15 +103,17 @@ class Gradients:
     @torch.no_grad()
     def _counts(self, losses: Callable[[nn.Module, int, Total], Any], part: int) -> list[float]:
         """What a part counts, in the order in which it asks for the totals; known only once it was gone through."""
-        counts: list[float] = []
+        counts: list[int | Tensor] = []
 
         def note(count: int | Tensor) -> float:
-            counts.append(float(count))
+            counts.append(count)
             return 1.0
 
         with statistics_kept(self.network):
             losses(self._plain, part, note)
-        return counts
+        on_device = [count.double() for count in counts if isinstance(count, Tensor)]
+        values = iter(read(torch.stack(on_device)) if on_device else [])
+        return [next(values) if isinstance(count, Tensor) else float(count) for count in counts]
 
     @property
     def _plain(self) -> nn.Module:

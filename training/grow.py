@@ -21,7 +21,8 @@ from model.classes import ClassTable, class_table
 from training.coco_checks import read_annotations
 from training.config import TrainingConfig, config_from_dict, with_overrides
 from training.distributed import refuse_processes
-from training.train import Stopped, train, without_trace
+from training.reading import without_trace
+from training.train import Stopped, train
 from training.variants import changed, write_json
 
 STEPS = 300

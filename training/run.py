@@ -17,9 +17,11 @@ from model.box_branch import BoxPredictor
 from model.box_only import BoxOnly
 from model.checkpoint import FORMAT, load_weights, save_checkpoint
 from model.classes import ClassTable
+from model.host import read
 from model.network import MaskXRCNN
 from model.targets import Target
 from training.box_only import box_only_weights
+from training.colour import coloured
 from training.config import TrainingConfig, to_dict
 from training.distributed import ALONE, Group
 from training.gradients import Gradients
@@ -91,6 +93,7 @@ class Run:
         self.classes = classes
         self.images = images
         self.device = next(network.parameters()).device
+        network.batched = self.device.type == "cuda"
         self.own_precision = "bfloat16" if under_bfloat16(config.precision, self.device) else "float32"
         """What the configuration means on this machine."""
         self.precision = self.own_precision
@@ -169,6 +172,9 @@ class Run:
     def train_on(self, images: list[Tensor], targets: list[Target]) -> dict[str, float]:
         """One step of the optimiser. Every loss before its weight, their weighted sum `loss`, `gradient_norm`.
 
+        On a GPU the host waits for it where `model.host` says, and nowhere else: `model.host.no_other_waits` around a
+        step makes that a test.
+
         Args:
             images, targets: this process's share of the step's images; the figures are over all of them.
 
@@ -179,6 +185,9 @@ class Run:
         box_only, of_box_only = self._box_only()
         weights = vars(self.config.loss_weights) | of_box_only
         seed = self.config.seed
+        images = [image.to(self.device, non_blocking=True) for image in images]
+        if self.config.augment.on_device and self.config.augment.changes_colour:
+            images = coloured(images, targets, self.config.augment)
         if self.config.augment.changes_size:
             images, targets = scaled(
                 images, targets, self.config.augment, self.config.model.input, seed=seed, step=self.step
@@ -201,7 +210,7 @@ class Run:
         norm = nn.utils.clip_grad_norm_(trained, self.config.optimiser.clip_norm or float("inf"))
         named = {**losses, "gradient_norm": norm.float()}
         # All in one tensor, so that the host waits for the device once a step.
-        values = torch.stack(list(named.values())).tolist()
+        values = read(torch.stack(list(named.values())))
         figures = dict(zip(named, values, strict=True))
         self._require_finite(figures, targets)
         self.optimiser.step()
@@ -298,9 +307,10 @@ def hold_rows(predictor: BoxPredictor, labels: Sequence[int]) -> None:
         for gradient in (layer.weight.grad, layer.bias.grad):
             if gradient is not None:
                 of_classes = gradient.view(gradient.shape[0] // rows, -1)
-                held = torch.ones(of_classes.shape[0], dtype=torch.bool, device=gradient.device)
-                held[list(labels)] = False
-                of_classes[held] = 0.0
+                held = torch.ones_like(of_classes[:, :1], dtype=torch.bool)
+                for label in labels:  # one by one: a list would be copied to a GPU, for which the host waits
+                    held[label] = False
+                of_classes.masked_fill_(held, 0.0)
 
 
 def weighted_sum(weights: dict[str, float], losses: dict[str, Tensor]) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from model.canvas import resized_size
 from model.config import InputConfig
 from model.targets import Target, mask_windows
-from training.augment import AugmentConfig
+from training.augment_config import AugmentConfig
 from training.keypoints import shifted_keypoints
 from training.sampler import scale_seed
 

@@ -26,11 +26,14 @@ class Teacher:
         """One step of the average towards `network`; whole numbers (counts of batches) are taken over."""
         kept = min(self.momentum, (1 + self.updates) / (10 + self.updates))
         towards = network.state_dict()
+        floats, their_floats = [], []
         for name, mine in self.network.state_dict().items():
             if mine.is_floating_point():
-                mine.lerp_(towards[name], 1.0 - kept)
+                floats.append(mine)
+                their_floats.append(towards[name])
             else:
                 mine.copy_(towards[name])
+        torch._foreach_lerp_(floats, their_floats, 1.0 - kept)
         self.updates += 1
 
     def state(self) -> dict[str, Any]:

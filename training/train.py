@@ -9,7 +9,7 @@ import argparse
 import shlex
 import signal
 import sys
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -17,13 +17,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from model.checkpoint import load_checkpoint, remove_unfinished
 from model.keypoints import keypoint_labels
 from model.targets import Target
 from training.box_only import box_only_weights
-from training.coco import CocoDataset, collate
+from training.coco import CocoDataset
 from training.config import (
     DEFAULT_CONFIG,
     TrainingConfig,
@@ -41,11 +40,12 @@ from training.distributed import (
 from training.memory import keep_freed_memory, memory_advice, out_of_memory
 from training.progress import Progress, counted, progress
 from training.random_state import seed_all
+from training.reading import batches, without_trace
 from training.run import NotFinite, Run, checkpoint_path
 from training.run_log import RunLog
-from training.sampler import SeededBatches
+from training.sides import hint
 from training.start import new_labels, read_start, starting_network
-from training.stopping import Stop, ignore_signals, stop_on_signals
+from training.stopping import Stop, stop_on_signals
 
 
 class Stopped(Exception):
@@ -107,6 +107,8 @@ def prepared(config: TrainingConfig, group: Group, *, resume: bool, restart: boo
         progress=counted("checking images"),
     )
     print(data.report)
+    if said := hint(config.augment, data.classes):
+        print(said)
     if saved is not None:
         require_same_data(saved, data, checkpoint_path(config))
     if config.model.transfer.kind == "class_specific" and needs_masks:
@@ -214,49 +216,6 @@ def train_stage(
     return stopped_by
 
 
-def batches(run: Run, data: CocoDataset) -> Generator[tuple[list[Tensor], list[Target]]]:
-    """The batches that are left of a run.
-
-    Raises:
-        ValueError: an image could not be read, or a worker was killed.
-    """
-    config = run.config
-    sampler = SeededBatches(
-        size=len(data),
-        batch_size=config.schedule.batch_size,
-        batches=config.schedule.total_steps - run.step,
-        seed=config.seed,
-        position=run.images_seen,
-        rank=run.group.rank,
-        processes=run.group.size,
-    )
-    loader = DataLoader(
-        data,
-        batch_sampler=sampler,
-        collate_fn=collate,
-        num_workers=config.data.workers,
-        worker_init_fn=ignore_signals,
-        pin_memory=run.device.type == "cuda",
-        generator=torch.Generator(),  # else the loader draws from the generator that samples the RoIs
-    )
-    coming = iter(loader)
-    try:
-        yield from coming
-    except (ValueError, OSError) as error:
-        raise ValueError(f"step {run.step + 1}: {without_trace(error)}") from error
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise ValueError(
-            f"step {run.step + 1}: a process that reads images died ({without_trace(error)}). Mostly memory, or "
-            "shared memory (/dev/shm), ran out: try data.workers=0, or a smaller schedule.batch_size"
-        ) from error
-    finally:
-        # The workers ignore SIGTERM, by which Python would end them at its exit, and an error keeps the loader alive.
-        if config.data.workers:
-            coming._shutdown_workers()  # type: ignore[attr-defined]
-
-
 def checkpoint_to_resume(config: TrainingConfig, *, resume: bool, restart: bool) -> dict[str, Any] | None:
     """Contents of the checkpoint to go on from, None where the run starts.
 
@@ -358,15 +317,6 @@ def require_images_for_all(config: TrainingConfig, group: Group) -> None:
             f"schedule.batch_size is {config.schedule.batch_size} images for {group.size} processes with "
             f"schedule.accumulate={config.schedule.accumulate}; give at least {wanted}, or fewer processes or parts"
         )
-
-
-def without_trace(error: BaseException) -> str:
-    """The message of an error in one line; of one that a loader's worker passed on, its own last line."""
-    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    if not lines[0].startswith("Caught "):
-        return " ".join(line.strip() for line in lines)
-    kind, colon, message = lines[-1].partition(": ")
-    return message if colon and kind.endswith("Error") else lines[-1]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

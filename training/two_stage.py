@@ -30,8 +30,9 @@ from model.config import ModelConfig, model_config_from_dict, to_dict
 from training.coco_checks import read_annotations
 from training.config import TrainingConfig, flat, load_config
 from training.distributed import FailedElsewhere, started_together
+from training.reading import without_trace
 from training.start import fill_rows, keep_mean_of
-from training.train import Stopped, train, without_trace
+from training.train import Stopped, train
 from training.variants import changed, mask_branch_alone
 
 MASK_SIDE = ("mask_branch.", "mask_weights.", "keypoint_branch.")

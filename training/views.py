@@ -51,15 +51,22 @@ class ViewsConfig:
 
 
 class Views:
-    """A network that is evaluated by several views of each image; see `training.predictions.Evaluable`."""
+    """A network that is evaluated by several views of each image; see `training.predictions.Evaluable`.
 
-    def __init__(self, network: MaskXRCNN, config: ViewsConfig) -> None:
+    Args:
+        network: in evaluation mode.
+        config: which views.
+        swapped: int64 [C+1], the label that each has in a mirrored image (`training.sides`); None: its own.
+    """
+
+    def __init__(self, network: MaskXRCNN, config: ViewsConfig, swapped: Tensor | None = None) -> None:
         if getattr(network, "keypoint_branch", None) is not None:
             raise ValueError(
                 "keypoints of several views are not merged; evaluate this network by the plain one"
             )
         self.network = network
         self.config = config
+        self.swapped = swapped
 
     def inference(self) -> "ViewsInference":
         """The network as it is now, in evaluation mode."""
@@ -76,7 +83,7 @@ class Views:
                 std=own.std.flatten().tolist(),
             ).to(own.mean.device)
             scaled.append(served)
-        return ViewsInference(scaled, self.config)
+        return ViewsInference(scaled, self.config, self.swapped)
 
 
 class ViewsInference:
@@ -85,10 +92,14 @@ class ViewsInference:
     Args:
         scaled: the network at each scale, on one device.
         config: the other views, and how they are merged.
+        swapped: as of `Views`.
     """
 
-    def __init__(self, scaled: Sequence[Inference], config: ViewsConfig) -> None:
+    def __init__(
+        self, scaled: Sequence[Inference], config: ViewsConfig, swapped: Tensor | None = None
+    ) -> None:
         self.config = config
+        self.swapped = swapped
         self.views = [
             (served, flip) for served in scaled for flip in ((False, True) if config.flip else (False,))
         ]
@@ -108,9 +119,12 @@ class ViewsInference:
         found: list[list[dict[str, Tensor]]] = []
         for served, flip in self.views:
             seen = [image.flip(2) for image in images] if flip else images
-            answers = served(seen, sizes, score_threshold, max_detections, class_mask, none)
+            allowed = class_mask if not flip or self.swapped is None else class_mask[:, self.swapped]
+            answers = served(seen, sizes, score_threshold, max_detections, allowed, none)
             for answer, (_, width) in zip(answers, sizes.tolist(), strict=True):
-                answer["boxes"] = mirrored(answer["boxes"], width) if flip else answer["boxes"]
+                if flip:
+                    answer["boxes"] = mirrored(answer["boxes"], width)
+                    answer["labels"] = self._of_other_sides(answer["labels"])
             found.append(answers)
         merged = []
         for i, image in enumerate(images):
@@ -147,12 +161,16 @@ class ViewsInference:
         for served, flip in self.views:
             if flip:
                 of_view = served.probabilities_on_boxes(
-                    image.flip(2), mirrored(boxes, image.shape[2]), labels
+                    image.flip(2), mirrored(boxes, image.shape[2]), self._of_other_sides(labels)
                 )
                 seen.append(of_view.flip(2))
             else:
                 seen.append(served.probabilities_on_boxes(image, boxes, labels))
         return torch.stack(seen).float().mean(0)
+
+    def _of_other_sides(self, labels: Tensor) -> Tensor:
+        """The labels that these have in a mirrored image."""
+        return labels if self.swapped is None else self.swapped.to(labels.device)[labels]
 
     def masks_on_boxes(
         self, images: list[Tensor], boxes: list[Tensor], labels: list[Tensor]

@@ -222,8 +222,8 @@ def test_colours_are_those_of_the_image_at_the_roi_and_the_padding_is_not_seen()
     pixels[0, 0] = 200.0
     pixels[1, :, :, :16], pixels[1, :, :, 16:] = 40.0, 220.0
     canvas = (pixels - mean) / std
-    rois = [torch.tensor([[4.0, 4, 12, 12]]), torch.tensor([[8.0, 0, 24, 16], [24, 24, 36, 36]])]
-    colours, visible = colours_of_rois(canvas, mean, std, rois, [(32, 32), (32, 32)], 4)
+    rois, images = torch.tensor([[4.0, 4, 12, 12], [8, 0, 24, 16], [24, 24, 36, 36]]), torch.tensor([0, 1, 1])
+    colours, visible = colours_of_rois(canvas, mean, std, rois, images, torch.full((2, 2), 32), 4)
     assert colours.shape == (3, 3, 4, 4) and visible.shape == (3, 4, 4)
     red, dark, bright = (
         torch.tensor(slow_lab([float(v) for v in rgb])) for rgb in ((200, 0, 0), (40,) * 3, (220,) * 3)
@@ -261,13 +261,8 @@ def test_confidence_is_the_mean_probability_of_the_foreground() -> None:
 
 
 def test_positions_count_the_chosen_objects_of_all_images() -> None:
-    chosen = [
-        torch.tensor([True, False, True]),
-        torch.zeros(0, dtype=torch.bool),
-        torch.tensor([False, True]),
-    ]
-    matched = [torch.tensor([2, 0, 2]), torch.zeros(0, dtype=torch.int64), torch.tensor([1])]
-    assert positions_among(chosen, matched).tolist() == [1, 0, 1, 2]
+    chosen = torch.tensor([[True, False, True], [False, False, False], [False, True, False]])
+    assert positions_among(chosen, torch.tensor([2, 0, 2, 7])).tolist() == [1, 0, 1, 2]
 
 
 def test_the_pseudo_mask_loss_weighs_each_roi_and_divides_by_their_number() -> None:

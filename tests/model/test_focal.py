@@ -6,11 +6,13 @@ import re
 import pytest
 import torch
 from torch import Tensor
-from torchvision.models.detection.image_list import ImageList
 
 from model.build import build_network
 from model.config import FocalConfig, ModelConfig, model_config_from_dict
+from model.ground_truth import ground_truth
 from model.losses import Focal, class_loss, own_total
+from model.rpn import CrowdAwareRPN
+from model.rpn_training import anchor_labels, level_anchors, proposals_and_losses
 from tests.model.small_network import SMALL, image, small_network, target
 from tests.model.test_rpn import SIZES, pyramid
 from tests.model.test_serving import ASKED
@@ -41,9 +43,12 @@ def test_without_focus_half_of_the_cross_entropy_is_left() -> None:
     logits, labels = torch.randn(6, 4), torch.tensor([0, 3, 0, 1, 2, 0])
     of_classes = Focal(0.0, 0.5).of_classes(logits, labels, own_total)
     torch.testing.assert_close(of_classes, 0.5 * class_loss(logits, labels, 3.0))
-    single, truth = torch.randn(6), torch.tensor([0.0, 1, 0, 1, 1, 0])
-    expected = 0.5 * torch.nn.functional.binary_cross_entropy_with_logits(single, truth)
+    single, truth = torch.randn(6), torch.tensor([0, 1, 0, 1, 1, 0])
+    expected = 0.5 * torch.nn.functional.binary_cross_entropy_with_logits(single, truth.float())
     torch.testing.assert_close(Focal(0.0, 0.5).of_objects(single, truth, 6.0), expected)
+    left_out = torch.cat([truth, torch.tensor([-1])])
+    more = torch.cat([single, torch.tensor([9.0])])
+    torch.testing.assert_close(Focal(0.0, 0.5).of_objects(more, left_out, 6.0), expected)
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
@@ -79,23 +84,21 @@ def rpn_losses(config: ModelConfig, counts: list[int]) -> tuple[dict[str, Tensor
     rpn = focal_network(
         dataclasses.replace(config, backbone=dataclasses.replace(SMALL.backbone, fpn_channels=8))
     ).rpn
+    assert isinstance(rpn, CrowdAwareRPN)
     levels = {str(k): level for k, level in enumerate(pyramid(2))}
-    listed = ImageList(torch.zeros(2, 3, 96, 128), SIZES)
-    boxes = [target(3)["boxes"], target(2, seed=1)["boxes"]]
-    crowds = [torch.tensor([[60.0, 40, 128, 90]]), torch.zeros(0, 4)]
-    targets = [{"boxes": b, "crowd_boxes": c} for b, c in zip(boxes, crowds, strict=True)]
+    targets = [target(3), target(2, seed=1)]
+    targets[0]["crowd_boxes"] = torch.tensor([[60.0, 40, 128, 90]])
+    truth = ground_truth(targets, shapes=SIZES, sizes=SIZES, seeds=[0, 1], device=torch.device("cpu"))
 
     def total(count: int | Tensor) -> float:
         counts.append(int(count))
         return float(max(int(count), 1))
 
-    generators = [torch.Generator().manual_seed(k) for k in range(2)]
-    _, losses = rpn.train().proposals_and_losses(listed, levels, targets, total, generators)
-    anchors = rpn.anchor_generator(listed, list(levels.values()))
-    labels, _ = rpn.assign_targets_to_anchors(anchors, targets)
+    _, losses = proposals_and_losses(rpn.train(), levels, 96, 128, truth, total)
+    labels, _ = anchor_labels(rpn, torch.cat(level_anchors(rpn, list(levels.values()), 96, 128)), truth)
     logits, _ = rpn.head(list(levels.values()))
     flat = [torch.cat([x[i].permute(1, 2, 0).flatten() for x in logits]) for i in range(2)]
-    return losses, torch.cat(flat), torch.cat(labels)
+    return losses, torch.cat(flat), labels.flatten()
 
 
 def test_the_rpn_judges_every_anchor_but_those_left_out_and_divides_by_the_foreground() -> None:

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.config import MaskConfig
 from model.mask_branch import OfficialMaskMLP
-from model.sampling import match_to_objects
+from model.sampling import match_anchors, match_to_objects
 from tests.model.small_network import SMALL, image, small_network, target, transfer
 
 
@@ -147,11 +147,10 @@ def test_crowd_regions_are_no_negatives() -> None:
     proposals = torch.tensor([[0.0, 0, 10, 10], [20, 20, 30, 30], [50, 50, 60, 60]])
     boxes, labels = torch.tensor([[0.0, 0, 10, 10]]), torch.tensor([3])
     crowd = torch.tensor([[18.0, 18, 40, 40]])
-    assert match_to_objects(proposals, boxes, labels, crowd, 0.5)[0].tolist() == [3, -1, 0]
-    network = small_network()
-    anchors = [torch.tensor([[0.0, 0, 10, 10], [20, 20, 30, 30], [50, 50, 60, 60]])]
-    with_crowd = [{"boxes": boxes, "crowd_boxes": crowd}]
-    assert network.rpn.assign_targets_to_anchors(anchors, with_crowd)[0][0].tolist() == [1, -1, 0]
+    found, _ = match_to_objects(proposals[None], boxes[None], labels[None], crowd[None], 0.5)
+    assert found.tolist() == [[3, -1, 0]]
+    of_anchors, _ = match_anchors(proposals, boxes[None], labels[None] > 0, crowd[None], 0.7, 0.3)
+    assert of_anchors.tolist() == [[1, -1, 0]]
 
 
 class LargestTensor(TorchDispatchMode):

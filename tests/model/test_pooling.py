@@ -112,3 +112,32 @@ def test_rois_of_all_levels_at_once_equal_those_of_each_level(levels: int, align
     assert len(pool.placed(rois)[1].unique()) == levels
     assert at_once.shape == apart.shape == (64, 6, 5, 5)
     torch.testing.assert_close(at_once[:60], apart[:60], atol=1e-6, rtol=0)
+
+
+def test_pooling_at_once_equals_the_operator_level_by_level_and_so_does_its_gradient() -> None:
+    """Levels above `SMALL_LEVEL`, so that the other way is torchvision's operator."""
+    generator = torch.Generator().manual_seed(0)
+    pool = PyramidRoIAlign(size=5, sampling_ratio=2, canonical_size=40).train()
+    features = {
+        str(k): torch.randn(2, 3, 72 >> k, 80 >> k, generator=generator, requires_grad=True) for k in range(4)
+    }
+    corner = torch.rand(60, 2, generator=generator) * 200 - 20
+    side = 8 * 30 ** torch.rand(60, 2, generator=generator)
+    boxes = list(torch.cat([corner, corner + side], dim=1).split([45, 15]))
+    assert pool.placed(rois_of(boxes))[1].unique().numel() == 4
+    found = []
+    for batched in (False, True):
+        pool.batched = batched
+        pooled = pool(features, boxes)
+        upstream = torch.randn(pooled.shape, generator=torch.Generator().manual_seed(1))
+        found.append([pooled, *torch.autograd.grad(pooled, list(features.values()), upstream)])
+    assert all(bool(gradient.any()) for gradient in found[0])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_pooling_at_once_without_boxes_gives_no_rows() -> None:
+    pool = PyramidRoIAlign(size=5, sampling_ratio=2, canonical_size=40).train()
+    pool.batched = True
+    features = {str(k): torch.zeros(1, 3, 72 >> k, 80 >> k) for k in range(4)}
+    assert pool(features, [torch.zeros(0, 4)]).shape == (0, 3, 5, 5)

@@ -63,7 +63,7 @@ ROWS: dict[str, list[str]] = {
     "T of 3 layers with ReLU on box, no stop-gradient, colours": [
         *END_TO_END, *PAPER, "model.transfer.input=box", "model.transfer.layers=3", "model.transfer.activation=relu",
         "model.transfer.stop_gradient=false", "schedule.decay=none", "augment.brightness=0.2", "augment.contrast=0.2",
-        "augment.saturation=0.2", "augment.hue=0.1",
+        "augment.saturation=0.2", "augment.hue=0.1", "augment.on_device=true",
     ],
     "class-agnostic with the official MLP, bfloat16": [
         *PROPOSALS, "model.transfer.kind=class_agnostic", "model.mask.mlp=official", "precision=bfloat16",
@@ -129,6 +129,7 @@ ROWS: dict[str, list[str]] = {
 }  # fmt: skip
 
 ELSEWHERE: dict[str, str] = {
+    "augment.swapped_classes": "tests/training/test_sides.py::test_a_training_with_pairs_goes_through_and_says_no_hint",
     "device=auto": "tests/training/test_train.py::test_a_gpu_that_was_asked_for_and_is_not_there_is_an_error",
     "device=cuda": "tests/training/test_train.py::test_a_gpu_that_was_asked_for_and_is_not_there_is_an_error",
     "output.tensorboard=true": "tests/training/test_train.py::test_tensorboard_gets_the_figures_of_the_log",

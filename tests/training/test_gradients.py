@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-import model.network
-import model.rpn
+import model.rois
+import model.rpn_training
 from model.network import MaskXRCNN
 from model.targets import Target
 from tests.model.small_network import SMALL, image, small_network, target, transfer
@@ -79,26 +79,28 @@ def test_counting_what_the_parts_hold_moves_no_batch_statistics() -> None:
 def test_what_is_drawn_of_an_image_follows_from_its_seed_and_not_from_its_company(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    drawn: list[Tensor] = []
-    real = model.network.sample
+    drawn: list[list[Tensor]] = []
+    real = model.rois.sample
 
-    def noted(*arguments: Any) -> Tensor:
-        drawn.append(real(*arguments))
-        return drawn[-1]
+    def noted(*arguments: Any) -> tuple[Tensor, Tensor]:
+        chosen, taken = real(*arguments)
+        drawn.append([row[mine] for row, mine in zip(chosen, taken, strict=True)])
+        return chosen, taken
 
-    monkeypatch.setattr(model.network, "sample", noted)
-    monkeypatch.setattr(model.rpn, "sample", noted)
+    monkeypatch.setattr(model.rois, "sample", noted)
+    monkeypatch.setattr(model.rpn_training, "sample", noted)
     one = network()
 
     def of(images: list[int], seeds: list[int]) -> list[Tensor]:
         drawn.clear()
         some: list[Target] = [TARGETS[i] for i in images]
         one.losses([IMAGES[i] for i in images], some, seeds=seeds)
-        return list(drawn)  # anchors of each image, then RoIs of each
+        return [rows for step in drawn for rows in step]  # anchors of each image, then RoIs of each
 
     anchors_0, anchors_1, rois_0, rois_1 = of([0, 1], [5, 6])
     swapped = of([1, 0], [6, 5])
     assert torch.equal(anchors_0, swapped[1]) and torch.equal(anchors_1, swapped[0])
     assert torch.equal(rois_0, swapped[3]) and torch.equal(rois_1, swapped[2])
+    # With fewer objects in the batch there are fewer places for them; those of the proposals stay.
     assert all(torch.equal(a, b) for a, b in zip(of([0], [5]), [anchors_0, rois_0], strict=True))
     assert not torch.equal(of([0], [8])[0], anchors_0)

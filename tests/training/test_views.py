@@ -92,6 +92,29 @@ def test_masks_on_given_boxes_are_the_mean_of_the_views(network: MaskXRCNN) -> N
     assert int(counts.sum()) == HEIGHT * WIDTH
 
 
+@torch.no_grad()
+def test_a_mirrored_view_answers_in_the_classes_of_the_other_side(network: MaskXRCNN) -> None:
+    """Of the mirrored view alone: what it sees as label 1 is a 2, asked for by the mask of class 2."""
+    swapped = torch.tensor([0, 2, 1, 3, 4, 5])
+    picture = image(HEIGHT, WIDTH)
+    views, plain = (Views(network, ViewsConfig(flip=True), sides) for sides in (swapped, None))
+    answers = [answered(one, picture, most=60) for one in (views, plain)]
+    assert not torch.equal(answers[0]["labels"], answers[1]["labels"])
+    alone = views.inference()
+    alone.views = [view for view in alone.views if view[1]]
+    only_two = torch.tensor([[True, False, True, False, False, False]])
+    asked = (torch.tensor([[HEIGHT, WIDTH]]), torch.zeros(1), torch.tensor([7]))
+    (of_two,) = alone([picture], *asked, only_two, torch.ones(1, dtype=torch.bool))
+    only_one = torch.tensor([[True, True, False, False, False, False]])
+    (of_mirror,) = network.inference()([picture.flip(2)], *asked, only_one, torch.ones(1, dtype=torch.bool))
+    assert of_two["labels"].unique().tolist() == [2] and of_mirror["labels"].unique().tolist() == [1]
+    assert torch.equal(of_two["scores"], of_mirror["scores"])
+    boxes = mirrored(of_two["boxes"], WIDTH)
+    of_view = alone.probabilities(picture, of_two["boxes"], of_two["labels"])
+    seen = network.inference().probabilities_on_boxes(picture.flip(2), boxes, of_mirror["labels"])
+    torch.testing.assert_close(of_view.flip(2), seen)
+
+
 def view(*rows: tuple[float, float, float, float, float, int]) -> dict[str, Tensor]:
     table = torch.tensor(rows)
     return {"boxes": table[:, :4], "scores": table[:, 4], "labels": table[:, 5].to(torch.int64)}

@@ -1,0 +1,166 @@
+"""What is known about a batch, put together on the host and brought to the device in one copy (`model.targets`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model.host import moved
+from model.targets import Target, mask_windows
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlatMasks:
+    """The masks of a batch, one after the other."""
+
+    pixels: Tensor  # uint8 [P], 0 and 1; row by row in each mask's window
+    places: (
+        Tensor  # int64 [N * G, 5]: first pixel in `pixels`, height, width, x and y of the window; else zeros
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroundTruth:
+    """The objects and crowd regions of N images, each image filled up to the most that one has: G and M, at least 1
+    and 0.
+
+    Boxes are XYXY in pixels of the canvas. What is filled up is an empty box with label 0. All of it lies on the
+    network's device but for what is said to be of the host.
+    """
+
+    boxes: Tensor  # float32 [N, G, 4]
+    labels: Tensor  # int64 [N, G]; 0 where there is no object
+    has_mask: Tensor  # bool [N, G]
+    crowds: Tensor  # float32 [N, M, 4]
+    scales: Tensor  # float32 [N, 4], from an image's own pixels to those of the canvas
+    sizes: Tensor  # int64 [N, 2], height and width of each image on the canvas
+    seeds: Tensor  # int64 [N], from which an image's anchors and RoIs are drawn
+    without: Tensor  # int64 [W], the objects without a mask among N * G
+    masks: FlatMasks
+    keypoints: Tensor | None  # float32 [N, G, K, 3] on the canvas
+    with_mask: list[int]  # host: objects of each image that have a mask
+    without_mask: list[int]  # host: objects of each image that have none
+
+    @property
+    def images(self) -> int:
+        """N."""
+        return self.boxes.shape[0]
+
+
+def ground_truth(
+    targets: Sequence[Target],
+    *,
+    shapes: Sequence[tuple[int, int]],
+    sizes: Sequence[tuple[int, int]],
+    seeds: Sequence[int],
+    device: torch.device,
+) -> GroundTruth:
+    """The targets of a batch, on the host, as tensors on `device`.
+
+    Args:
+        targets: one per image. No mask of an object without `has_mask` is looked at.
+        shapes: height and width of each image.
+        sizes: the same on the canvas.
+        seeds: one per image, 0..2^63-1.
+    """
+    images = len(targets)
+    counts = [target["boxes"].shape[0] for target in targets]
+    crowd_counts = [target["crowd_boxes"].shape[0] for target in targets]
+    most, most_crowds = max(counts, default=0) or 1, max(crowd_counts, default=0)
+    slots = _slots(counts, most)
+    own = torch.cat([target["boxes"] for target in targets])
+    known = torch.cat([target["has_mask"] for target in targets])
+    has_mask = known.tolist()
+    image_of = [i for i, count in enumerate(counts) for _ in range(count)]
+    scales = torch.tensor([[w / x, h / y] * 2 for (y, x), (h, w) in zip(shapes, sizes, strict=True)])
+    pixels, places = _flat_masks(targets, own, has_mask, [shapes[i] for i in image_of])
+    crowds = torch.cat([target["crowd_boxes"] for target in targets])
+    keypoints = [torch.cat([target["keypoints"] for target in targets])] if "keypoints" in targets[0] else []
+    on_device = moved(
+        [
+            _filled(own, slots, images, most),
+            _filled(torch.cat([target["labels"] for target in targets]), slots, images, most),
+            _filled(known, slots, images, most),
+            _filled(crowds, _slots(crowd_counts, most_crowds), images, most_crowds),
+            scales,
+            torch.tensor(sizes),
+            torch.tensor(seeds),
+            torch.tensor([s for s, mask in zip(slots, has_mask, strict=True) if not mask], dtype=torch.int64),
+            pixels,
+            _filled(places, slots, images, most).view(-1, 5),
+            *(_filled(keypoint, slots, images, most) for keypoint in keypoints),
+        ],
+        device,
+    )
+    boxes, labels, known, crowds, scales, on_canvas, drawn, without, pixels, places, *keypoints = on_device
+    with_mask = [0] * images
+    for i, mask in zip(image_of, has_mask, strict=True):
+        with_mask[i] += mask
+    return GroundTruth(
+        boxes=boxes * scales[:, None],
+        labels=labels,
+        has_mask=known,
+        crowds=crowds * scales[:, None],
+        scales=scales,
+        sizes=on_canvas,
+        seeds=drawn,
+        without=without,
+        masks=FlatMasks(pixels=pixels, places=places),
+        keypoints=_scaled_keypoints(keypoints[0], scales) if keypoints else None,
+        with_mask=with_mask,
+        without_mask=[count - known for count, known in zip(counts, with_mask, strict=True)],
+    )
+
+
+def flat_masks(boxes: Tensor, masks: Sequence[Tensor], height: int, width: int) -> FlatMasks:
+    """The masks of one image, uint8 [h, w] in the window of each object's box [N, 4] (`model.targets.mask_windows`)."""
+    shapes = [(height, width)] * len(masks)
+    target = {"masks": list(masks)}
+    pixels, places = _flat_masks([target], boxes, [True] * len(masks), shapes)  # type: ignore[list-item]
+    return FlatMasks(pixels=pixels, places=places)
+
+
+def _slots(counts: Sequence[int], most: int) -> list[int]:
+    """Where each image's items stand among `most` of every image."""
+    return [i * most + k for i, count in enumerate(counts) for k in range(count)]
+
+
+def _filled(values: Tensor, slots: list[int], images: int, most: int) -> Tensor:
+    """Items [T, ...] of all images at their slots: [images, most, ...], zeros elsewhere."""
+    filled = values.new_zeros((images * most, *values.shape[1:]))
+    if slots:
+        filled[torch.tensor(slots)] = values
+    return filled.view(images, most, *values.shape[1:])
+
+
+def _flat_masks(
+    targets: Sequence[Target], boxes: Tensor, has_mask: Sequence[bool], shapes: Sequence[tuple[int, int]]
+) -> tuple[Tensor, Tensor]:
+    """Pixels [P] of all masks and the place [T, 5] of each object's (`FlatMasks`), of T objects one after another."""
+    if not boxes.shape[0]:
+        return torch.zeros(0, dtype=torch.uint8), torch.zeros((0, 5), dtype=torch.int64)
+    sides = torch.tensor(shapes)
+    corners = mask_windows(boxes, sides[:, 0], sides[:, 1])[:, :2].tolist()
+    parts: list[Tensor] = []
+    places: list[tuple[int, int, int, int, int]] = []
+    first = number = 0
+    for target in targets:
+        masks = target["masks"]
+        for k in range(len(masks)):
+            place = (0, 0, 0, 0, 0)
+            if has_mask[number]:
+                height, width = masks[k].shape
+                place = (first, height, width, *corners[number])
+                parts.append(masks[k].reshape(-1))
+                first += height * width
+            places.append(place)
+            number += 1
+    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.uint8), torch.tensor(places)
+
+
+def _scaled_keypoints(keypoints_NGK3: Tensor, scales: Tensor) -> Tensor:
+    at = keypoints_NGK3[..., :2] * scales[:, None, None, :2]
+    return torch.cat([at, keypoints_NGK3[..., 2:]], dim=3)
