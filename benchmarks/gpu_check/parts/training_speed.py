@@ -23,6 +23,7 @@ from model.targets import Target
 from training.coco import CocoDataset
 from training.config import TrainingConfig, load_config
 from training.distributed import ALONE
+from training.reading import number_of_workers
 from training.run import Run
 from training.train import batches, prepared
 
@@ -182,7 +183,7 @@ def photographs(setting: CheckSetting, sizes: Sizes, data: Path, found: Found, c
             losses.append(one_step(run, next(coming)))
 
         # What the readers have piled up meanwhile would flatter them: it is used up first.
-        ahead = 2 * run.config.data.workers
+        ahead = 2 * number_of_workers(run.config.data.workers, run.device)
         for number in range(min(ahead, 30)):
             whole(number)
         steps = (
