@@ -20,6 +20,8 @@ from torchvision.models.detection import MaskRCNN, maskrcnn_resnet50_fpn
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.transforms.functional import pil_to_tensor, to_tensor
 
+from maskx_engine import fusers_off
+
 SCORE_THRESHOLD = 0.05
 DETECTIONS = 100
 
@@ -61,12 +63,14 @@ class Peer:
     def __init__(
         self, weights: Path, num_classes: int, device: torch.device, *, scripted: bool, **sizes: int
     ) -> None:
-        """Reads the state dict `weights`; `scripted` puts the network through torch.jit.script."""
+        """Reads the state dict `weights`; `scripted` puts the network through torch.jit.script, fusers off as ours."""
         network = build_peer(num_classes, **sizes)
         network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
         self.device = device
         self.scripted = scripted
         self.eager = network.to(device).requires_grad_(False)
+        if scripted:
+            fusers_off()
         self.network: Callable[[list[Tensor]], Any] = torch.jit.script(self.eager) if scripted else self.eager
 
     def answer(self, data: Sequence[bytes]) -> list[bytes]:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
+from export.fresh_process import fusers_off
 from model.network import MaskXRCNN
 from model.weight_transfer import normalised
 
@@ -56,7 +57,7 @@ def verify(network: MaskXRCNN, served: nn.Module, scripted: torch.jit.ScriptModu
         scripted: `served` scripted, before it was saved.
         data: the TorchScript file.
     """
-    torch._C._jit_set_texpr_fuser_enabled(False)  # as whoever serves the file does
+    fusers_off()
     verify_mask_table(network, scripted)
     verify_no_device(scripted)
     classes = network.box_predictor.cls_score.out_features

@@ -1,128 +1,126 @@
-"""What crosses between host and device: a batch's images in one copy, all its answers in one.
+"""What crosses between host and device for a batch: all images in by one copy, all answers out by one copy.
 
-On a GPU each copy costs the host more than its bytes do, so the images of a batch lie one after the other in one buffer
-of pinned memory, which is kept from batch to batch, and the network answers in one piece (`packed` in maskx.pt). On a
-CPU nothing is copied. Knows nothing of the server.
+A GPU reads and writes only memory that the system does not move (pinned), and goes on computing meanwhile; asking for
+such memory takes milliseconds, so it is kept from one batch to the next. On a CPU nothing is copied at all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from maskx_answer import Detections
+MOST_KEPT = 1 << 28
+"""Bytes of pinned memory that are kept for one direction: 43 images of 1080p. A larger batch, which a few photographs
+of 64 megapixels are, passes through ordinary memory."""
 
-ALIGNED = 256
-"""Bytes: where each image begins, as GPUs read best."""
+Pixels = np.ndarray | Tensor
+"""uint8 [h, w, 3], RGB: an array on the host, or a tensor that may lie on the device already."""
 
 
-class Copies:
-    """The way in and out of one device; for one batch at a time.
+class Copies(Protocol):
+    """Brings images in and words out."""
 
-    Args:
-        device: that the network is on.
-        staged: by way of kept buffers; None: where the device is no CPU.
+    def inwards(self, images: Sequence[Pixels]) -> list[Tensor]:
+        """The images in order, uint8 [h, w, 3], on the device."""
+
+    def outwards(self, words: Tensor) -> np.ndarray:
+        """The words of a device's tensor, int32 [n], on the host; nobody else's memory on a GPU."""
+
+
+def copies_for(device: torch.device) -> Copies:
+    """The way for a device."""
+    return InPlace() if device.type == "cpu" else KeptCopies(device)
+
+
+class InPlace:
+    """For a CPU: the very pixels, the very words."""
+
+    def inwards(self, images: Sequence[Pixels]) -> list[Tensor]:
+        """See `Copies`."""
+        return [image if isinstance(image, Tensor) else torch.from_numpy(image) for image in images]
+
+    def outwards(self, words: Tensor) -> np.ndarray:
+        """See `Copies`."""
+        array: np.ndarray = words.numpy()
+        return array
+
+
+class KeptCopies:
+    """For a GPU: through pinned memory that is kept, one copy each way.
+
+    Not for two threads at a time.
     """
 
-    def __init__(self, device: torch.device, *, staged: bool | None = None) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        *,
+        allocate: Callable[[int], Tensor] | None = None,
+        mark: Callable[[], Callable[[], None]] | None = None,
+    ) -> None:
+        """`allocate` gives so many bytes of pinned memory, uint8; `mark` marks where the device's work stands now, and
+        gives what waits until the device has come to that mark. Both are CUDA's where they are None."""
         self._device = device
-        self._pinned = device.type == "cuda"
-        self.staged = device.type != "cpu" if staged is None else staged
-        self._bytes = torch.empty(0, dtype=torch.uint8)
-        self._numbers = torch.empty(0, dtype=torch.float64)
-        self._under_way: torch.cuda.Event | None = None
+        self._mark = mark or (lambda: _mark_of(device))
+        self._in, self._out = _Kept(allocate or _pinned), _Kept(allocate or _pinned)
 
-    def images_in(self, images: Sequence[np.ndarray | Tensor]) -> list[Tensor]:
-        """uint8 [3, h, w] on the device of images uint8 [h, w, 3]; one that is there already stays as it is."""
-        if not self.staged:
-            return [_as_tensor(image).permute(2, 0, 1) for image in images]
-        from_host = [image for image in images if isinstance(image, np.ndarray)]
-        begins = [0]
-        for pixels in from_host:
-            begins.append(begins[-1] + -(-pixels.nbytes // ALIGNED) * ALIGNED)
-        self._wait()
-        self._bytes = self._grown(self._bytes, begins[-1])
-        for begin, pixels in zip(begins, from_host, strict=False):
-            np.copyto(self._bytes[begin : begin + pixels.nbytes].numpy().reshape(pixels.shape), pixels)
-        there = self._bytes[: begins[-1]].to(self._device, non_blocking=True)
-        self._note()
-        placed = iter(begins)
-        answer = []
-        for image in images:
-            if isinstance(image, np.ndarray):
-                begin = next(placed)
-                own = there[begin : begin + image.nbytes].view(image.shape)
-            else:
-                own = image
-            answer.append(own.permute(2, 0, 1))
-        return answer
+    def inwards(self, images: Sequence[Pixels]) -> list[Tensor]:
+        """See `Copies`. Tensors are left where they lie; the copy of the others is under way when this returns."""
+        arrays = [image for image in images if isinstance(image, np.ndarray)]
+        parts: list[Tensor] = []
+        if arrays:
+            on_host = self._in.memory(sum(array.nbytes for array in arrays))
+            at = 0
+            for array in arrays:
+                on_host.numpy()[at : at + array.nbytes].reshape(array.shape)[...] = array
+                at += array.nbytes
+            on_device = torch.empty_like(on_host, device=self._device)
+            on_device.copy_(on_host, non_blocking=True)
+            self._in.wait = self._mark()
+            parts = list(on_device.split([array.nbytes for array in arrays]))
+        shapes = iter([array.shape for array in arrays])
+        copied = (part.view(shape) for part, shape in zip(parts, shapes, strict=True))
+        return [image if isinstance(image, Tensor) else next(copied) for image in images]
 
-    def out(self, numbers: Tensor) -> np.ndarray:
-        """float64 [W] on the host, good until the next batch."""
-        if not self.staged:
-            return numbers.numpy()
-        self._numbers = self._grown(self._numbers, numbers.numel())
-        kept = self._numbers[: numbers.numel()]
-        kept.copy_(numbers, non_blocking=True)
-        self._note()
-        self._wait()
-        return kept.numpy()
-
-    def _grown(self, kept: Tensor, count: int) -> Tensor:
-        """The buffer, or one with half as much again as is asked for where it is too small."""
-        if kept.numel() >= count:
-            return kept
-        return torch.empty(count + count // 2, dtype=kept.dtype, pin_memory=self._pinned)
-
-    def _note(self) -> None:
-        """Remembers how far the device's work has got, a copy of a kept buffer being the last of it."""
-        if self._pinned:
-            self._under_way = torch.cuda.Event()
-            self._under_way.record(torch.cuda.current_stream(self._device))
-
-    def _wait(self) -> None:
-        """Until no copy of a kept buffer is under way, that of a batch that failed included."""
-        if self._under_way is not None:
-            self._under_way.synchronize()
-            self._under_way = None
+    def outwards(self, words: Tensor) -> np.ndarray:
+        """See `Copies`."""
+        on_host = self._out.memory(4 * words.numel()).view(torch.int32)
+        on_host.copy_(words, non_blocking=True)
+        self._mark()()
+        array: np.ndarray = on_host.numpy().copy()  # the next batch writes over what is kept
+        return array
 
 
-def _as_tensor(image: np.ndarray | Tensor) -> Tensor:
-    return torch.from_numpy(image) if isinstance(image, np.ndarray) else image
+class _Kept:
+    """Pinned memory that grows with the largest batch, up to MOST_KEPT, and is not written to before it was read."""
+
+    def __init__(self, allocate: Callable[[int], Tensor]) -> None:
+        self.wait: Callable[[], None] | None = None
+        self._allocate = allocate
+        self._memory: Tensor | None = None
+
+    def memory(self, count: int) -> Tensor:
+        """uint8 [count], free to be written to."""
+        if self.wait is not None:
+            self.wait()
+            self.wait = None
+        if count > MOST_KEPT:
+            return torch.empty(count, dtype=torch.uint8)
+        if self._memory is None or self._memory.numel() < count:
+            self._memory = None  # before the larger one is asked for
+            self._memory = self._allocate(1 << max(count - 1, 0).bit_length())
+        return self._memory[:count]
 
 
-def unpacked(numbers: np.ndarray, table: Sequence[Sequence[int]], *, keypoints: int) -> list[Detections]:
-    """The detections of each image from what the network's `packed` answers, in arrays of their own.
+def _pinned(count: int) -> Tensor:
+    return torch.empty(count, dtype=torch.uint8, pin_memory=True)
 
-    Args:
-        numbers: float64 [W].
-        table: of each image [D, boxes, scores, labels, offsets, counts, keypoints]: how many detections, and the place
-            in `numbers` at which each of these begins: 4 D, D, D, D + 1 (where the runs of each mask begin, counted
-            from `counts` on, and where the last ends), the run lengths, and 3 D K. -1: there are none.
-        keypoints: K.
-    """
-    found = []
-    for count, boxes, scores, labels, offsets, runs, points in table:
-        ends, counts = np.zeros(count + 1, dtype=np.int64), np.zeros(0, dtype=np.int64)
-        if offsets >= 0:
-            ends = numbers[offsets : offsets + count + 1].astype(np.int64)
-            counts = numbers[runs + ends[0] : runs + ends[-1]].astype(np.int64)
-            ends -= ends[0]
-        of_points = None
-        if points >= 0:
-            of_points = numbers[points : points + 3 * keypoints * count].astype(np.float32)
-            of_points = of_points.reshape(count, keypoints, 3)
-        found.append(
-            Detections(
-                boxes=numbers[boxes : boxes + 4 * count].astype(np.float32).reshape(count, 4),
-                scores=numbers[scores : scores + count].astype(np.float32),
-                labels=numbers[labels : labels + count].astype(np.int64),
-                rle_counts=counts,
-                rle_offsets=ends,
-                keypoints=of_points,
-            )
-        )
-    return found
+
+def _mark_of(device: torch.device) -> Callable[[], None]:
+    event = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(device))
+    return event.synchronize

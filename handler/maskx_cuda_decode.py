@@ -1,133 +1,162 @@
-"""JPEGs decoded on the GPU, in one call a batch (torchvision's nvJPEG), where that is faster than Pillow's threads.
+"""JPEGs decoded by the GPU, so that their pixels need not be brought to it; what is out of the ordinary is Pillow's.
 
-Images stay on the device in their own size: what the network needs of them is scaled there. Pillow reads the header,
-checks the limits and keeps the last word: whatever is no plain baseline JPEG, and whatever the GPU cannot decode, goes
-its way, so that errors and their messages are its own. Knows nothing of the server.
+The GPU gets JPEGs as most are: baseline, 8 bits, grey or YCbCr, one scan, nothing behind their end. All others, and all
+of a batch of which the GPU's decoder says that it failed, are decoded by `maskx_image`; so limits, errors and their
+messages are those of `maskx_image` always. Pixels may differ by rounding and by how colours are enlarged. Images are
+decoded in full, not scaled down as on a CPU.
+
+Knows nothing of the server.
 """
 
 from __future__ import annotations
 
 import logging
-import time
+import struct
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
 
-from maskx_image import ImageError, ImageHeader, open_image
+from maskx_image import ImageError, ImageHeader, checked_header
 
 logger = logging.getLogger(__name__)
 
-DECODE = ("auto", "cpu", "gpu")
-"""Where JPEGs are decoded: `auto` measures both on a GPU when the model is loaded."""
-
-ROUNDS = 3
-"""Of the measurement; the fastest of each way counts."""
-
 Decode = Callable[[list[Tensor]], list[Tensor]]
-"""Bytes of JPEGs, uint8 [B] each on the host -> uint8 [3, h, w] RGB each, on the device, as stored."""
+"""JPEG files, uint8 [n] on the host each -> their pixels as stored, uint8 [3, h, w], RGB, on the device."""
+
+_SAMPLINGS = {0x11, 0x21, 0x22, 0x12, 0x41}
+"""Of the first component, horizontally and vertically, where the others have 1 and 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceImage:
-    """As `maskx_image.DecodedImage`, its pixels uint8 [h, w, 3] on the device."""
+    """An image for the network that lies on its device, in its own size.
+
+    pixels: uint8 [h, w, 3], RGB, upright, perhaps not contiguous. height, width: in pixels.
+    """
 
     pixels: Tensor
     height: int
     width: int
 
+    def on_host(self) -> np.ndarray:
+        """The pixels as a contiguous array; waits for the device."""
+        return np.ascontiguousarray(self.pixels.cpu().numpy())
+
 
 class CudaDecoder:
-    """Decodes what the GPU can.
+    """Decodes on the device what is an ordinary JPEG."""
 
-    Args:
-        device: the GPU.
-        max_pixels, max_side: limits of an image, as `maskx_image.decode` has them.
-        decode: what does it; None: torchvision's decoder on the device.
-    """
+    def __init__(self, decode: Decode) -> None:
+        self._decode = decode
 
-    def __init__(
-        self, device: torch.device, *, max_pixels: int, max_side: int, decode: Decode | None = None
-    ) -> None:
-        self._max_pixels = max_pixels
-        self._max_side = max_side
-        self._decode = decode or partial(decoded_by_torchvision, device=device)
+    def images(self, data: Sequence[bytes], *, max_pixels: int, max_side: int) -> list[DeviceImage | None]:
+        """The images of files, in order; None for each that is to be decoded by `maskx_image`.
 
-    def decoded(self, data: Sequence[bytes]) -> list[DeviceImage | None]:
-        """The image of each, upright; None of those that are Pillow's."""
-        headers = [self._header(one) for one in data]
-        mine = [place for place, header in enumerate(headers) if header is not None]
+        Args:
+            data: image files of any kind.
+            max_pixels, max_side: limits as of `maskx_image.decode`; what is above them is left to it, to be refused.
+        """
         found: list[DeviceImage | None] = [None] * len(data)
-        if not mine:
+        headers = {
+            number: header
+            for number, one in enumerate(data)
+            if (header := _ordinary(one, max_pixels, max_side)) is not None
+        }
+        if not headers:
             return found
         try:
-            stored = self._decode([_as_bytes(data[place]) for place in mine])
-        except RuntimeError as error:  # of one of them, or of the device; Pillow tells which
-            logger.warning("the GPU decodes no batch of %d JPEGs (%s); Pillow does", len(mine), error)
-            return found
-        for place, pixels in zip(mine, stored, strict=True):
-            header = headers[place]
-            assert header is not None
-            if tuple(pixels.shape) == (3, header.height, header.width):
-                width, height = header.upright_size
-                found[place] = DeviceImage(
-                    pixels=upright(pixels, header.orientation).permute(1, 2, 0), height=height, width=width
-                )
+            files = [torch.from_numpy(np.array(np.frombuffer(data[number], np.uint8))) for number in headers]
+            stored = self._decode(files)
+            for (number, header), pixels in zip(headers.items(), stored, strict=True):
+                found[number] = _image(pixels, header)
+        except Exception as error:  # whatever a library for GPUs raises, Pillow can still decode
+            logger.warning("the GPU could not decode %d JPEGs, Pillow does: %s", len(headers), error)
+            return [None] * len(data)
         return found
 
-    def _header(self, data: bytes) -> ImageHeader | None:
-        """Of a baseline JPEG in grey or YCbCr within the limits; None of all else."""
-        try:
-            image, header = open_image(data, self._max_pixels, self._max_side)
-        except ImageError:
-            return None
-        plain = header.format == "JPEG" and header.mode in ("L", "RGB")
-        odd = image.info.get("progressive") or image.info.get("adobe_transform", 1) == 0
-        return header if plain and not odd else None
 
-
-def decoded_by_torchvision(data: list[Tensor], device: torch.device) -> list[Tensor]:
-    """`Decode` by torchvision's own decoder on the device.
+def cuda_decoder(device: torch.device) -> CudaDecoder:
+    """torchvision's, by nvJPEG.
 
     Raises:
-        RuntimeError: one of them is broken, or the device has no decoder.
+        ValueError: this torchvision has none, or the device is no CUDA device.
     """
-    with warnings.catch_warnings():
-        # torchvision 0.29 sends its users to torchcodec, of which those who serve have none.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        found: list[Tensor] = decode_jpeg(data, mode=ImageReadMode.RGB, device=device)
-    return found
+    if device.type != "cuda":
+        raise ValueError(f"images can be decoded on a CUDA device, and this one is {device}")
+    try:
+        from torchvision.io import ImageReadMode, decode_jpeg
+    except ImportError as error:
+        raise ValueError(f"this torchvision has no decoder for GPUs: {error}") from error
 
+    def decode(files: list[Tensor]) -> list[Tensor]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torchvision 0.29 says that TorchCodec will take its place
+            decoded: list[Tensor] = decode_jpeg(files, mode=ImageReadMode.RGB, device=device)
+        return decoded
 
-def _as_bytes(data: bytes) -> Tensor:
-    """uint8 [B], of its own memory: torch wants to be able to write."""
-    return torch.from_numpy(np.frombuffer(data, dtype=np.uint8).copy())
+    return CudaDecoder(decode)
 
 
 def upright(pixels: Tensor, orientation: int) -> Tensor:
-    """[3, h, w] as stored -> upright, by the EXIF orientation 1..8; a view where it can be."""
+    """[3, h, w] as stored -> upright, by the EXIF orientation 1..8; a view or a copy on the same device."""
     if orientation >= 5:
         pixels = pixels.transpose(1, 2)
-    turned = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}.get(orientation)
-    return pixels.flip(turned) if turned else pixels
+    # Which sides are then the wrong way round: rows, columns.
+    flipped = {2: [2], 3: [1, 2], 4: [1], 6: [2], 7: [1, 2], 8: [1]}.get(orientation)
+    return pixels if flipped is None else pixels.flip(flipped)
 
 
-def on_host(pixels: np.ndarray | Tensor) -> np.ndarray:
-    """Pixels uint8 [h, w, 3] of a decoded image, wherever they are."""
-    return pixels if isinstance(pixels, np.ndarray) else pixels.contiguous().cpu().numpy()
+def is_ordinary(data: bytes) -> bool:
+    """Whether these bytes are a baseline JPEG of 8 bits, grey or YCbCr, with one scan and nothing behind its end."""
+    if data[:2] != b"\xff\xd8" or data[-2:] != b"\xff\xd9":
+        return False
+    at, frame, adobe = 2, b"", 1
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        marker, length = struct.unpack_from(">xBH", data, at)
+        segment = data[at + 4 : at + 2 + length]
+        if marker == 0xC0:
+            frame = segment
+        elif marker == 0xEE and segment[:5] == b"Adobe" and len(segment) >= 12:
+            adobe = segment[11]
+        elif marker == 0xDA:  # pixels follow; a scan's marker cannot stand in them
+            return adobe == 1 and _is_plain_frame(frame) and data.count(b"\xff\xda", at) == 1
+        elif not (0xDB <= marker <= 0xFE or marker == 0xC4):  # another kind of frame, or no segment at all
+            return False
+        at += 2 + length
+    return False
 
 
-def seconds_of(decode: Callable[[list[bytes]], object], data: list[bytes], wait: Callable[[], None]) -> float:
-    """Of the fastest of `ROUNDS` runs over a batch, after one that does not count."""
-    found = []
-    for _ in range(ROUNDS + 1):
-        begin = time.perf_counter()
-        decode(data)
-        wait()
-        found.append(time.perf_counter() - begin)
-    return min(found[1:])
+def _is_plain_frame(frame: bytes) -> bool:
+    """Whether a frame's header says 8 bits, and grey or YCbCr with colours not sampled finer than brightness."""
+    if len(frame) < 6 or frame[0] != 8 or len(frame) != 6 + 3 * frame[5]:
+        return False
+    ids, samplings = frame[6::3], frame[7::3]
+    if frame[5] == 1:
+        return True
+    return frame[5] == 3 and ids != b"RGB" and samplings[0] in _SAMPLINGS and samplings[1:] == b"\x11\x11"
+
+
+def _ordinary(data: bytes, max_pixels: int, max_side: int) -> ImageHeader | None:
+    """The header of an ordinary JPEG within the limits; None for all others."""
+    if not is_ordinary(data):
+        return None
+    try:
+        return checked_header(data, max_pixels=max_pixels, max_side=max_side)
+    except ImageError:
+        return None
+
+
+def _image(stored: Tensor, header: ImageHeader) -> DeviceImage:
+    """Raises ValueError where the decoder gave anything but the header's size."""
+    if stored.dtype != torch.uint8 or tuple(stored.shape) != (3, header.height, header.width):
+        raise ValueError(
+            f"decoded to {stored.dtype} {list(stored.shape)}, the header says {header.height} x {header.width}"
+        )
+    width, height = header.upright_size
+    return DeviceImage(
+        pixels=upright(stored, header.orientation).permute(1, 2, 0), height=height, width=width
+    )

@@ -1,4 +1,4 @@
-"""A TorchScript module made ready to run on one device: precision, memory layout, frozen.
+"""A TorchScript module made ready to run on one device: nothing compiled later, precision, memory layout, frozen.
 
 The file is float32 and not frozen, for a frozen module has no weights left to cast. Knows nothing of the server.
 """
@@ -21,38 +21,42 @@ PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 PIXELS_TOGETHER_ON_CPU = 2 * 768 * 1344
 """Two photographs of 800 x 1333: more at once are no faster on a CPU, and take 0.3 to 0.75 GB each (ResNet-50)."""
 
-FUSERS_OFF = {
-    "_jit_set_texpr_fuser_enabled": False,
-    "_jit_override_can_fuse_on_gpu": False,
-    "_jit_override_can_fuse_on_cpu": False,
+PACKED = "packed"
+"""The method that gives all answers of a batch in one tensor (maskx_packed), in files that have it."""
+
+_FUSERS = {
+    "_jit_texpr_fuser_enabled": "_jit_set_texpr_fuser_enabled",
+    "_jit_can_fuse_on_gpu": "_jit_override_can_fuse_on_gpu",
+    "_jit_can_fuse_on_cpu": "_jit_override_can_fuse_on_cpu",
+    "_jit_can_fuse_on_cpu_legacy": "_jit_override_can_fuse_on_cpu_legacy",
 }
-"""Switches of TorchScript in torch._C, those that this torch has."""
+"""TorchScript's fusers: what tells whether one is on, and what sets it. nvFuser left TorchScript before torch 2.11."""
 
 _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def fusers_off() -> None:
-    """Tells TorchScript to compile no kernels and to watch no shapes, in this whole process; before a model is loaded.
+    """Keeps TorchScript from compiling or rewriting anything by what requests bring; for the whole process.
 
-    Its fusers write and compile a kernel for each new shape that they have seen, while requests wait; and for a tensor
-    without elements the one for GPUs wrote a kernel that does not compile, after which every image failed. With a depth
-    of 0 a method is optimised once, in its first run, by its code alone: nothing is rewritten in the second.
+    The fusers compile a GPU kernel for every new shape that a graph meets, while its request waits, and the one for a
+    tensor without elements does not compile in bfloat16, after which its graph fails for every image. Without them, but
+    with a depth above 0, every node that watched shapes stays in the graph and runs each time (2 811 in the network of
+    `make demo`). With a depth of 0 a method is optimised once, before its first run, by its code alone: no second run
+    that rewrites it, no new plan later.
+
+    Must be called before the module is run, best before it is loaded. Calling it again changes nothing.
     """
-    for name, value in FUSERS_OFF.items():
+    for name in _FUSERS.values():
         switch = getattr(torch._C, name, None)
         if switch is not None:
-            switch(value)
+            switch(False)
     torch.jit.set_fusion_strategy([("STATIC", 0)])
 
 
-def fusers_state() -> str:
-    """ "off" where `fusers_off` holds, as torch itself answers; else "on"."""
-    answers = [
-        getattr(torch._C, name)()
-        for name in ("_jit_texpr_fuser_enabled", "_jit_can_fuse_on_gpu", "_jit_can_fuse_on_cpu")
-        if hasattr(torch._C, name)
-    ]
-    return "on" if any(answers) else "off"
+def fusers() -> str:
+    """ "off" where PyTorch says that none of TorchScript's fusers may be used in this process, else "on"."""
+    tests = (getattr(torch._C, name, None) for name in _FUSERS)
+    return "on" if any(test is not None and test() for test in tests) else "off"
 
 
 def choose_precision(asked: str, device: torch.device, reducible: Sequence[str]) -> str:
@@ -103,7 +107,9 @@ def cpu_multiplies_bfloat16() -> bool:
 
 
 def ready_to_run(module: Any, device: torch.device, precision: str, reducible: Sequence[str]) -> Any:
-    """The module with the weights of its `reducible` parts cast, convolutions channels_last, frozen; on a GPU batched.
+    """The module with the weights of its `reducible` parts cast, convolutions channels_last, frozen.
+
+    A module that knows a way for GPUs beside the one for CPUs (`batched`) is told which it is.
 
     Args:
         module: the loaded TorchScript module, in evaluation mode.
@@ -127,7 +133,7 @@ def ready_to_run(module: Any, device: torch.device, precision: str, reducible: S
             if value.dim() == 4:
                 value = value.contiguous(memory_format=torch.channels_last)
             parameter.data = value
-    return torch.jit.freeze(module.eval(), preserved_attrs=["packed"] if hasattr(module, "packed") else None)
+    return torch.jit.freeze(module.eval(), preserved_attrs=[PACKED] if hasattr(module, PACKED) else None)
 
 
 def ask_for_winograd(module: Any) -> None:

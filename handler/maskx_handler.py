@@ -22,7 +22,6 @@ from ts.metrics.metric_cache_errors import MetricsCacheKeyError
 from ts.metrics.metric_type_enum import MetricTypes
 from ts.utils.util import PredictionException
 
-from maskx_cuda_decode import CudaDecoder
 from maskx_headers import LEAST_COMPRESSED, accepts_gzip, compressed, queue_seconds, traced
 from maskx_image import FORMATS
 from maskx_metrics import KINDS, MEMORY_EVERY, memory_sample, samples_of
@@ -30,7 +29,7 @@ from maskx_model import ServedModel
 from maskx_parameters import MASK_FORMATS, MAX_DETECTIONS, OUTPUTS
 from maskx_service import JSON, Answer, Service
 from maskx_settings import Settings, read_settings
-from maskx_warm_up import faster_decoder, warm_up
+from maskx_warm_up import choose_decoding, warm_up
 
 logger = logging.getLogger(__name__)
 
@@ -53,21 +52,26 @@ class MaskXHandler:
         manifest = context.manifest["model"]
         path = Path(properties["model_dir"]) / manifest["serializedFile"]
         self._model = ServedModel(path, device, precision=settings.precision)
-        self._model.warm_up(int(properties.get("batch_size") or 1))
+        batch_size = int(properties.get("batch_size") or 1)
         self._service = Service(
             self._model, settings.limits, name=context.model_name, version=str(manifest["modelVersion"])
         )
-        decode = choose_decoder(self._service, self._model, settings)
+        decoding = choose_decoding(self._service, self._model, settings.decode, together=batch_size)
+        begin = time.monotonic()
+        runs = self._model.warm_up(batch_size)
         warm_up(self._service)
-        self._description = description(self._model, settings, decode)
+        self._description = description(self._model, settings, decoding)
         self._metrics = declared_metrics(context.metrics)
         self._memory_due = 0.0
         logger.info(
-            "%s is ready on %s in %s, %d categories",
+            "%s is ready on %s in %s, %d categories; warmed up by %d runs in %.1f s; JPEGs decoded by %s",
             context.model_name,
             device,
             self._model.precision,
             len(self._model.categories),
+            runs,
+            time.monotonic() - begin,
+            decoding,
         )
 
     def handle(self, requests: list[dict[str, Any]], context: Any) -> list[bytes]:
@@ -133,43 +137,14 @@ class MaskXHandler:
                 metric.add_or_update(sample.value, [*sample.labels, model_name, "Model"])
 
 
-def choose_decoder(service: Service, model: ServedModel, settings: Settings) -> dict[str, Any]:
-    """Lets the service decode JPEGs on the GPU where the settings say so, or where that is measured to be faster.
+def description(model: ServedModel, settings: Settings, decoding: Mapping[str, Any]) -> bytes:
+    """The answer to the describe call, in JSON: what runs here, and what a request may ask of it.
 
-    Returns what was chosen, for the describe call: `decode`, and the seconds of a photograph of each way as measured.
-
-    Raises:
-        ValueError: the settings ask for a GPU's decoder, and the model is on no GPU.
+    `decoding` is what `maskx_warm_up.choose_decoding` found.
     """
-    on_gpu = model.device.type == "cuda"
-    if settings.decode == "gpu" and not on_gpu:
-        raise ValueError(
-            f"model-config.yaml: maskx.decode is gpu, but the model is on {model.device}; take auto or cpu"
-        )
-    if settings.decode == "cpu" or not on_gpu:
-        return {"decode": "cpu"}
-    decoder = CudaDecoder(
-        model.device, max_pixels=settings.limits.max_pixels, max_side=settings.limits.max_side
-    )
-    faster, seconds = faster_decoder(
-        service,
-        decoder,
-        min_size=model.min_size,
-        max_size=model.max_size,
-        wait=lambda: torch.cuda.synchronize(model.device),
-    )
-    if faster or (settings.decode == "gpu" and "gpu" in seconds):
-        service.decoder = decoder
-    chosen = "cpu" if service.decoder is None else "gpu"
-    logger.info("JPEGs are decoded by the %s; seconds of a photograph of 1920 x 1080: %s", chosen, seconds)
-    return {"decode": chosen, "decode_seconds": {way: round(value, 6) for way, value in seconds.items()}}
-
-
-def description(model: ServedModel, settings: Settings, decode: Mapping[str, Any]) -> bytes:
-    """The answer to the describe call, in JSON: what runs here, and what a request may ask of it."""
     content = model.description() | {
+        "decode": dict(decoding),
         "precision_asked": settings.precision,
-        **decode,
         "limits": asdict(settings.limits) | {"max_detections": MAX_DETECTIONS},
         "mask_formats": MASK_FORMATS,
         "outputs": OUTPUTS,

@@ -115,6 +115,11 @@ def read_header(file: BinaryIO) -> ImageHeader:
     return _header(image, file)
 
 
+def checked_header(data: bytes, *, max_pixels: int = MAX_PIXELS, max_side: int = MAX_SIDE) -> ImageHeader:
+    """The header of `data`, within the limits; nothing is decoded. Raises ImageError as `decode` does before that."""
+    return _open(data, max_pixels, max_side)[1]
+
+
 @dataclass(frozen=True, kw_only=True)
 class DecodedImage:
     """An image for the network, and the size that answers refer to.
@@ -138,7 +143,7 @@ def decode(
     Raises ImageError: empty, unknown, cut short or broken data; ImageTooLarge: more than `max_pixels` pixels or a side
     longer than `max_side` (both checked from the header, before pixels are decoded).
     """
-    image, header = open_image(data, max_pixels, max_side)
+    image, header = _open(data, max_pixels, max_side)
     return _pixels(image, header, header.orientation if upright else 1)
 
 
@@ -153,7 +158,7 @@ def decode_to_fit(
     rounded up; what that stretches an image by is less than one pixel of what the network sees. All other
     formats are decoded in full. The limits are those of the original's size; errors as of `decode`.
     """
-    image, header = open_image(data, max_pixels, max_side)
+    image, header = _open(data, max_pixels, max_side)
     height, width = fitted_size(header.height, header.width, min_size=min_size, max_size=max_size)
     image.draft(None, (width, height))  # does nothing where the format is not JPEG or the image is too small
     upright_width, upright_height = header.upright_size
@@ -168,7 +173,7 @@ def fitted_size(height: int, width: int, *, min_size: int, max_size: int) -> tup
     return max(int(height * scale + 0.5), 1), max(int(width * scale + 0.5), 1)
 
 
-def open_image(data: bytes, max_pixels: int, max_side: int) -> tuple[Image.Image, ImageHeader]:
+def _open(data: bytes, max_pixels: int, max_side: int) -> tuple[Image.Image, ImageHeader]:
     """Pillow's lazy image, within the limits, and its header. Raises ImageError as `decode` says."""
     if not data:
         raise ImageError("the image is empty (0 bytes)")

@@ -20,15 +20,14 @@ from torch import Tensor
 
 from maskx_answer import Detections
 from maskx_categories import Category
-from maskx_copies import Copies, unpacked
+from maskx_copies import Pixels, copies_for
 from maskx_cores import usable_cores
-from maskx_engine import choose_precision, fusers_off, fusers_state, keep_freed_memory, ready_to_run
+from maskx_engine import PACKED, choose_precision, fusers, fusers_off, keep_freed_memory, ready_to_run
+from maskx_packed import unpack
 from maskx_request import MAX_DETECTIONS, Wishes
 
 METADATA_NAME = "metadata.json"
 FORMAT_VERSION = 1
-WARM_UP_RUNS = 2
-"""The first run optimises the TorchScript; the second has the memory that the first asked for."""
 
 
 class ServedModel:
@@ -51,6 +50,8 @@ class ServedModel:
             ValueError: the file is no maskx.pt, its metadata is not understood, or the precision is not for it.
         """
         fusers_off()
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)
         extra = {METADATA_NAME: ""}
         try:
             module = torch.jit.load(str(path), map_location=device, _extra_files=extra)
@@ -83,37 +84,37 @@ class ServedModel:
             if torch.get_num_threads() > usable_cores():
                 torch.set_num_threads(usable_cores())
         self._module = ready_to_run(module.eval(), device, self.precision, reducible)
-        self._copies = Copies(device)
+        self._copies = copies_for(device)
 
     @torch.inference_mode()
     def predict(
         self,
-        images: Sequence[np.ndarray | Tensor],
+        images: Sequence[Pixels],
         wishes: Sequence[Wishes],
         sizes: Sequence[tuple[int, int]] | None = None,
     ) -> list[Detections]:
         """Detections of each image, in order, in pixels of the original; the images may differ in size.
 
         Args:
-            images: uint8 [h, w, 3], RGB, upright, perhaps scaled down by the decoder, on the host or on the device.
+            images: uint8 [h, w, 3], RGB, upright, perhaps scaled down by the decoder: arrays, or tensors of the device.
             wishes: one for each image.
             sizes: height and width of each upright original; None where no image was scaled down.
         """
         if not images:
             return []
-        originals = [tuple(image.shape[:2]) for image in images] if sizes is None else list(sizes)
-        asked = (
+        originals = [(image.shape[0], image.shape[1]) for image in images] if sizes is None else list(sizes)
+        arguments = (
+            [pixels.permute(2, 0, 1) for pixels in self._copies.inwards(images)],
             torch.tensor(originals, dtype=torch.int64),
             torch.tensor([wish.score_threshold for wish in wishes], dtype=torch.float32),
             torch.tensor([wish.max_detections for wish in wishes], dtype=torch.int64),
             self._class_mask(wishes),
             torch.tensor([wish.mask_format != "none" for wish in wishes]),
         )
-        given = self._copies.images_in(images)
-        if hasattr(self._module, "packed"):
-            numbers, table = self._module.packed(given, *asked)
-            return unpacked(self._copies.out(numbers), table, keypoints=len(self.keypoint_names))
-        answers: list[dict[str, Tensor]] = self._module(given, *asked)  # a file of before there was `packed`
+        if hasattr(self._module, PACKED):
+            words, table = self._module.packed(*arguments)
+            return unpack(self._copies.outwards(words), table, len(self.keypoint_names))
+        answers: list[dict[str, Tensor]] = self._module(*arguments)
         return [Detections(**{name: tensor.cpu().numpy() for name, tensor in one.items()}) for one in answers]
 
     def _class_mask(self, wishes: Sequence[Wishes]) -> Tensor:
@@ -154,38 +155,68 @@ class ServedModel:
         return keypoints | {
             "device": str(self.device),
             "precision": self.precision,
-            "fusers": fusers_state(),
+            "fusers": fusers(),
             "threads": torch.get_num_threads(),
             "categories": len(self.categories),
             "input": {"min_size": self.min_size, "max_size": self.max_size},
             "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
         }
 
-    def warm_up(self, batch_size: int = 1, *, every: bool | None = None) -> None:
-        """Runs the network as requests will, so that the first of them is not the slow one: with and without objects,
-        masks or none.
+    def bring(self, images: Sequence[Pixels]) -> None:
+        """Brings images to the device as `predict` does, and returns when they are there."""
+        with torch.inference_mode():
+            self._copies.inwards(images)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
-        Args:
-            batch_size: the server's.
-            every: on three canvases too, and with each batch size; None: on a GPU. On a CPU that would take longer than
-                all requests that it spares.
+    def warm_up(self, batch_size: int = 1) -> int:
+        """Runs the network as requests will, so that none of them is the slow one; returns how many runs it took.
+
+        With objects, without any, and without masks. On a GPU, where libraries choose and load a kernel for every new
+        shape, also upright, lying and square images, in every number from one to `batch_size` and with unequal wishes;
+        on a CPU one image alone, for what is left there is short and start-up would be long.
         """
-        random = np.random.default_rng(0)
-        side = self.min_size
-        square = random.integers(0, 256, (side, side, 3), dtype=np.uint8)
-        objects = Wishes(score_threshold=0.0, max_detections=self.defaults.max_detections)
-        nothing, bare = replace(objects, score_threshold=1.0), replace(objects, mask_format="none")
-        for _ in range(WARM_UP_RUNS):
-            self.predict([square], [objects])
-        for wishes in (nothing, bare):
-            self.predict([square], [wishes])
-        if not (self.device.type != "cpu" if every is None else every):
-            return
-        wide = random.integers(0, 256, (side, min(side * 4 // 3, self.max_size), 3), dtype=np.uint8)
-        for image in (square, wide, np.ascontiguousarray(wide.transpose(1, 0, 2))):
-            for count in range(1, batch_size + 1):
-                for mixed in ([objects], [nothing, objects, bare]):
-                    self.predict([image] * count, [mixed[k % len(mixed)] for k in range(count)])
+        runs = first_runs(batch_size if self.device.type == "cuda" else 1, self.defaults.max_detections)
+        for (height, width), wishes in runs:
+            image = drawn(
+                round(height * self.min_size), min(round(width * self.min_size), round(1.25 * self.max_size))
+            )
+            self.predict([image] * len(wishes), wishes)
+        return len(runs)
+
+
+Run = tuple[tuple[float, float], list[Wishes]]
+"""Height and width of an image, as shares of the network's shorter side, and the wishes of a batch of such images."""
+
+SHAPES = ((1.25, 1.25), (1.25, 1.67), (1.67, 1.25))
+"""Square, lying and upright, a quarter larger than the network's input, so that they are resized too."""
+
+MOST_TOGETHER = 16
+"""The largest batch that a GPU is warmed up with."""
+
+
+def first_runs(batch_size: int, max_detections: int) -> list[Run]:
+    """What a network is warmed up with, for batches of up to `batch_size`."""
+    objects = Wishes(score_threshold=0.0, max_detections=max_detections)
+    nothing, no_masks = replace(objects, score_threshold=2.0), replace(objects, mask_format="none")
+    runs: list[Run] = [(SHAPES[0], [wishes]) for wishes in (objects, nothing, no_masks)]
+    if batch_size > 1:
+        runs += [(shape, [objects]) for shape in SHAPES[1:]]
+        for together in range(2, min(batch_size, MOST_TOGETHER) + 1):
+            unequal = [(nothing, objects, no_masks)[number % 3] for number in range(together)]
+            runs += [(shape, wishes) for shape in SHAPES for wishes in ([objects] * together, unequal)]
+    return runs
+
+
+def drawn(height: int, width: int) -> np.ndarray:
+    """uint8 [height, width, 3]: noise with rectangles of several sizes, always the same."""
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    for share in (0.5, 0.3, 0.2, 0.1, 0.05):
+        h, w = max(round(share * height), 1), max(round(share * width), 1)
+        top, left = random.integers(0, height - h + 1), random.integers(0, width - w + 1)
+        pixels[top : top + h, left : left + w] = random.integers(0, 256, 3, dtype=np.uint8)
+    return pixels
 
 
 def _metadata(text: str | bytes, name: str) -> dict[str, Any]:

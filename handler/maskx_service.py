@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from maskx_answer import Detections, answer_body, compact, image_content
 from maskx_categories import CategoryIndex
 from maskx_cores import usable_cores
-from maskx_cuda_decode import CudaDecoder, DeviceImage, on_host
+from maskx_cuda_decode import CudaDecoder, DeviceImage
 from maskx_errors import ANSWER_TOO_LARGE, IMAGE_TOO_LARGE, INTERNAL, INVALID_IMAGE, RESTARTING, MaskxError
 from maskx_forward import DeviceLost, predict_each
 from maskx_image import DecodedImage, ImageError, ImageTooLarge, decode_to_fit
@@ -87,19 +87,14 @@ class Service:
     12 megapixels is decoded at half its sides for a network of 800 x 1333: 8 of them take 73 MB and 12 MB a thread;
     8 PNGs of that size 293 MB and 49 MB a thread; 8 at the default limit of 64 Mi pixels 1.6 GB and 268 MB a thread.
     `max_pixels` in the settings lowers the bound.
+
+    Where `cuda_decoder` is not None, ordinary JPEGs are decoded by it, all of a batch at once and in full, and only the
+    others in threads; their pixels take 3 bytes each on the device.
     """
 
-    def __init__(
-        self,
-        model: ServedModel,
-        limits: Limits,
-        *,
-        name: str,
-        version: str,
-        decoder: CudaDecoder | None = None,
-    ) -> None:
-        self.decoder = decoder
-        """What decodes JPEGs on the GPU before Pillow is asked; None: nothing does."""
+    cuda_decoder: CudaDecoder | None = None
+
+    def __init__(self, model: ServedModel, limits: Limits, *, name: str, version: str) -> None:
         self._model = model
         self._limits = limits
         self._name = name
@@ -119,7 +114,7 @@ class Service:
         """
         timings = Timings()
         begin = time.perf_counter()
-        parsed = self.each(self._parse, list(zip(requests, headers or [{}] * len(requests), strict=True)))
+        parsed = self._map(self._parse, list(zip(requests, headers or [{}] * len(requests), strict=True)))
         timings.decode = time.perf_counter() - begin
         images = [image for request in parsed if isinstance(request, Request) for image in request.images]
         results: list[Result] = []
@@ -155,33 +150,31 @@ class Service:
     def _results(self, images: Sequence[ImageRequest | RequestError], timings: Timings) -> list[Result]:
         """What becomes of each of at most `images_together` images, in order."""
         begin = time.perf_counter()
-        decoded = self._decoded(images)
+        decoded = self.decoded(images)
         timings.decode += time.perf_counter() - begin
         begin = time.perf_counter()
         good = [one for one in decoded if not isinstance(one, MaskxError)]
         found = self._predict(good)
         timings.forward += time.perf_counter() - begin
         begin = time.perf_counter()
-        written = iter(self.each(self._encode, list(zip(good, found, strict=True))))
+        written = iter(self._map(self._encode, list(zip(good, found, strict=True))))
         timings.encode += time.perf_counter() - begin
         return [one if isinstance(one, MaskxError) else next(written) for one in decoded]
 
-    def _decoded(self, images: Sequence[ImageRequest | RequestError]) -> list[Decoded | MaskxError]:
-        """Each image decoded, on the GPU where a decoder is there and can, or its error."""
-        found: list[Decoded | MaskxError | None] = [None] * len(images)
-        places = [place for place, image in enumerate(images) if isinstance(image, ImageRequest)]
-        if self.decoder is not None and places and not self.lost:
-            try:
-                on_device = self.decoder.decoded([_request(images[place]).image for place in places])
-            except Exception:  # whatever it is, Pillow can still decode, or says what is wrong
-                logger.exception("the GPU's decoder failed; Pillow decodes this batch")
-                on_device = []
-            for place, one in zip(places, on_device, strict=False):
-                found[place] = None if one is None else (one, _request(images[place]).wishes)
-        left = [place for place, one in enumerate(found) if one is None]
-        for place, by_pillow in zip(left, self.each(self._decode, [images[k] for k in left]), strict=True):
-            found[place] = by_pillow
-        return [one for one in found if one is not None]
+    def decoded(self, images: Sequence[ImageRequest | RequestError]) -> list[Decoded | MaskxError]:
+        """Each image decoded, or the error in its place, in order."""
+        if self.cuda_decoder is None:
+            return self._map(self._decode, images)
+        files = [b"" if isinstance(image, RequestError) else image.image for image in images]
+        on_device = self.cuda_decoder.images(
+            files, max_pixels=self._limits.max_pixels, max_side=self._limits.max_side
+        )
+        both = list(zip(images, on_device, strict=True))
+        rest = iter(self._map(self._decode, [image for image, done in both if done is None]))
+        return [
+            (done, image.wishes) if done is not None and isinstance(image, ImageRequest) else next(rest)
+            for image, done in both
+        ]
 
     def _decode(self, image: ImageRequest | RequestError) -> Decoded | MaskxError:
         if isinstance(image, RequestError):
@@ -227,7 +220,7 @@ class Service:
             if wishes.output != "overlay":
                 return content
             return overlay_png(
-                on_host(image.pixels),
+                image.pixels if isinstance(image, DecodedImage) else image.on_host(),
                 content,
                 height=image.height,
                 width=image.width,
@@ -264,16 +257,11 @@ class Service:
             timings=timings,
         )
 
-    def each(self, work: Callable[[_In], _Out], items: Sequence[_In]) -> list[_Out]:
+    def _map(self, work: Callable[[_In], _Out], items: Sequence[_In]) -> list[_Out]:
         """`work` of each, in order; of one by itself in the thread that asks."""
         if len(items) > 1:
             return list(self._threads.map(work, items))
         return [work(item) for item in items]
-
-
-def _request(image: ImageRequest | RequestError) -> ImageRequest:
-    assert isinstance(image, ImageRequest)
-    return image
 
 
 def _refusal(

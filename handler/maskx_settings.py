@@ -10,7 +10,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from maskx_cuda_decode import DECODE
 from maskx_engine import PRECISIONS
 from maskx_image import MAX_PIXELS, MAX_SIDE
 
@@ -31,6 +30,9 @@ SERVER_KEYS = {
 """What TorchServe reads and this model can make use of."""
 
 DEVICE_TYPES = ("cpu", "gpu")
+
+DECODES = ("auto", "cpu", "gpu")
+"""Who decodes ordinary JPEGs; auto is the CPU without a GPU, and with one whichever a try shows to be faster."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +58,7 @@ class Limits:
 class Settings:
     """What of model-config.yaml concerns the handler; `device_type` is "cpu", "gpu" or "" (take what there is).
 
-    `precision` is what the network computes in, see `maskx_engine.choose_precision`; `decode` where JPEGs are decoded,
-    one of `maskx_cuda_decode.DECODE`.
+    `precision` is what the network computes in, see `maskx_engine.choose_precision`; `decode` is one of DECODES.
     """
 
     device_type: str
@@ -79,7 +80,7 @@ def read_settings(config: Mapping[str, Any] | None) -> Settings:
         raise ValueError(
             f"model-config.yaml: deviceType is {device_type!r}; allowed are {', '.join(DEVICE_TYPES)}"
         )
-    for key in ("batchSize", "maxBatchDelay", "minWorkers", "maxWorkers"):
+    for key in ("batchSize", "maxBatchDelay", "minWorkers", "maxWorkers", "jobQueueSize"):
         if key in config:
             _positive(config[key], f"model-config.yaml: {key}")
     own = config.get("maskx") or {}
@@ -87,19 +88,20 @@ def read_settings(config: Mapping[str, Any] | None) -> Settings:
         raise ValueError(f"model-config.yaml: maskx is {own!r}; a section of keys and values is expected")
     limits = {field.name for field in fields(Limits)}
     _refuse_unknown(own, {"precision", "decode", *limits}, "model-config.yaml, section maskx")
-    chosen = {}
-    for key, allowed in (("precision", PRECISIONS), ("decode", DECODE)):
-        chosen[key] = own.get(key, "auto")
-        if chosen[key] not in allowed:
-            raise ValueError(
-                f"model-config.yaml: maskx.{key} is {chosen[key]!r}; allowed are {', '.join(allowed)}"
-            )
+    precision = own.get("precision", "auto")
+    if precision not in PRECISIONS:
+        raise ValueError(
+            f"model-config.yaml: maskx.precision is {precision!r}; allowed are {', '.join(PRECISIONS)}"
+        )
+    decode = own.get("decode", "auto")
+    if decode not in DECODES:
+        raise ValueError(f"model-config.yaml: maskx.decode is {decode!r}; allowed are {', '.join(DECODES)}")
     for key in limits & own.keys():
         _positive(own[key], f"model-config.yaml: maskx.{key}")
     return Settings(
         device_type=device_type,
-        precision=chosen["precision"],
-        decode=chosen["decode"],
+        precision=precision,
+        decode=decode,
         limits=Limits(**{key: own[key] for key in limits & own.keys()}),
     )
 

@@ -7,23 +7,29 @@ the overlay's font, compression.
 from __future__ import annotations
 
 import io
-import logging
+import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
-from maskx_cuda_decode import CudaDecoder, seconds_of
+from maskx_cuda_decode import CudaDecoder, cuda_decoder
+from maskx_errors import MaskxError
 from maskx_headers import compressed
-from maskx_image import decode_to_fit
+from maskx_model import ServedModel
+from maskx_parameters import Wishes
+from maskx_request import ImageRequest
 from maskx_service import Service
-
-logger = logging.getLogger(__name__)
 
 PHOTOGRAPH = (640, 480)
 
-MEASURED, MEASURED_TOGETHER = (1920, 1080), 8
-"""The photographs that decoders are measured with, and how many at a time."""
+LARGE = (1920, 1080)
+"""Width and height of the photograph that both ways of decoding are tried with."""
+
+TRIES = 4
+"""Of each way; the fastest counts."""
 
 
 def warm_up(service: Service) -> None:
@@ -46,36 +52,71 @@ def warm_up(service: Service) -> None:
             compressed(answer.body)
 
 
-def faster_decoder(
-    service: Service, decoder: CudaDecoder, *, min_size: int, max_size: int, wait: Callable[[], None]
-) -> tuple[bool, dict[str, float]]:
-    """Whether `decoder` is faster than the service's threads with Pillow, and the seconds of a photograph of each way.
+def choose_decoding(
+    service: Service,
+    model: ServedModel,
+    asked: str,
+    *,
+    together: int,
+    make: Callable[[torch.device], CudaDecoder] = cuda_decoder,
+) -> dict[str, Any]:
+    """Lets the service decode on the GPU where that was asked for, or is faster for `together` photographs.
 
     Args:
-        service: whose threads decode.
-        decoder: on the GPU.
-        min_size, max_size: that the network brings images to, see `maskx_image.decode_to_fit`.
-        wait: returns once the device has done all that it was given.
+        asked: "auto", "cpu" or "gpu".
+        make: gives a device's decoder, or raises ValueError.
 
-    Whatever the decoder raises means that it cannot be used here, which goes to the log.
+    Returns:
+        What was chosen, for whoever operates it: "by" is "cpu" or "gpu"; "cpu_ms" and "gpu_ms" are what `images` of
+        `LARGE` took until they lay on the device; "reason" is why the GPU's way cannot be taken.
+
+    Raises:
+        ValueError: "gpu" was asked for and cannot be had.
     """
-    grid = np.add.outer(np.arange(MEASURED[1]), np.arange(MEASURED[0]))
-    noise = np.random.default_rng(0).integers(0, 40, (MEASURED[1], MEASURED[0], 3))
-    photograph = _encoded((noise + (grid % 200)[:, :, None]).astype(np.uint8), "JPEG")
-    data = [photograph] * MEASURED_TOGETHER
-
-    def by_pillow(batch: list[bytes]) -> None:
-        service.each(lambda one: decode_to_fit(one, min_size=min_size, max_size=max_size), batch)
-
-    seconds = {"cpu": seconds_of(by_pillow, data, wait) / MEASURED_TOGETHER}
+    service.cuda_decoder = None
+    report: dict[str, Any] = {"asked": asked, "by": "cpu"}
+    if asked == "cpu" or (asked == "auto" and model.device.type == "cpu"):
+        return report
+    photographs = [ImageRequest(image=_photograph(), wishes=Wishes(score_threshold=0.0, max_detections=1))]
+    photographs *= together
     try:
-        if any(one is None for one in decoder.decoded(data)):
-            raise RuntimeError("it does not decode a plain photograph")
-        seconds["gpu"] = seconds_of(decoder.decoded, data, wait) / MEASURED_TOGETHER
-    except Exception as error:  # nvJPEG may be absent, or the driver too old
-        logger.warning("JPEGs cannot be decoded on this GPU: %s", error)
-        return False, seconds
-    return seconds["gpu"] < seconds["cpu"], seconds
+        decoder = make(model.device)
+        if None in decoder.images(
+            [one.image for one in photographs], max_pixels=LARGE[0] * LARGE[1], max_side=LARGE[0]
+        ):
+            raise ValueError("it failed on a photograph; the log says why")
+    except ValueError as error:
+        if asked == "gpu":
+            raise ValueError(
+                f"maskx.decode is gpu, but the GPU cannot decode: {error}; set auto or cpu"
+            ) from error
+        return report | {"reason": str(error)}
+    report["images"] = together
+    for way, one in (("cpu", None), ("gpu", decoder)):
+        service.cuda_decoder = one
+        report[f"{way}_ms"] = round(1e3 * min(_seconds(service, model, photographs) for _ in range(TRIES)), 1)
+    if asked == "gpu" or report["gpu_ms"] < report["cpu_ms"]:
+        report["by"] = "gpu"
+    else:
+        service.cuda_decoder = None
+    return report
+
+
+def _seconds(service: Service, model: ServedModel, photographs: list[ImageRequest]) -> float:
+    """From files to pixels that lie on the device; limits that refuse the photograph make it short, and no error."""
+    begin = time.perf_counter()
+    decoded = service.decoded(photographs)
+    model.bring([one[0].pixels for one in decoded if not isinstance(one, MaskxError)])
+    return time.perf_counter() - begin
+
+
+def _photograph() -> bytes:
+    """A JPEG of `LARGE` with soft shapes and some noise, always the same."""
+    random = np.random.default_rng(0)
+    coarse = Image.fromarray(random.integers(0, 256, (18, 32, 3), dtype=np.uint8))
+    soft = np.asarray(coarse.resize(LARGE, Image.Resampling.BICUBIC), np.int16)
+    noisy = soft + random.integers(-6, 7, soft.shape, dtype=np.int16)
+    return _encoded(np.clip(noisy, 0, 255).astype(np.uint8), "JPEG")
 
 
 def _encoded(pixels: np.ndarray, kind: str) -> bytes:

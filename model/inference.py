@@ -15,7 +15,7 @@ from model.canvas import Canvas
 from model.keypoint_branch import KeypointBranch
 from model.mask_branch import MaskBranch
 from model.object_prior import object_prior
-from model.pooling import PyramidRoIAlign, bucket_of, rois_of, with_cells
+from model.pooling import PyramidRoIAlign, bucket_of, image_of, rois_of, with_cells
 from model.rpn import CrowdAwareRPN
 from model.run_lengths import mask_run_lengths, run_lengths_of_images
 
@@ -148,11 +148,11 @@ class Inference(nn.Module):
             As of `forward`.
 
         Returns:
-            numbers: float64, which holds float32 and whole numbers up to 2^53 as they are, on the network's device.
+            words: int32, on the network's device.
             table: of each image [D, boxes, scores, labels, offsets, counts, keypoints]: how many detections, and the
-                place in `numbers` at which each of these begins: 4 D, D, D, D + 1 (where the runs of each mask begin,
-                counted from `counts` on, and where the last ends), the run lengths, and 3 D K. -1 for offsets and
-                counts of an image without masks, and for keypoints of a network without.
+                word at which each of these begins: 4 D of float32, D of float32, D, D + 1 (where the runs of each mask
+                begin, counted from `counts` on, and where the last ends), the run lengths, and 3 D K of float32. -1
+                for offsets and counts of an image without masks, and for keypoints of a network without.
         """
         table: list[list[int]] = [[0]] * len(images)
         pieces: list[Tensor] = []
@@ -167,18 +167,18 @@ class Inference(nn.Module):
             if "keypoints" in found:
                 keypoints = found["keypoints"]
             own = [
-                found["boxes"].flatten(),
-                found["scores"],
-                found["labels"],
-                found["rle_offsets"],
-                found["rle_counts"],
-                keypoints.flatten(),
+                bits_of(found["boxes"].flatten()),
+                bits_of(found["scores"]),
+                found["labels"].to(torch.int32),
+                found["rle_offsets"].to(torch.int32),
+                found["rle_counts"].to(torch.int32),
+                bits_of(keypoints.flatten()),
             ]
             begins: list[int] = []
             for piece in own:
                 begins.append(at)
                 at += piece.shape[0]
-                pieces.append(piece.to(torch.float64))
+                pieces.append(piece)
             of_each = keypoints.numel() // max(every, 1)
             start = 0
             for i, k in enumerate(part):
@@ -188,7 +188,7 @@ class Inference(nn.Module):
                 table[k] = row
                 start += counts[i]
         if len(pieces) == 0:
-            pieces.append(torch.zeros([0], dtype=torch.float64, device=self.mask_table.device))
+            pieces.append(torch.zeros([0], dtype=torch.int32, device=self.mask_table.device))
         return torch.cat(pieces), table
 
     def found_in(
@@ -387,14 +387,6 @@ class Inference(nn.Module):
         return self.mask_probabilities(features, rois_of([scaled]), labels)
 
 
-def image_of(counts: list[int], images: int, like: Tensor) -> Tensor:
-    """The number of the image, float32 [R], of R rows that lie image after image, on the device of `like` [R, ...].
-
-    `counts` says how many are of each image, or in one number that each has as many.
-    """
-    number = torch.arange(images, dtype=torch.float32, device=like.device)
-    if len(counts) == 1:
-        return number.unsqueeze(1).expand(images, counts[0]).flatten()
-    return torch.repeat_interleave(
-        number, torch.tensor(counts).to(like.device, non_blocking=True), output_size=like.shape[0]
-    )
+def bits_of(numbers: Tensor) -> Tensor:
+    """float32 [N] -> the same bits, int32 [N]; TorchScript takes `view(torch.int32)` for a view of size [3]."""
+    return torch.view_copy(numbers, dtype=torch.int32)

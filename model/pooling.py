@@ -175,6 +175,19 @@ def bucket_of(rows: int) -> int:
     return (rows + step - 1) // step * step
 
 
+def image_of(counts: list[int], images: int, like: Tensor) -> Tensor:
+    """The number of the image, float32 [R], of R rows that lie image after image, on the device of `like` [R, ...].
+
+    `counts` says how many are of each image, or in one number that each has as many.
+    """
+    number = torch.arange(images, dtype=torch.float32, device=like.device)
+    if len(counts) == 1:
+        return number.unsqueeze(1).expand(images, counts[0]).flatten()
+    return torch.repeat_interleave(
+        number, torch.tensor(counts).to(like.device, non_blocking=True), output_size=like.shape[0]
+    )
+
+
 def rois_of(boxes: list[Tensor]) -> Tensor:
     """Boxes [R_i, 4] per image -> RoIs [sum R_i, 5]: the number of the image, then XYXY."""
     image: list[Tensor] = []

@@ -8,15 +8,13 @@ parameters of a registration, the archive's model-config.yaml, `models=` in conf
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from serve_config.archives import MODEL
+from serve_config.hardware import core_count
 from serve_config.ports import HOST, Ports
 from serve_config.processes import Batching
 
@@ -28,14 +26,19 @@ LOGGING = SHIPPED / "log4j2.xml"
 CPU_BATCH = 4
 """More images at once make a CPU no faster per image, and every caller waits for the whole batch."""
 GPU_BATCH = 8
-CORES_OF_A_WORKER = 4
-"""For each of these that a GPU has, it gets a worker, up to MOST_WORKERS: TorchServe hands a worker its next batch when
-it has answered the last, so the card waits for one worker's decoding and writing unless another computes meanwhile."""
-MOST_WORKERS = 4
-"""On one GPU: each takes 2.7 to 3.7 GiB of it with ResNet-50 at 800 pixels."""
 DELAY = 1
 """Milliseconds that even a lone request waits for others; what queued while the last batch was computed is batched
 anyway. TorchServe takes 0 for 100."""
+
+MOST_WORKERS = 4
+CORES_A_WORKER = 4
+"""A worker's Python, which feeds the GPU, decoding and answers keep about this many busy."""
+WORKER_MEMORY = 6 << 30
+"""Bytes of a GPU's memory for one worker: 2.7 to 3.7 GiB were seen (ResNet-50-FPN at 800, batches of 8)."""
+
+QUEUE = 100
+MOST_WAITING = 512
+"""Requests that may wait. Each holds its body in Java's memory, 33 MB at most and some 0.2 to 3 MB as a photograph."""
 
 HANDED_DOWN = re.compile(
     r"PATH|HOME|LANG|LANGUAGE|LC_\w+|TZ|USER|LOGNAME|VIRTUAL_ENV|JAVA_TOOL_OPTIONS|LD_LIBRARY_PATH|LD_PRELOAD|XDG_CACHE_HOME|"
@@ -81,6 +84,7 @@ def effective_config(
         "disable_token_authorization": "false" if with_tokens else "true",
         "enable_model_api": "true" if model_api else "false",
         "allowed_urls": f"file://{_literally(str(state / 'model-store'))}/.*",
+        "job_queue_size": str(QUEUE if batching is None else batching.queue),
         "metrics_config": str(state / METRICS.name),
         "models": _models(version, batching),
     }
@@ -98,19 +102,30 @@ def batching_for(
     settings: Mapping[str, Any],
     *,
     gpus: int,
+    for_one_gpu: int = 1,
     batch_size: int | None = None,
     batch_delay: int | None = None,
     workers: int | None = None,
 ) -> Batching:
-    """Batch size, delay and workers: as asked for, else as the archive says, else what suits the machine.
+    """Batch size, delay, workers and queue: as asked for, else as the archive says, else what suits the machine.
 
     A CPU gets one worker, whose threads use all cores, so that a lone request is answered soonest and the network lies
-    in memory once; a GPU gets as many as keep it busy, see CORES_OF_A_WORKER. With several workers a CPU's cores are
-    dealt out, see `threads_of`.
+    in memory once. With several workers a CPU's cores are dealt out, see `threads_of`.
+
+    A GPU gets as many as `workers_of_a_gpu` says. TorchServe's worker takes a batch, answers it, and only then takes
+    the next; so the GPU waits while its only worker decodes and writes, and threads inside the worker cannot help: the
+    next batch has not come yet. (TorchServe's asyncCommunication would hand it over, but in batches of 1.) With
+    several, one computes while the others decode. A lone request is answered by one of them, with all decoding threads
+    and nothing to compile, so it should not be slower than with one worker; on a GPU that is still to be measured.
+
+    What finds no place in the queue is refused at once with 503. Clients that ask again at once are then refused
+    thousands of times a second and take the cores from the workers, so with a GPU there are 16 places for every
+    request that is being computed, up to `MOST_WAITING`.
 
     Args:
         settings: the archive's model-config.yaml.
         gpus: as TorchServe counts them, see `gpu_count`.
+        for_one_gpu: workers that suit each GPU.
         batch_size, batch_delay (ms), workers: as asked for.
 
     Raises:
@@ -121,7 +136,7 @@ def batching_for(
     for name, key, asked, suits in (
         ("batch_size", "batchSize", batch_size, GPU_BATCH if on_gpu else CPU_BATCH),
         ("batch_delay", "maxBatchDelay", batch_delay, DELAY),
-        ("workers", "minWorkers", workers, gpus * workers_of_gpu(gpus) if on_gpu else 1),
+        ("workers", "minWorkers", workers, gpus * for_one_gpu if on_gpu else 1),
     ):
         flag, said = f"--{name.replace('_', '-')}", settings.get(key)
         if asked is not None and asked < 1:
@@ -132,16 +147,24 @@ def batching_for(
                 f"first; take {key} out of it and make the archive again, or leave {flag} out"
             )
         chosen[name] = suits if asked is None and not isinstance(said, int) else (asked or int(said or suits))
-    return Batching(**chosen)
+    queue = settings.get("jobQueueSize")
+    if not isinstance(queue, int):
+        in_work = chosen["workers"] * chosen["batch_size"]
+        queue = min(max(16 * in_work, QUEUE), MOST_WAITING) if on_gpu else QUEUE
+    return Batching(**chosen, queue=queue, on_gpu=on_gpu)
 
 
-def workers_of_gpu(gpus: int) -> int:
-    """Workers of each of so many GPUs on this machine's cores."""
-    return min(max(_cores() // (CORES_OF_A_WORKER * gpus), 1), MOST_WORKERS)
+def workers_of_a_gpu(gpus: int, *, cores: int, memory: int) -> int:
+    """Workers that share one GPU: one for `CORES_A_WORKER` of its share of the cores, as many as its memory has room
+    for, 1 to `MOST_WORKERS`.
 
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    Args:
+        gpus: at least 1, or 0 where there is none, which also gives 1.
+        cores: of the machine.
+        memory: of the smallest GPU, in bytes; 0 where nobody knows, which gives 1.
+    """
+    by_cores = cores // (CORES_A_WORKER * max(gpus, 1))
+    return max(min(by_cores, memory // WORKER_MEMORY, MOST_WORKERS), 1)
 
 
 def threads_of(batching: Batching, environment: Mapping[str, str]) -> dict[str, str]:
@@ -149,33 +172,12 @@ def threads_of(batching: Batching, environment: Mapping[str, str]) -> dict[str, 
 
     PyTorch's threads wait for each other spinning: with as many in every worker as there are cores, two workers on 2
     cores answered 22 requests a second where they answer 77 with one thread each, and one worker with two answers 47
-    (the small network of `make demo`, batches of 1, one run).
+    (the small network of `make demo`, batches of 1, one run). Workers of a GPU have next to nothing for those threads
+    to do and get one each; those that decode are others, and each worker has them for all cores, for they do not spin.
     """
     if batching.workers == 1 or "OMP_NUM_THREADS" in environment:
         return {}
-    return {"OMP_NUM_THREADS": str(max(_cores() // batching.workers, 1))}
-
-
-def gpu_count(environment: Mapping[str, str] | None = None) -> int:
-    """GPUs as TorchServe counts them: those of CUDA_VISIBLE_DEVICES, else those of nvidia-smi; without either, 0."""
-    environment = os.environ if environment is None else environment
-    visible = environment.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([one for one in visible.split(",") if one.strip() not in ("", "-1")])
-    program = shutil.which("nvidia-smi", path=environment.get("PATH", ""))
-    if program is None:
-        return 0
-    try:
-        done = subprocess.run(
-            [program, "--query-gpu=index", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return 0
-    return len(done.stdout.split()) if done.returncode == 0 else 0
+    return {"OMP_NUM_THREADS": "1" if batching.on_gpu else str(max(core_count() // batching.workers, 1))}
 
 
 def handed_down(environment: Mapping[str, str]) -> dict[str, str]:

@@ -22,10 +22,11 @@ from serve_config.config import (
     METRICS,
     batching_for,
     effective_config,
-    gpu_count,
     handed_down,
     threads_of,
+    workers_of_a_gpu,
 )
+from serve_config.hardware import core_count, gpu_count, gpu_memory
 from serve_config.java import find_java_home
 from serve_config.management import KEY_FILE
 from serve_config.ports import Ports, require_free
@@ -116,11 +117,13 @@ def start_process(
         copy = state / STORE / f"{MODEL}.mar"
         checked_copy(archive, copy)
         contents = read_contents(copy)
+        gpus = gpu_count()
         running = replace(
             running,
             batching=batching_for(
                 contents.settings,
-                gpus=gpu_count(),
+                gpus=gpus,
+                for_one_gpu=workers_of_a_gpu(gpus, cores=core_count(), memory=gpu_memory()),
                 batch_size=batch_size,
                 batch_delay=batch_delay,
                 workers=workers,

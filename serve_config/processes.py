@@ -23,11 +23,16 @@ STATE_FILE = "server.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Batching:
-    """How many requests a worker gets at once, how many milliseconds it waits for them, and how many workers."""
+    """How many requests a worker gets at once, how many milliseconds it waits for them, and how many workers.
+
+    queue: requests that may wait. on_gpu: whether the workers are to compute on GPUs.
+    """
 
     batch_size: int
     batch_delay: int
     workers: int
+    queue: int = 100
+    on_gpu: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

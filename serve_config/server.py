@@ -43,7 +43,8 @@ def report(running: Running, state: Path, archive: Path, seconds: float) -> str:
         "  end   make stop"
         if state == Path("build/serve")
         else f"  end   python -m serve_config.server stop --state {state}",
-        f"  batches of up to {batching.batch_size}, waited for {batching.batch_delay} ms; workers: {batching.workers}",
+        f"  batches of up to {batching.batch_size}, waited for {batching.batch_delay} ms; workers: {batching.workers}; "
+        f"requests that may wait: {batching.queue}",
     ]
     if running.tokens:
         lines.append(
@@ -132,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--workers",
             type=int,
-            help="handler processes, which share the cores (default: 1, or 1 for each GPU)",
+            help="handler processes, which share the cores (default: 1; for each GPU 1 to 4, by cores and memory)",
         )
         command.add_argument(
             "--timeout", type=float, default=180.0, help="seconds until the model must answer"

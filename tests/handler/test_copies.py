@@ -1,164 +1,199 @@
-"""One way in, one way out: the staged way on CPU tensors gives the images and answers of the plain one."""
+"""One copy in and one out, through memory that is kept: the GPU's way, with the CPU's tensors for a device."""
 
-import itertools
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from export.files import METADATA_NAME
-from export.metadata import build_metadata, metadata_json
+import maskx_copies
 from maskx_answer import Detections
-from maskx_copies import Copies, unpacked
+from maskx_copies import InPlace, KeptCopies, copies_for
+from maskx_forward import predict_each
+from maskx_image import DecodedImage
 from maskx_model import ServedModel
 from maskx_request import Wishes
-from model.serving import prepared_for_serving
-from tests.export.tiny import CLASSES, tiny_network
+from tests.handler.packed_standin import write_packed_standin
+from tests.served.standin import scene, write_standin
 
 CPU = torch.device("cpu")
+WISHES = Wishes(score_threshold=0.5, max_detections=10)
+REDS = [scene(width=30 + i, red=(i, 2, 9, 7)) for i in range(6)]
 
 
-def pictures(count: int, seed: int = 0) -> list[np.ndarray]:
-    random = np.random.default_rng(seed)
-    return [random.integers(0, 256, (5 + 3 * k, 9 - k, 3), dtype=np.uint8) for k in range(count)]
+class Device:
+    """In CUDA's place: writes down what memory is asked for, what is marked and what is waited for."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self._marks = 0
+
+    def allocate(self, count: int) -> Tensor:
+        self.log.append(f"allocate {count}")
+        return torch.zeros(count, dtype=torch.uint8)
+
+    def mark(self) -> Callable[[], None]:
+        self._marks += 1
+        number = self._marks
+        self.log.append(f"mark {number}")
+        return lambda: self.log.append(f"wait {number}")
+
+    def copies(self) -> KeptCopies:
+        return KeptCopies(CPU, allocate=self.allocate, mark=self.mark)
 
 
-@pytest.mark.parametrize("staged", [False, True])
-def test_images_arrive_as_they_are_whatever_came_before(staged: bool) -> None:
-    copies = Copies(CPU, staged=staged)
-    for count, seed in ((2, 0), (4, 1), (1, 2), (0, 3)):
-        images = pictures(count, seed)
-        there = copies.images_in(images)
-        assert [tuple(one.shape) for one in there] == [(3, *image.shape[:2]) for image in images]
-        for one, image in zip(there, images, strict=True):
-            assert one.dtype == torch.uint8 and np.array_equal(one.permute(1, 2, 0).numpy(), image)
+class CopiesSeen(TorchDispatchMode):
+    """Counts copies between tensors."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten.copy_.default
+        return func(*args, **(kwargs or {}))
 
 
-def test_on_a_cpu_no_pixel_is_copied_and_staged_all_go_in_one_piece() -> None:
-    images = pictures(3)
-    plain = Copies(CPU).images_in(images)
-    assert [one.data_ptr() for one in plain] == [image.ctypes.data for image in images]
-    there = Copies(CPU, staged=True).images_in(images)
-    assert len({one.untyped_storage().data_ptr() for one in there}) == 1
-    assert all(one.data_ptr() % 64 == there[0].data_ptr() % 64 for one in there)
+def test_a_batch_of_unequal_images_is_one_copy_and_keeps_its_order_and_its_tensors() -> None:
+    there = torch.from_numpy(scene(width=7, green=(1, 1, 3, 3)))
+    turned = np.rot90(REDS[2])  # not contiguous
+    device = Device()
+    with CopiesSeen() as seen:
+        images = device.copies().inwards([REDS[0], there, turned, REDS[5]])
+    assert seen.count == 1
+    assert images[1] is there
+    for image, expected in zip(images, [REDS[0], there.numpy(), turned, REDS[5]], strict=True):
+        np.testing.assert_array_equal(image.numpy(), expected)
+    assert len({image.untyped_storage().data_ptr() for image in images}) == 2
 
 
-def test_an_image_that_is_on_the_device_already_stays_there() -> None:
-    first, second = pictures(2)
-    on_device = torch.from_numpy(second.copy())
-    there = Copies(CPU, staged=True).images_in([first, on_device, first])
-    assert there[1].data_ptr() == on_device.data_ptr()
-    assert torch.equal(there[0], there[2]) and there[0].shape == (3, *first.shape[:2])
+def test_images_that_lie_on_the_device_already_are_not_copied() -> None:
+    device = Device()
+    images = [torch.zeros(2, 3, 3, dtype=torch.uint8)] * 2
+    assert device.copies().inwards(images) == images and device.log == []
 
 
-def test_the_buffers_are_kept_and_grow() -> None:
-    copies = Copies(CPU, staged=True)
-    places = []
-    for size in (10, 1000, 20):
-        numbers = torch.arange(size, dtype=torch.float64)
-        answer = copies.out(numbers)
-        assert np.array_equal(answer, numbers.numpy())
-        places.append(answer.ctypes.data)
-    assert places[0] != places[1] == places[2]
-    assert Copies(CPU).out(numbers).ctypes.data == numbers.data_ptr()
-
-
-@given(st.data())
-def test_what_was_packed_comes_out_again(data: st.DataObject) -> None:
-    keypoints = data.draw(st.sampled_from([0, 2]))
-    numbers: list[float] = [-7.0]  # nothing begins at 0 here
-    table, expected = [], []
-    for _ in range(data.draw(st.integers(0, 4))):
-        count, masks = data.draw(st.integers(0, 4)), data.draw(st.booleans())
-        floats = st.floats(-1e4, 1e4, width=32)
-        boxes = data.draw(st.lists(floats, min_size=4 * count, max_size=4 * count))
-        scores = data.draw(st.lists(floats, min_size=count, max_size=count))
-        labels = data.draw(st.lists(st.integers(1, 3000), min_size=count, max_size=count))
-        points = data.draw(st.lists(floats, min_size=3 * keypoints * count, max_size=3 * keypoints * count))
-        runs = [
-            data.draw(st.lists(st.integers(0, 2**40), min_size=1, max_size=5)) for _ in range(count * masks)
-        ]
-        before = data.draw(st.lists(st.integers(0, 9), max_size=3)) if masks else []
-        row = [count]
-        ends = np.cumsum([len(before), *(len(one) for one in runs)])
-        counts = before + [value for one in runs for value in one]
-        for piece in (boxes, scores, labels, ends.tolist() if masks else None, counts if masks else None):
-            row.append(len(numbers) if piece is not None else -1)
-            numbers += piece or []
-        row.append(len(numbers) if keypoints else -1)
-        numbers += points
-        table.append(row)
-        expected.append((boxes, scores, labels, runs if masks else None, points))
-    found = unpacked(np.array(numbers, dtype=np.float64), table, keypoints=keypoints)
-    for one, (boxes, scores, labels, of_masks, points) in zip(found, expected, strict=True):
-        assert one.boxes.dtype == one.scores.dtype == np.float32 and one.labels.dtype == np.int64
-        assert one.boxes.flatten().tolist() == boxes and one.scores.tolist() == scores
-        assert one.labels.tolist() == labels and one.rle_counts.dtype == one.rle_offsets.dtype == np.int64
-        if of_masks is None:
-            assert one.rle_counts.size == 0 and one.rle_offsets.tolist() == [0] * (len(labels) + 1)
-        else:
-            ends = one.rle_offsets
-            assert [one.rle_counts[a:b].tolist() for a, b in itertools.pairwise(ends)] == of_masks
-            assert ends[0] == 0 and ends[-1] == len(one.rle_counts)
-        assert (one.keypoints is None) == (keypoints == 0)
-        if one.keypoints is not None:
-            assert one.keypoints.shape == (len(labels), keypoints, 3)
-            assert one.keypoints.flatten().tolist() == points
-
-
-def served(network: torch.nn.Module, folder: Path) -> ServedModel:
-    path = folder / "maskx.pt"
-    metadata = build_metadata(CLASSES, mask_size=14, max_detections=30, min_size=64, max_size=96)
-    scripted = torch.jit.script(network.eval())
-    torch.jit.save(scripted, str(path), _extra_files={METADATA_NAME: metadata_json(metadata)})
-    return ServedModel(path, CPU, precision="float32")
-
-
-def test_a_model_answers_the_same_staged_and_from_a_file_without_packed(tmp_path: Path) -> None:
-    network = prepared_for_serving(tiny_network().inference())
-    model = served(network, tmp_path)
-    images = [np.random.default_rng(k).integers(0, 256, (64, 70 + k, 3), dtype=np.uint8) for k in range(3)]
-    wishes = [
-        Wishes(score_threshold=0.0, max_detections=9),
-        Wishes(score_threshold=0.0, max_detections=5, mask_format="none"),
-        Wishes(score_threshold=1.0, max_detections=9),
+def test_memory_is_written_to_again_only_after_its_copy_was_waited_for_and_grows_with_the_largest() -> None:
+    device = Device()
+    copies = device.copies()
+    for count in (1, 1, 6, 2):
+        copies.inwards([np.zeros((10, 10, 3), np.uint8)] * count)
+    assert device.log == [
+        *["allocate 512", "mark 1"],
+        *["wait 1", "mark 2"],
+        *["wait 2", "allocate 2048", "mark 3"],
+        *["wait 3", "mark 4"],
     ]
-    expected = model.predict(images, wishes)
-    assert [len(one.labels) > 0 for one in expected] == [True, True, False]
-    model._copies = Copies(CPU, staged=True)
-    require_equal(model.predict(images, wishes), expected)
-    older = served(Forward(network), tmp_path)
-    assert hasattr(model._module, "packed") and not hasattr(older._module, "packed")
-    require_equal(older.predict(images, wishes), expected)
 
 
-class Forward(torch.nn.Module):
-    """A file of before there was `packed`."""
-
-    def __init__(self, inner: torch.nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(
-        self,
-        images: list[torch.Tensor],
-        sizes: torch.Tensor,
-        score: torch.Tensor,
-        most: torch.Tensor,
-        classes: torch.Tensor,
-        masks: torch.Tensor,
-    ) -> list[dict[str, torch.Tensor]]:
-        answers: list[dict[str, torch.Tensor]] = self.inner(images, sizes, score, most, classes, masks)
-        return answers
+def test_words_are_waited_for_and_stay_when_the_next_come() -> None:
+    device = Device()
+    copies = device.copies()
+    with CopiesSeen() as seen:
+        first = copies.outwards(torch.arange(5, dtype=torch.int32))
+    assert seen.count == 1 and device.log == ["allocate 32", "mark 1", "wait 1"]
+    copies.outwards(torch.zeros(5, dtype=torch.int32))
+    assert first.dtype == np.int32 and first.tolist() == [0, 1, 2, 3, 4]
+    assert copies.outwards(torch.zeros(0, dtype=torch.int32)).tolist() == []
 
 
-def require_equal(found: list[Detections], expected: list[Detections]) -> None:
-    for one, other in zip(found, expected, strict=True):
-        for name, value in vars(other).items():
-            got = vars(one)[name]
-            assert (got is None and value is None) or (
-                got.dtype == value.dtype and np.array_equal(got, value)
-            )
+def test_a_batch_above_the_most_that_is_kept_goes_through_ordinary_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(maskx_copies, "MOST_KEPT", 1000)
+    device = Device()
+    (image,) = device.copies().inwards([scene()])
+    np.testing.assert_array_equal(image.numpy(), scene())
+    assert not any(line.startswith("allocate") for line in device.log)
+
+
+def test_on_a_cpu_nothing_is_copied() -> None:
+    copies = copies_for(CPU)
+    assert isinstance(copies, InPlace)
+    words = torch.arange(3, dtype=torch.int32)
+    assert copies.outwards(words).ctypes.data == words.data_ptr()
+    assert copies.inwards([REDS[0]])[0].data_ptr() == REDS[0].ctypes.data
+
+
+def test_a_gpu_gets_the_kept_copies() -> None:
+    assert isinstance(copies_for(torch.device("cuda", 0)), KeptCopies)
+
+
+@pytest.fixture(params=[write_packed_standin, write_standin])
+def model(request: pytest.FixtureRequest, tmp_path: Path) -> ServedModel:
+    """A file that packs and one that does not, each with the GPU's copies."""
+    model = ServedModel(request.param(tmp_path / "maskx.pt"), CPU, precision="float32")
+    model._copies = Device().copies()
+    return model
+
+
+def places(found: list[Any]) -> list[Any]:
+    return [int(one.boxes[0, 0]) if isinstance(one, Detections) else one.kind.name for one in found]
+
+
+def tried(model: ServedModel) -> list[Any]:
+    images = [DecodedImage(pixels=one, height=one.shape[0], width=one.shape[1]) for one in REDS]
+    return places(predict_each(model, images, [WISHES] * len(images)))
+
+
+def test_answers_come_through_the_gpus_copies_whole_batch_after_batch(model: ServedModel) -> None:
+    first = model.predict(REDS, [WISHES] * 6)
+    assert tried(model) == places(first) == list(range(6))
+
+
+class Failing:
+    """Copies of which one way has no memory for more than `most` images, or whatever more than so many words are."""
+
+    def __init__(self, copies: Any, way: str, most: int) -> None:
+        self._copies, self._way, self._most = copies, way, most
+        self.failures = 0
+
+    def inwards(self, images: Any) -> Any:
+        self._fail(len(images), "inwards")
+        return self._copies.inwards(images)
+
+    def outwards(self, words: Tensor) -> Any:
+        self._fail(words.numel(), "outwards")
+        return self._copies.outwards(words)
+
+    def _fail(self, count: int, way: str) -> None:
+        if way == self._way and count > self._most:
+            self.failures += 1
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+@pytest.mark.parametrize(("way", "most"), [("inwards", 2), ("outwards", 60), ("network", 2)])
+def test_memory_that_runs_out_in_either_copy_or_in_the_network_costs_nobody_an_answer(
+    tmp_path: Path, way: str, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = ServedModel(write_packed_standin(tmp_path / "maskx.pt"), CPU, precision="float32")
+    copies = Failing(Device().copies(), way, most)
+    model._copies = copies
+    if way == "network":
+        module = model._module
+
+        class Network:
+            def packed(self, images: list[Tensor], *others: Any) -> Any:
+                copies._fail(len(images), "network")
+                return module.packed(images, *others)
+
+        monkeypatch.setattr(model, "_module", Network())
+    assert tried(model) == list(range(6))
+    assert copies.failures >= 2
+
+
+@pytest.mark.parametrize("way", ["inwards", "outwards", "network"])
+def test_where_there_is_no_memory_even_for_one_each_is_told_so(tmp_path: Path, way: str) -> None:
+    model = ServedModel(write_packed_standin(tmp_path / "maskx.pt"), CPU, precision="float32")
+    copies = Failing(Device().copies(), way, 0)
+    model._copies = copies
+    if way == "network":
+
+        class Network:
+            def packed(self, *arguments: Any) -> Any:
+                copies._fail(1, "network")
+
+        model._module = Network()
+    assert tried(model) == ["OutOfMemory"] * 6

@@ -1,115 +1,142 @@
-"""JPEGs on the GPU: torchvision's decoder for CPUs stands in for its decoder for GPUs, which reads the same bytes."""
+"""JPEGs decoded on the device: torchvision's decoder for CPUs stands in for the one for GPUs."""
 
 import io
 import json
+import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.io import ImageReadMode, decode_jpeg
+from torch import Tensor
 
-from maskx_cuda_decode import CudaDecoder, on_host
+import maskx_warm_up
+from maskx_cuda_decode import CudaDecoder, cuda_decoder, is_ordinary
 from maskx_image import decode
 from maskx_model import ServedModel
+from maskx_request import Wishes
 from maskx_service import Service
 from maskx_settings import Limits
-from maskx_warm_up import faster_decoder
-from tests.served.standin import scene, write_standin
+from maskx_warm_up import choose_decoding
+from tests.served.standin import png, scene, write_standin
 
 CPU = torch.device("cpu")
-
-# torchvision 0.29 points at torchcodec, which has a decoder for JPEGs on GPUs in its newest version alone.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:The image decoding and encoding capabilities:DeprecationWarning"
-)
+NO_LIMITS = {"max_pixels": 10**9, "max_side": 10**6}
 
 
-def by_torchvision(data: list[torch.Tensor]) -> list[torch.Tensor]:
-    return [decode_jpeg(one, mode=ImageReadMode.RGB) for one in data]
+def by_torchvision(files: list[Tensor]) -> list[Tensor]:
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        decoded: list[Tensor] = decode_jpeg(files, mode=ImageReadMode.RGB)
+    return decoded
 
 
-def decoder(decode: Any = by_torchvision, **limits: int) -> CudaDecoder:
-    return CudaDecoder(CPU, **{"max_pixels": 10**6, "max_side": 2000, **limits}, decode=decode)
+class Counted:
+    """The decoder, and how many files it was given each time."""
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+
+    def __call__(self, files: list[Tensor]) -> list[Tensor]:
+        self.calls.append(len(files))
+        return by_torchvision(files)
 
 
-def smooth(mode: str = "RGB") -> Image.Image:
-    y, x = np.mgrid[:48, :80]
-    return Image.fromarray(np.stack([x * 3, y * 5, (x + y) * 2], axis=2).astype(np.uint8)).convert(mode)
+def photograph(width: int = 60, height: int = 40, mode: str = "RGB") -> Image.Image:
+    """Smooth, no two corners alike."""
+    corners = np.array([[[250, 20, 20], [20, 240, 20]], [[30, 30, 220], [230, 220, 30]]], np.uint8)
+    return Image.fromarray(corners).resize((width, height), Image.Resampling.BICUBIC).convert(mode)
 
 
-def jpeg(image: Image.Image, **options: Any) -> bytes:
+def jpeg(image: Image.Image | None = None, *, orientation: int = 1, **options: Any) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
     file = io.BytesIO()
-    image.save(file, "JPEG", **options)
+    (image or photograph()).save(file, "JPEG", exif=exif, **options)
     return file.getvalue()
 
 
-def turned(orientation: int) -> bytes:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    return jpeg(smooth(), exif=exif, quality=95)
+def assert_as_pillow(data: bytes, pixels: np.ndarray) -> None:
+    expected = decode(data)
+    assert pixels.shape == expected.shape and pixels.dtype == np.uint8
+    assert abs(pixels.astype(int) - expected.astype(int)).mean() < 3
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_orientation_comes_out_upright_as_pillow_has_it(orientation: int) -> None:
-    data = turned(orientation)
-    (one,) = decoder().decoded([data])
-    assert one is not None
-    expected = decode(data)
-    pixels = on_host(one.pixels)
-    assert pixels.shape == expected.shape == (one.height, one.width, 3) and pixels.dtype == np.uint8
-    assert np.abs(pixels.astype(int) - expected).mean() < 3
-    wrong = decode(turned(orientation % 8 + 1))
-    assert wrong.shape != expected.shape or np.abs(pixels.astype(int) - wrong).mean() > 20
+def test_each_orientation_comes_upright_as_pillows_does(orientation: int) -> None:
+    data = jpeg(orientation=orientation)
+    (image,) = CudaDecoder(by_torchvision).images([data], **NO_LIMITS)
+    assert image is not None
+    assert_as_pillow(data, image.on_host())
+    assert (image.height, image.width) == image.on_host().shape[:2]
+    assert (image.height > image.width) == (orientation >= 5)
 
 
-def test_grey_is_read_as_pillow_reads_it() -> None:
-    (one,) = decoder().decoded([jpeg(smooth("L"))])
-    assert one is not None and np.abs(on_host(one.pixels).astype(int) - decode(jpeg(smooth("L")))).mean() < 3
+@pytest.mark.parametrize(
+    "options", [{}, {"subsampling": 0}, {"subsampling": 1}, {"subsampling": 2}, {"quality": 30}]
+)
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_ordinary_jpegs_are_within_3_of_pillows_on_average(mode: str, options: dict[str, Any]) -> None:
+    data = jpeg(photograph(97, 61, mode), **options)
+    (image,) = CudaDecoder(by_torchvision).images([data], **NO_LIMITS)
+    assert image is not None
+    assert_as_pillow(data, image.on_host())
 
 
-OTHERS = {
-    "progressive": jpeg(smooth(), progressive=True),
-    "CMYK": jpeg(smooth("CMYK")),
-    "no JPEG": b"\x89PNG\r\n\x1a\n",
-    "nothing": b"",
-    "too large": jpeg(smooth().resize((1100, 1000))),
-    "too long": jpeg(smooth().resize((2001, 4))),
-    "too many scans": jpeg(smooth()) + b"\xff\xda" * 65,
+def with_adobe(transform: int) -> bytes:
+    data = jpeg()
+    segment = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + bytes([transform])
+    return data[:2] + segment + data[2:]
+
+
+ODD = {
+    "progressive": jpeg(progressive=True),
+    "CMYK": jpeg(photograph(mode="CMYK")),
+    "RGB as stored, by Adobe's marker": with_adobe(0),
+    "cut short": jpeg()[:-40],
+    "something behind": jpeg() + b"trailer",
+    "a PNG": png(scene()),
+    "empty": b"",
+    "a marker alone": b"\xff\xd8\xff\xd9",
+    "no scan": jpeg()[: jpeg().index(b"\xff\xda")] + b"\xff\xd9",
+    "RGB as stored, by its ids": jpeg(keep_rgb=True),
 }
 
 
-@pytest.mark.parametrize("data", OTHERS.values(), ids=OTHERS.keys())
-def test_all_else_is_pillows_and_never_shown_to_the_gpu(data: bytes) -> None:
-    seen: list[int] = []
-
-    def noting(batch: list[torch.Tensor]) -> list[torch.Tensor]:
-        seen.append(len(batch))
-        return by_torchvision(batch)
-
-    plain = jpeg(smooth())
-    found = decoder(noting).decoded([data, plain, data])
-    assert [one is None for one in found] == [True, False, True] and seen == [1]
-    assert decoder(noting).decoded([data]) == [None] and seen == [1]
+@pytest.mark.parametrize("kind", ODD)
+def test_what_is_out_of_the_ordinary_is_never_given_to_the_gpu(kind: str) -> None:
+    counted = Counted()
+    assert not is_ordinary(ODD[kind])
+    assert CudaDecoder(counted).images([ODD[kind]], **NO_LIMITS) == [None] and counted.calls == []
 
 
-def test_what_the_gpu_cannot_decode_or_decodes_to_another_size_is_pillows() -> None:
-    def broken(batch: list[torch.Tensor]) -> list[torch.Tensor]:
-        raise RuntimeError("nvjpegDecode failed: 5")
+def test_an_adobe_marker_of_ycbcr_is_ordinary() -> None:
+    assert is_ordinary(with_adobe(1)) and is_ordinary(jpeg())
 
-    def halved(batch: list[torch.Tensor]) -> list[torch.Tensor]:
-        return [one[:, ::2, ::2] for one in by_torchvision(batch)]
 
-    for one in (broken, halved):
-        assert decoder(one).decoded([jpeg(smooth())] * 2) == [None, None]
+@pytest.mark.parametrize(
+    "limits", [{"max_pixels": 2399, "max_side": 99}, {"max_pixels": 9999, "max_side": 59}]
+)
+def test_what_the_limits_refuse_is_never_given_to_the_gpu(limits: dict[str, int]) -> None:
+    counted = Counted()
+    assert CudaDecoder(counted).images([jpeg()], **limits) == [None] and counted.calls == []
+    assert CudaDecoder(counted).images([jpeg()], max_pixels=2400, max_side=60) != [None]
+
+
+def test_scans_beyond_those_that_are_read_are_never_given_to_the_gpu() -> None:
+    data = jpeg()
+    many = data[:2] + b"\xff\xe5\x00\xca" + b"\xff\xda" * 100 + data[2:]
+    assert is_ordinary(many)
+    assert CudaDecoder(Counted()).images([many], **NO_LIMITS) == [None]
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> ServedModel:
-    path: Path = write_standin(tmp_path_factory.mktemp("standin") / "maskx.pt")
+    path = write_standin(tmp_path_factory.mktemp("standin") / "maskx.pt")
     return ServedModel(path, CPU, precision="float32")
 
 
@@ -118,69 +145,146 @@ def service(model: ServedModel) -> Service:
     return Service(model, Limits(), name="maskx", version="1.0")
 
 
-RED = Image.fromarray(scene(width=64, height=64, red=(16, 16, 32, 32)))
+BATCH = [
+    jpeg(photograph(64, 64)),
+    png(scene(red=(3, 3, 9, 9))),
+    jpeg(orientation=6),
+    jpeg()[:-40],
+    b"?",
+    jpeg(Image.fromarray(scene(width=64, height=64, blue=(16, 16, 32, 32))), quality=95, subsampling=0),
+]
 
 
-def bodies(service: Service, requests: Sequence[dict[str, Any]]) -> list[tuple[int, Any]]:
-    return [(answer.status, json.loads(answer.body)) for answer in service.answer(requests)]
+def answers(service: Service, bodies: Sequence[bytes], **parameters: str) -> list[tuple[int, Any]]:
+    found = service.answer([{"body": body, **parameters} for body in bodies])
+    return [
+        (one.status, one.body if one.content_type != "application/json" else json.loads(one.body))
+        for one in found
+    ]
 
 
-def test_a_batch_is_answered_with_the_gpus_images_and_bad_ones_have_pillows_errors(
-    service: Service, model: ServedModel
+def test_a_batch_of_all_kinds_is_answered_in_order_as_without_the_gpu(service: Service) -> None:
+    without = answers(service, BATCH)
+    counted = Counted()
+    service.cuda_decoder = CudaDecoder(counted)
+    with_it = answers(service, BATCH)
+    assert counted.calls == [3]
+    assert [status for status, _ in with_it] == [200, 200, 200, 400, 400, 200]
+    assert with_it == without
+    assert len(with_it[5][1]["detections"]) == 1
+
+
+def no_decoder(files: list[Tensor]) -> list[Tensor]:
+    raise RuntimeError("nvjpegDecode failed: 5")
+
+
+def wrong_size(files: list[Tensor]) -> list[Tensor]:
+    return [torch.zeros(3, 1, 1, dtype=torch.uint8) for _ in files]
+
+
+def too_few(files: list[Tensor]) -> list[Tensor]:
+    return by_torchvision(files)[:-1]
+
+
+@pytest.mark.parametrize("broken", [no_decoder, wrong_size, too_few])
+def test_where_the_gpu_fails_pillow_decodes_the_whole_batch_with_its_own_errors(
+    service: Service, broken: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A cut-off JPEG, a PNG and a text among good ones: each its own answer, in order."""
-    good, png = jpeg(RED, quality=95), io.BytesIO()
-    RED.save(png, "PNG")
-    requests = [{"body": one} for one in (good, good[:-20], png.getvalue(), b"text", good)]
-    expected = bodies(service, requests)
-    assert [status for status, _ in expected] == [200, 400, 200, 400, 200]
-    seen: list[int] = []
-
-    def noting(batch: list[torch.Tensor]) -> list[torch.Tensor]:
-        seen.append(len(batch))
-        return by_torchvision(batch) if len(batch) < 3 else fail()
-
-    service.decoder = decoder(noting)
-    # One that cannot be read leaves the JPEGs of its batch to Pillow.
-    assert bodies(service, requests) == expected and seen == [3]
-    with_gpu = bodies(service, [requests[0], requests[2], requests[4]])
-    assert seen == [3, 2]
-    assert [status for status, _ in with_gpu] == [200] * 3 and with_gpu[0] == with_gpu[2]
-    assert with_gpu[1] == expected[2]
-    (found,) = with_gpu[0][1]["detections"]
-    assert found["category"] == "red"
-    assert np.abs(np.array(found["bbox"]) - expected[0][1]["detections"][0]["bbox"]).max() <= 1
+    without = answers(service, BATCH)
+    service.cuda_decoder = CudaDecoder(broken)
+    assert answers(service, BATCH) == without
+    assert "the GPU could not decode 3 JPEGs, Pillow does" in caplog.text
 
 
-def test_a_decoder_that_breaks_in_a_way_of_its_own_costs_no_answer(service: Service) -> None:
-    class Broken(CudaDecoder):
-        def decoded(self, data: Sequence[bytes]) -> list[Any]:
-            raise MemoryError("the device has no memory left for images")
-
-    service.decoder = Broken(CPU, max_pixels=1, max_side=1)
-    assert [status for status, _ in bodies(service, [{"body": jpeg(RED)}] * 2)] == [200, 200]
-
-
-def fail() -> list[torch.Tensor]:
-    raise RuntimeError("one of them is cut off")
+def test_an_overlay_is_drawn_over_pixels_that_lie_on_the_device(service: Service) -> None:
+    service.cuda_decoder = CudaDecoder(by_torchvision)
+    data = jpeg(photograph(700, 500, "L"), orientation=6)
+    ((status, body),) = answers(service, [data], output="overlay")
+    assert status == 200
+    with Image.open(io.BytesIO(body)) as picture:
+        assert picture.size == (500, 700)
+        corner = np.asarray(picture.convert("RGB"))[5, 5].astype(int)
+    assert abs(corner - decode(data)[5, 5]).max() < 3
 
 
-def test_an_overlay_is_drawn_from_pixels_on_the_device(service: Service) -> None:
-    service.decoder = decoder()
-    (answer,) = service.answer([{"body": jpeg(RED, quality=95), "output": "overlay"}])
-    assert answer.status == 200 and Image.open(io.BytesIO(answer.body)).format == "PNG"
+class OnGpu:
+    """The model's place for the choice: says that it runs on a GPU."""
+
+    device = torch.device("cuda", 0)
+
+    def __init__(self) -> None:
+        self.brought: list[int] = []
+
+    def bring(self, images: Sequence[Any]) -> None:
+        self.brought.append(len(images))
 
 
-def test_the_faster_way_is_taken_and_one_that_fails_is_not(service: Service) -> None:
-    waited: list[bool] = []
+def chosen(
+    service: Service,
+    asked: str,
+    seconds: Sequence[float],
+    monkeypatch: pytest.MonkeyPatch,
+    decode: Any = by_torchvision,
+) -> dict[str, Any]:
+    monkeypatch.setattr(maskx_warm_up, "LARGE", (64, 48))
+    times = iter([one for one in seconds for _ in range(maskx_warm_up.TRIES)])
+    measured = maskx_warm_up._seconds
 
-    def measured(decode: Any) -> tuple[bool, dict[str, float]]:
-        own = decoder(decode, max_pixels=10**7)
-        return faster_decoder(service, own, min_size=128, max_size=160, wait=lambda: waited.append(True))
+    def timed(*arguments: Any) -> float:
+        assert measured(*arguments) > 0
+        return next(times)
 
-    whole = torch.zeros(3, 1080, 1920, dtype=torch.uint8)
-    faster, seconds = measured(lambda batch: [whole] * len(batch))
-    assert seconds.keys() == {"cpu", "gpu"} and faster == (seconds["gpu"] < seconds["cpu"]) and waited
-    for broken in (lambda batch: fail(), lambda batch: [whole[:, ::2]] * len(batch)):
-        faster, seconds = measured(broken)
-        assert not faster and seconds.keys() == {"cpu"}
+    monkeypatch.setattr(maskx_warm_up, "_seconds", timed)
+    model: Any = OnGpu()
+    return choose_decoding(service, model, asked, together=3, make=lambda device: CudaDecoder(decode))
+
+
+def test_auto_keeps_the_faster_way_and_reports_both(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = chosen(service, "auto", [0.02, 0.004], monkeypatch)
+    assert report == {"asked": "auto", "by": "gpu", "images": 3, "cpu_ms": 20.0, "gpu_ms": 4.0}
+    assert service.cuda_decoder is not None
+
+
+def test_auto_keeps_the_cpu_where_it_is_the_faster(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = chosen(service, "auto", [0.004, 0.02], monkeypatch)
+    assert (report["by"], report["cpu_ms"], report["gpu_ms"]) == ("cpu", 4.0, 20.0)
+    assert service.cuda_decoder is None
+
+
+def test_what_was_asked_for_is_done_even_where_it_is_slower(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert chosen(service, "gpu", [0.004, 0.02], monkeypatch)["by"] == "gpu"
+    assert service.cuda_decoder is not None
+    assert chosen(service, "cpu", [], monkeypatch) == {"asked": "cpu", "by": "cpu"}
+    assert service.cuda_decoder is None
+
+
+def test_a_gpu_that_cannot_decode_is_no_error_for_auto_and_one_for_gpu(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = chosen(service, "auto", [], monkeypatch, no_decoder)
+    assert report["by"] == "cpu" and "failed on a photograph" in report["reason"]
+    with pytest.raises(
+        ValueError, match=r"maskx\.decode is gpu, but the GPU cannot decode: .*; set auto or cpu"
+    ):
+        chosen(service, "gpu", [], monkeypatch, no_decoder)
+    assert service.cuda_decoder is None
+
+
+def test_a_cpu_is_never_asked_to_decode_like_a_gpu(service: Service, model: ServedModel) -> None:
+    assert choose_decoding(service, model, "auto", together=2) == {"asked": "auto", "by": "cpu"}
+    with pytest.raises(ValueError, match="on a CUDA device, and this one is cpu"):
+        choose_decoding(service, model, "gpu", together=2)
+    with pytest.raises(ValueError, match="this one is meta"):
+        cuda_decoder(torch.device("meta"))
+
+
+def test_images_that_lie_on_the_device_are_predicted_as_arrays_are(model: ServedModel) -> None:
+    pixels = scene(red=(3, 3, 9, 9))
+    wishes = [Wishes(score_threshold=0.5, max_detections=3)]
+    there = torch.from_numpy(pixels).permute(2, 0, 1).contiguous().permute(1, 2, 0)
+    for image in (pixels, there):
+        assert model.predict([image], wishes)[0].boxes.tolist() == [[3, 3, 12, 12]]

@@ -338,6 +338,7 @@ def test_the_describe_call_is_told_device_and_precision_and_nobody_else_is(
     described = json.loads(handler.handle([{}], asked_by(context, {**REST, "describe": "True"}))[0])
     assert described["device"] == "cpu"
     assert described["precision"] == "float32" and described["precision_asked"] == "auto"
+    assert described["fusers"] == "off" and described["decode"] == {"asked": "auto", "by": "cpu"}
     assert described["limits"]["max_images"] == 8 and described["limits"]["max_detections"] == 1000
     assert described["mask_formats"] == ["rle", "polygon", "png", "none"]
     body = {"body": png(scene())}

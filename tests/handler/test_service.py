@@ -4,7 +4,6 @@ import io
 import json
 import threading
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -383,34 +382,6 @@ def test_a_model_that_fails_while_it_is_warmed_up_is_not_served(monkeypatch: pyt
     with pytest.raises(ValueError, match="the model cannot be warmed up: .*InternalError"):
         warm_up(service)
     warm_up(recording(Limits(max_side=64))[0])  # refused by a limit: no failure
-
-
-def test_warm_up_runs_the_network_with_masks_and_every_detection(
-    model: ServedModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[tuple[tuple[int, ...], Wishes]] = []
-    monkeypatch.setattr(model, "predict", lambda images, wishes: seen.append((images[0].shape, wishes[0])))
-    model.warm_up()
-    objects = Wishes(score_threshold=0.0, max_detections=100)
-    nothing, bare = replace(objects, score_threshold=1.0), replace(objects, mask_format="none")
-    assert seen == [((64, 64, 3), wishes) for wishes in (objects, objects, nothing, bare)]
-
-
-def test_warm_up_on_a_gpu_covers_canvases_batch_sizes_and_images_in_which_nothing_is_found(
-    model: ServedModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: set[tuple[tuple[int, int], int, frozenset[tuple[float, str]]]] = set()
-
-    def predict(images: Sequence[np.ndarray], wishes: Sequence[Wishes]) -> None:
-        asked = frozenset((one.score_threshold, one.mask_format) for one in wishes)
-        seen.add((images[0].shape[:2], len(images), asked))
-
-    monkeypatch.setattr(model, "predict", predict)
-    model.warm_up(3, every=True)
-    for size in ((64, 64), (64, 85), (85, 64)):
-        assert {count for its_size, count, _ in seen if its_size == size} == {1, 2, 3}
-        assert (size, 1, frozenset({(1.0, "rle")})) in seen and (size, 1, frozenset({(0.0, "rle")})) in seen
-        assert (size, 3, frozenset({(1.0, "rle"), (0.0, "rle"), (0.0, "none")})) in seen
 
 
 @pytest.mark.parametrize(

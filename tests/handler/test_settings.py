@@ -34,6 +34,11 @@ def test_the_own_section_sets_the_limits() -> None:
     assert limits == Limits(max_side=100, max_images=1)
 
 
+def test_who_decodes_is_chosen_by_the_machine_unless_somebody_says_it() -> None:
+    assert read_settings({}).decode == "auto"
+    assert read_settings({"maskx": {"decode": "gpu"}}).decode == "gpu"
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
@@ -48,6 +53,8 @@ def test_the_own_section_sets_the_limits() -> None:
         ({"maskx": {"max_pixels": -1}}, "maskx.max_pixels is -1"),
         ({"maskx": {"max_image": 3}}, "unknown key 'max_image'; did you mean max_images?"),
         ({"maskx": {"images_together": 0}}, "maskx.images_together is 0; a whole number of at least 1"),
+        ({"maskx": {"decode": "cuda"}}, "maskx.decode is 'cuda'; allowed are auto, cpu, gpu"),
+        ({"jobQueueSize": 0}, "jobQueueSize is 0; a whole number of at least 1"),
         ({"maskx": 3}, "maskx is 3; a section"),
     ],
 )

@@ -138,24 +138,24 @@ def test_the_switch_can_be_set_after_scripting_and_freezing() -> None:
         for _ in range(2):
             with torch.no_grad():
                 require_same(frozen(*arguments), expected)
-                numbers, table = frozen.packed(*arguments)
-        require_same(unpacked(numbers, table), expected)
+                words, table = frozen.packed(*arguments)
+        require_same(unpacked(words, table), expected)
 
 
-def unpacked(numbers: Tensor, table: list[list[int]]) -> list[dict[str, Tensor]]:
+def unpacked(words: Tensor, table: list[list[int]]) -> list[dict[str, Tensor]]:
     """The answers of `packed` as those of `forward`, by its docstring."""
     found = []
     for detections, boxes, scores, labels, offsets, counts, _ in table:
         one = {
-            "boxes": numbers[boxes : boxes + 4 * detections].float().view(-1, 4),
-            "scores": numbers[scores : scores + detections].float(),
-            "labels": numbers[labels : labels + detections].long(),
+            "boxes": words[boxes : boxes + 4 * detections].view(torch.float32).view(-1, 4),
+            "scores": words[scores : scores + detections].view(torch.float32),
+            "labels": words[labels : labels + detections].long(),
             "rle_counts": torch.zeros(0, dtype=torch.int64),
             "rle_offsets": torch.zeros(detections + 1, dtype=torch.int64),
         }
         if offsets >= 0:
-            ends = numbers[offsets : offsets + detections + 1].long()
-            one["rle_counts"] = numbers[counts + int(ends[0]) : counts + int(ends[-1])].long()
+            ends = words[offsets : offsets + detections + 1].long()
+            one["rle_counts"] = words[counts + int(ends[0]) : counts + int(ends[-1])].long()
             one["rle_offsets"] = ends - ends[0]
         found.append(one)
     return found
@@ -166,9 +166,9 @@ def test_packed_keypoints_are_those_of_the_answers() -> None:
     arguments = asked(eight()[:3])
     expected = answers(served, arguments, batched=True)
     with torch.no_grad():
-        numbers, table = served.packed(*arguments)
+        words, table = served.packed(*arguments)
     for row, one in zip(table, expected, strict=True):
-        own = numbers[row[6] : row[6] + 6 * row[0]].float().view(-1, 2, 3)
+        own = words[row[6] : row[6] + 6 * row[0]].view(torch.float32).view(-1, 2, 3)
         assert torch.equal(own, one["keypoints"])
 
 
@@ -180,8 +180,8 @@ def counted(served: Inference, arguments: Arguments, *, batched: bool, packed: b
     device = [*served.parameters(), *served.buffers(), *arguments[0]]
     with torch.no_grad(), Operations(device) as operations:
         if packed:
-            numbers, _ = served.packed(*arguments)
-            numbers.tolist()  # the one copy out
+            words, _ = served.packed(*arguments)
+            words.tolist()  # the one copy out
         else:
             served(*arguments)
     return operations
