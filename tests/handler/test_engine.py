@@ -147,44 +147,6 @@ print([line.split()[1] for line in open("/proc/self/status") if line.startswith(
     assert kept - given_back > 150_000
 
 
-def test_torchscript_compiles_nothing_in_a_process_that_serves(path: Path) -> None:
-    """Asked of torch itself, in a process of its own, before and after a model is loaded."""
-    code = (
-        "import torch, sys; from pathlib import Path; from maskx_engine import fusers_state; before = fusers_state();"
-        "from maskx_model import ServedModel; ServedModel(Path(sys.argv[1]), torch.device('cpu'));"
-        "print(before, fusers_state(), torch._C._jit_texpr_fuser_enabled(), torch._C._jit_can_fuse_on_gpu())"
-    )
-    handler = Path(maskx_engine.__file__).parent
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, str(path)],
-        cwd=handler,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.split() == ["on", "off", "False", "False"]
-
-
-def test_a_module_that_knows_the_switch_is_batched_off_the_cpu_alone() -> None:
-    class Switched(torch.nn.Module):
-        batched: bool
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.batched = False
-
-        def forward(self, x: torch.Tensor) -> bool:
-            return self.batched
-
-        @torch.jit.export
-        def packed(self, x: torch.Tensor) -> bool:
-            return self.batched
-
-    for device, expected in ((torch.device("cpu"), False), (torch.device("cuda", 0), True)):
-        ready = ready_to_run(torch.jit.script(Switched()).eval(), device, "float32", [])
-        assert ready(torch.zeros(1)) is ready.packed(torch.zeros(1)) is expected
-
-
 @pytest.mark.parametrize("missing", ["_is_avx512_bf16_supported", "_is_mkldnn_bf16_supported"])
 def test_auto_is_float32_where_torch_cannot_tell(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     onednn = SimpleNamespace(_is_mkldnn_bf16_supported=lambda: True)
