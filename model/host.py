@@ -5,6 +5,7 @@ training step that is allowed in `read` and under `waiting` alone, which are:
 
     model.rois.arranged           how many RoIs of each kind an image has, once a step
     model.keypoint_branch         how many RoIs have a keypoint inside, once a step
+    model.rpn_training            the form of the anchors, in the first step alone
     model.weight_transfer         which classes occur, where there are more than `FEW_CLASSES`
     training.run.Run.train_on     the figures of the step, once
 

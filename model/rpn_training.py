@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from model.box_coding import moved_boxes
 from model.ground_truth import GroundTruth
+from model.host import waiting
 from model.losses import Focal, Total
 from model.rpn import CrowdAwareRPN
 from model.sampling import ANCHORS, match_anchors, random_bits, sample
@@ -61,7 +62,8 @@ def proposed(
 def level_anchors(rpn: CrowdAwareRPN, levels: list[Tensor], height: int, width: int) -> list[Tensor]:
     """The anchors [A_k, 4] of each level, in the order of its cells, of a canvas of `height` and `width`."""
     generator = rpn.anchor_generator
-    generator.set_cell_anchors(torch.float32, levels[0].device)
+    with waiting():  # they are moved once, and stay
+        generator.set_cell_anchors(torch.float32, levels[0].device)
     grids = [[level.shape[2], level.shape[3]] for level in levels]
     strides = [[height // rows, width // columns] for rows, columns in grids]
     anchors: list[Tensor] = generator.grid_anchors(grids, strides)

@@ -69,7 +69,8 @@ class Device(TorchDispatchMode):
             isinstance(i, Tensor) and i.dtype in (torch.bool, torch.uint8) for i in args[1]
         )
         open_size = name == "repeat_interleave" and (kwargs or {}).get("output_size") is None
-        if name in SIZE_DEPENDS_ON_VALUES or by_bool or open_size or (mine and name == "_local_scalar_dense"):
+        reads_values = name in SIZE_DEPENDS_ON_VALUES or name == "_local_scalar_dense"
+        if mine and (reads_values or by_bool or open_size):
             self.waits.append(name)
         return answer
 
