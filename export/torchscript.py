@@ -41,6 +41,7 @@ def export_network(network: MaskXRCNN, metadata: dict[str, Any]) -> bytes:
     buffer = io.BytesIO()
     torch.jit.save(scripted, buffer, _extra_files={METADATA_NAME: metadata_json(metadata)})
     data = without_source_paths(buffer.getvalue())
+    buffer.close()  # a large network's copies would lie in memory while it is verified
     verify(network, served, scripted, data)
     return data
 
@@ -73,6 +74,7 @@ def export_checkpoint(checkpoint: Path, out: Path) -> None:
         )
     network, classes, contents = load_network(checkpoint)
     config = contents["model_config"]
+    del contents  # with the weights, the optimiser's too
     metadata = build_metadata(
         classes,
         mask_size=network.mask_size,
