@@ -78,7 +78,7 @@ class KeptCopies:
             for array in arrays:
                 on_host.numpy()[at : at + array.nbytes].reshape(array.shape)[...] = array
                 at += array.nbytes
-            on_device = torch.empty_like(on_host, device=self._device)
+            on_device = torch.empty(len(on_host), dtype=torch.uint8, device=self._device)
             on_device.copy_(on_host, non_blocking=True)
             self._in.wait = self._mark()
             parts = list(on_device.split([array.nbytes for array in arrays]))

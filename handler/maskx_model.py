@@ -7,6 +7,7 @@ file's own metadata.json says what its labels mean.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,8 +24,11 @@ from maskx_categories import Category
 from maskx_copies import Pixels, copies_for
 from maskx_cores import usable_cores
 from maskx_engine import PACKED, choose_precision, fusers, fusers_off, keep_freed_memory, ready_to_run
+from maskx_faults import is_out_of_memory
 from maskx_packed import unpack
 from maskx_request import MAX_DETECTIONS, Wishes
+
+logger = logging.getLogger(__name__)
 
 METADATA_NAME = "metadata.json"
 FORMAT_VERSION = 1
@@ -174,14 +178,23 @@ class ServedModel:
 
         With objects, without any, and without masks. On a GPU, where libraries choose and load a kernel for every new
         shape, also upright, lying and square images, in every number from one to `batch_size` and with unequal wishes;
-        on a CPU one image alone, for what is left there is short and start-up would be long.
+        on a CPU one image alone, for what is left there is short and start-up would be long. Larger batches than there
+        is memory for are left out; requests are then answered in halves.
         """
         runs = first_runs(batch_size if self.device.type == "cuda" else 1, self.defaults.max_detections)
-        for (height, width), wishes in runs:
+        for done, ((height, width), wishes) in enumerate(runs):
             image = drawn(
                 round(height * self.min_size), min(round(width * self.min_size), round(1.25 * self.max_size))
             )
-            self.predict([image] * len(wishes), wishes)
+            try:
+                self.predict([image] * len(wishes), wishes)
+                continue
+            except Exception as error:  # PyTorch has no narrower class for all that a network can raise
+                if len(wishes) == 1 or not is_out_of_memory(error):
+                    raise
+            logger.warning("no memory to warm up with %d images at once, nor with more", len(wishes))
+            self.free_memory()
+            return done
         return len(runs)
 
 

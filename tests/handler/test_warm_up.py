@@ -68,6 +68,38 @@ def test_a_huge_batch_size_does_not_make_the_start_endless(
     assert max(len(wishes) for _, wishes in runs(model, 1000, monkeypatch)) == MOST_TOGETHER
 
 
+def test_a_batch_that_memory_is_too_small_for_ends_the_warm_up_and_not_the_start(
+    model: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model, "device", torch.device("cuda", 0))
+    freed: list[bool] = []
+    monkeypatch.setattr(model, "free_memory", lambda: freed.append(True))
+
+    def predict(images: Sequence[np.ndarray], wishes: Sequence[Wishes]) -> None:
+        if len(images) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(model, "predict", predict)
+    assert model.warm_up(8) == 5 + 2 * 6 and freed == [True]
+
+
+@pytest.mark.parametrize(
+    ("message", "from_how_many"), [("CUDA out of memory", 1), ("CUDA error: no kernel image", 2)]
+)
+def test_a_network_that_fails_otherwise_or_with_one_image_is_not_served(
+    model: ServedModel, monkeypatch: pytest.MonkeyPatch, message: str, from_how_many: int
+) -> None:
+    monkeypatch.setattr(model, "device", torch.device("cuda", 0))
+
+    def predict(images: Sequence[np.ndarray], wishes: Sequence[Wishes]) -> None:
+        if len(images) >= from_how_many:
+            raise RuntimeError(message)
+
+    monkeypatch.setattr(model, "predict", predict)
+    with pytest.raises(RuntimeError, match=message):
+        model.warm_up(8)
+
+
 def test_the_runs_of_the_warm_up_find_something_nothing_and_something_without_masks(
     model: ServedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
