@@ -9,10 +9,14 @@ from tests.model.small_network import small_network, transfer
 
 CLASSES, PLACES = 5, 20
 
-pytestmark = pytest.mark.filterwarnings(
+pytestmark = [
     # torchvision's own shape of nms; nothing here can be written otherwise.
-    "ignore:`create_unbacked_symint` is deprecated:FutureWarning"
-)
+    pytest.mark.filterwarnings("ignore:`create_unbacked_symint` is deprecated:FutureWarning"),
+    pytest.mark.skipif(
+        tuple(map(int, torch.__version__.split(".")[:2])) < (2, 15),
+        reason="torch.export of 2.11 was seen to fix the parity of a side, that of 2.15 leaves it free",
+    ),
+]
 
 
 def module() -> OneCanvas:
