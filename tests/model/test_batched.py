@@ -193,7 +193,7 @@ def with_objects_in_each(images: list[Tensor]) -> Arguments:
 
 
 def test_a_batch_costs_hardly_more_operations_than_an_image_and_six_waits() -> None:
-    """On a GPU the host is what there is too little of: today's figures are 900 operations and 6 waits."""
+    """On a GPU the host is what there is too little of: today's figures are 1 100 operations and 6 waits."""
     served = network()
     many = with_objects_in_each(eight())
     assert all(len(one["labels"]) > 0 for one in answers(served, many, batched=True))
