@@ -115,7 +115,7 @@ class Inference(nn.Module):
             for i, k in enumerate(part):
                 ends.append(ends[i] + (counts[i] if masks[k] else 0))
             offsets = found["rle_offsets"]
-            runs: list[int] = offsets[torch.tensor(ends)].tolist()
+            runs: list[int] = offsets[torch.tensor(ends).to(offsets.device, non_blocking=True)].tolist()
             start = 0
             for i, k in enumerate(part):
                 end = start + counts[i]
