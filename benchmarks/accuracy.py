@@ -11,6 +11,7 @@ import argparse
 import io
 import json
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,11 +20,13 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from PIL import Image
+from torchvision.io import ImageReadMode, decode_jpeg
 
 from benchmarks import ROOT
 from benchmarks.machine import describe, native_precisions
 from benchmarks.tables import table
-from maskx_image import DecodedImage, ImageError, decode, decode_to_fit
+from maskx_cuda_decode import CudaDecoder
+from maskx_image import MAX_PIXELS, MAX_SIDE, DecodedImage, ImageError, decode, decode_to_fit
 from maskx_model import ServedModel
 from maskx_request import Wishes
 from model.classes import ClassTable
@@ -37,9 +40,11 @@ from training.coco_results import (
 )
 from training.predictions import MAX_DETECTIONS, SCORE_THRESHOLD
 
-Decoding = Literal["whole", "draft", "enlarged whole", "enlarged draft"]
+Decoding = Literal["whole", "draft", "enlarged whole", "enlarged draft", "enlarged torchvision"]
 """Every pixel decoded, or as the service decodes: a JPEG much larger than the network's input scaled down on the way.
-Enlarged: the image is first made a JPEG of `--enlarge` times its sides, for the drawn images are small PNGs."""
+Enlarged: the image is first made a JPEG of `--enlarge` times its sides, for the drawn images are small PNGs.
+torchvision: by the way of maskx_cuda_decode, with torchvision's decoder of the same name (nvJPEG on a GPU, libjpeg on a
+CPU, where it stands in for the other)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,10 +228,24 @@ def read(path: Path, model: ServedModel, decoding: Decoding, enlarge: int) -> De
             data = enlarged(data, enlarge)
         if decoding.endswith("draft"):
             return decode_to_fit(data, min_size=model.min_size, max_size=model.max_size)
-        pixels = decode(data)
+        pixels = _by_torchvision(data) if decoding.endswith("torchvision") else decode(data)
     except ImageError as error:
         raise ValueError(f"{path}: {error}") from error
     return DecodedImage(pixels=pixels, height=pixels.shape[0], width=pixels.shape[1])
+
+
+def _by_torchvision(data: bytes) -> np.ndarray:
+    """As the service on a GPU: what its decoder leaves alone is Pillow's."""
+    [found] = CudaDecoder(_decode_jpegs).images([data], max_pixels=MAX_PIXELS, max_side=MAX_SIDE)
+    return decode(data) if found is None else found.on_host()
+
+
+def _decode_jpegs(files: list[torch.Tensor]) -> list[torch.Tensor]:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torchvision 0.29 says that TorchCodec will take its place
+        decoded: list[torch.Tensor] = decode_jpeg(files, mode=ImageReadMode.RGB, device=device)
+    return decoded
 
 
 def enlarged(data: bytes, factor: int) -> bytes:

@@ -10,11 +10,13 @@ import torch
 from benchmarks.gpu_check.parts import served
 from benchmarks.gpu_check.parts.answers import PIXELS, sizes
 from benchmarks.gpu_check.parts.comparing import compare
+from benchmarks.gpu_check.parts.graphed import measure_trunk, trunk_of
 from benchmarks.gpu_check.parts.photos import _draw
 from benchmarks.gpu_check.parts.traced import Span, host_operations, places
 from benchmarks.gpu_check.parts.training_same import relative
 from benchmarks.gpu_check.setting import CheckSetting
 from model.suppression import nms_by_class
+from tests.model.small_network import small_network
 
 
 def setting_in(folder: Path) -> CheckSetting:
@@ -148,3 +150,14 @@ def test_a_drawn_photograph_has_its_objects_inside_the_drawing(tmp_path: Path) -
     for one in found:
         x, _, width, _ = one["bbox"]
         assert x >= 0 and x + width <= 64 and one["segmentation"]["size"] == [64, 96]
+
+
+def test_the_trunk_of_the_file_is_the_networks_own_backbone_and_rpn_head(tmp_path: Path) -> None:
+    network = small_network().eval().inference().eval()
+    torch.jit.script(network).save(str(tmp_path / "maskx.pt"))
+    trunk = trunk_of(tmp_path / "maskx.pt", torch.device("cpu"), torch.float32, 64, 128)
+    with torch.no_grad():
+        answers = trunk()
+        found = measure_trunk(trunk, torch.device("cpu"), runs=2)
+    assert len(answers) == 3 * 5 and answers[0].shape[2:] == (16, 32)
+    assert found.launched > 0 and found.replayed is None and found.same is None

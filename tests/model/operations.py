@@ -26,6 +26,7 @@ SIZED_BY_VALUES = {
     "unique_dim",
     "unique_consecutive",
     "nms",
+    "bincount",
 }
 """Operators whose answer has a size that only the device knows."""
 
@@ -56,6 +57,10 @@ class Operations(TorchDispatchMode):
         self._reads.__exit__(*error)
         super().__exit__(*error)
 
+    def take(self, tensors: Iterable[Tensor]) -> None:
+        """These lie on the device from now on."""
+        self._known.update(dict.fromkeys(tensors, True))
+
     def of_device(self, value: Any) -> bool:
         """Whether a value is a tensor that lies on the device."""
         if not isinstance(value, Tensor):
@@ -68,15 +73,15 @@ class Operations(TorchDispatchMode):
         leaves = tree_leaves((args, kwargs))
         touched = any(self.of_device(leaf) for leaf in leaves)
         self.total += 1
-        if name in SIZED_BY_VALUES or self._sized_by_mask(name, args, kwargs):
+        if touched and (name in SIZED_BY_VALUES or self._sized_by_mask(name, args, kwargs)):
             self.waits[name] += 1
         answer = func(*args, **kwargs)
         if touched:
-            self._known.update({leaf: True for leaf in tree_leaves(answer) if isinstance(leaf, Tensor)})
+            self.take(leaf for leaf in tree_leaves(answer) if isinstance(leaf, Tensor))
         return answer
 
     def _sized_by_mask(self, name: str, args: Any, kwargs: Any) -> bool:
-        if name in ("index", "index_put", "index_put_"):
+        if name in ("index", "index_put", "index_put_", "_index_put_impl_"):
             masks = [one for one in args[1] if one is not None and one.dtype in (torch.bool, torch.uint8)]
             return any(self.of_device(mask) for mask in masks)
         if name == "repeat_interleave":
@@ -102,6 +107,8 @@ class _Reads(TorchFunctionMode):
             self._operations.waits[name] += 1
         before, self.inside = self.inside, self.inside or bool(reads)
         try:
+            if reads and name == "tolist":  # else it would be seen once more for every number
+                return args[0].detach().numpy().tolist()
             return func(*args, **(kwargs or {}))
         finally:
             self.inside = before

@@ -12,6 +12,7 @@ import torch
 
 from benchmarks.gpu_check.parts.answers import empty_images
 from benchmarks.gpu_check.parts.asking import DETECTIONS, Asked
+from benchmarks.gpu_check.parts.graphed import measure_trunk, trunk_of
 from benchmarks.gpu_check.parts.large import PICTURES
 from benchmarks.gpu_check.parts.photos import photos
 from benchmarks.gpu_check.parts.traced import Traced, host_operations, traced, waits_of
@@ -51,6 +52,7 @@ def measure(setting: CheckSetting, seconds: float, keep: Keep) -> Part:
         ("the trained network's batch", trained_batch),
         ("the eager network", eager_places),
         ("one training step", training_step),
+        ("a CUDA graph of the trunk", trunk_graph),
     ):
         if told.text and not clock.has(4):
             told.text += f"\n{name}: no time was left.\n"
@@ -96,6 +98,30 @@ def training_step(setting: CheckSetting, told: Told) -> None:
         batch = next(coming)
         name = f"One training step, EfficientNet-Lite0, {sizes.batch} images, bfloat16"
         _work(setting, told, name, lambda: one_step(run, batch), runs=1 if setting.short else 4)
+
+
+def trunk_graph(setting: CheckSetting, told: Told) -> None:
+    """Whether a CUDA graph of the trunk would gain at batch 1, for ResNet-50 and the trained network."""
+    device = torch.device(setting.device)
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[
+        setting.best_first()[0]
+    ]
+    rows = []
+    for name, path, height, width in (
+        ("ResNet-50", setting.large / "maskx.pt", setting.min_size, setting.max_size),
+        ("the trained network", setting.trained_path, 256, 320),
+    ):
+        height, width = (side + -side % 64 for side in (height, width))
+        with torch.no_grad():
+            found = measure_trunk(
+                trunk_of(path, device, dtype, height, width), device, 2 if setting.short else 40
+            )
+        replayed = "no graphs on a CPU" if found.replayed is None else shown(found.replayed)
+        same = {None: "-", True: "yes", False: "NO"}[found.same]
+        rows.append((f"{name}, {height} x {width}", shown(found.launched), replayed, same))
+        told.numbers[f"graph of {name}"] = {"launched": found.launched, "replayed": found.replayed}
+    headers = ("trunk of one image", "launched", "replayed as a CUDA graph", "same bits")
+    told.text += f"\n**A CUDA graph of the trunk**\n\n{table(headers, rows)}"
 
 
 def eager_places(setting: CheckSetting, told: Told) -> None:
