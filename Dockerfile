@@ -28,6 +28,7 @@ COPY model/ model/
 COPY training/ training/
 COPY export/ export/
 COPY handler/ handler/
+COPY server/ server/
 COPY serve_config/ serve_config/
 USER 10001:10001
 VOLUME ["/srv/maskx/build"]
@@ -48,6 +49,7 @@ RUN --mount=type=bind,source=requirements,target=/requirements \
 RUN useradd --no-create-home --home-dir /run/maskx --shell /usr/sbin/nologin --uid 10001 maskx \
     && install -d -o 10001 -g 10001 -m 0700 /run/maskx
 WORKDIR /srv/maskx
+COPY server/ server/
 COPY serve_config/ serve_config/
 COPY build/maskx.mar build/maskx.mar.sha256 ./
 # /run/maskx is to be a tmpfs of user 10001: all that is ever written lies there. NVIDIA's runtime mounts nvidia-smi for
@@ -56,7 +58,7 @@ ENV HOME=/run/maskx TMPDIR=/run/maskx NVIDIA_DRIVER_CAPABILITIES=compute,utility
 USER 10001:10001
 HEALTHCHECK --interval=15s --timeout=10s --start-period=180s --retries=3 \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8083/ready', timeout=8)"]
-ENTRYPOINT ["python", "-m", "serve_config.server", "run"]
+ENTRYPOINT ["python", "-m", "server", "run"]
 CMD ["--archive", "maskx.mar", "--state", "/run/maskx/state"]
 
 FROM ${PROXY_BASE} AS proxy

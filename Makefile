@@ -65,7 +65,7 @@ train: $(RUN)/finished  ## train, or go on with a training that was stopped: CON
 evaluate: build/evaluation/results.json  ## box and mask AP over A, B and all classes; a sheet of predictions
 
 calibrate: $(RUN)/finished  ## the mask threshold of classes without masks, measured on classes held out of set A
-	@$(PY) -m training.calibrate_masks --checkpoint $(RUN)/checkpoint.pt $(CALIBRATE_ARGS)
+	@$(PY) -m training.experiments.mask_threshold --checkpoint $(RUN)/checkpoint.pt $(CALIBRATE_ARGS)
 
 experiments: setup   ## a grid of trainings -> build/experiments: GRID=shapes|photos|paper EXPERIMENTS_ARGS="--dry-run"
 	@$(PY) -m training.experiments $(GRID) $(EXPERIMENTS_ARGS)
@@ -73,7 +73,7 @@ experiments: setup   ## a grid of trainings -> build/experiments: GRID=shapes|ph
 archive: build/maskx.mar  ## checkpoint -> TorchScript, verified -> build/maskx.mar
 
 serve: build/maskx.mar $(GENERATED)  ## start TorchServe on loopback; returns when the model answers
-	@$(PY) -m serve_config.server start $(SERVE_ARGS)
+	@$(PY) -m server start $(SERVE_ARGS)
 
 predict: setup       ## send an image to the server, write the overlay: IMAGE= OUT=
 	@test -n "$(IMAGE)" || { echo "error: name an image: make predict IMAGE=photo.jpg" >&2; exit 2; }
@@ -86,25 +86,25 @@ predict-folder: build/maskx.mar  ## COCO results of every image under IMAGES=, w
 	@PYTHONWARNINGS=ignore::FutureWarning $(PY) -m offline.predict --archive build/maskx.mar --images "$(IMAGES)" --out build/offline $(OFFLINE_ARGS)
 
 stop:                ## stop the server
-	@if test -d build/serve && test -x $(PY); then $(PY) -m serve_config.server stop; else echo "no server was started here"; fi
+	@if test -d build/serve && test -x $(PY); then $(PY) -m server stop; else echo "no server was started here"; fi
 
 ready: setup         ## say whether the server answers a prediction now
-	@$(PY) -m serve_config.server ready
+	@$(PY) -m server ready
 
 versions: setup      ## the versions of the model that are loaded
-	@$(PY) -m serve_config.models list
+	@$(PY) -m server.versions list
 
 register: setup      ## load a version beside the others: ARCHIVE=; the server needs SERVE_ARGS=--model-api
 	@test -n "$(ARCHIVE)" || { echo "error: name an archive: make register ARCHIVE=build/maskx-2.mar" >&2; exit 2; }
-	@$(PY) -m serve_config.models register --archive "$(ARCHIVE)"
+	@$(PY) -m server.versions register --archive "$(ARCHIVE)"
 
 set-default: setup   ## answer with a version where none is named: VERSION=
 	@test -n "$(VERSION)" || { echo "error: name a version: make set-default VERSION=2.0 (make versions lists them)" >&2; exit 2; }
-	@$(PY) -m serve_config.models default "$(VERSION)"
+	@$(PY) -m server.versions default "$(VERSION)"
 
 unregister: setup    ## remove a version once its requests are answered: VERSION=
 	@test -n "$(VERSION)" || { echo "error: name a version: make unregister VERSION=1.0 (make versions lists them)" >&2; exit 2; }
-	@$(PY) -m serve_config.models unregister "$(VERSION)"
+	@$(PY) -m server.versions unregister "$(VERSION)"
 
 # Steps are makes of their own, so that the time of each can be told; nothing is left running at the end.
 demo:                ## all of it: setup, data, train, evaluate, archive, serve, predict, stop
@@ -124,15 +124,8 @@ demo:                ## all of it: setup, data, train, evaluate, archive, serve,
 check: $(VENV)/.stamp-dev $(GENERATED)  ## ruff, formatting, mypy, the arrows between folders
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
-	@$(VENV)/bin/mypy $(MYPY_PACKAGES)
-	@MYPYPATH=handler $(VENV)/bin/mypy --follow-imports=silent $(MYPY_FLAT)
+	@$(VENV)/bin/mypy handler model training export server client offline benchmarks tests
 	@$(PY) -m pytest -q tests/test_arrows.py
-
-# handler/'s modules import each other flat, as they lie in the archive, and training imports
-# handler.maskx_image and handler.maskx_draw: mypy knows a file by one name only, so what imports flat is a run of its own.
-MYPY_PACKAGES = handler/maskx_image.py handler/maskx_draw.py model training export serve_config client tests \
-  --exclude '^tests/(benchmarks|handler|offline|served)/'
-MYPY_FLAT = $(wildcard handler/*.py) offline benchmarks tests/benchmarks tests/handler tests/offline tests/served
 
 test: $(VENV)/.stamp-dev $(GENERATED)  ## every test, the served ones with a real TorchServe and nginx
 	@command -v nginx >/dev/null || $(MAKE) -s tools || echo "no nginx could be fetched: the proxy's tests are skipped" >&2
@@ -145,7 +138,7 @@ build/tools/nginx/sbin/nginx:
 
 # TorchScript's deprecation is known, see build/maskx.pt below.
 bench: setup         ## time and memory against torchvision and the machine's own limit -> benchmarks/results
-	@$(PY) -m benchmarks.bench $(BENCH_ARGS)
+	@$(PY) -m benchmarks.speed $(BENCH_ARGS)
 
 bench-gpu: setup     ## the same on a GPU, with throughput; without one a short form on the CPU
 	@PYTHONWARNINGS=ignore::FutureWarning $(PY) -m benchmarks.gpu_check.bench $(GPU_ARGS)
@@ -157,7 +150,7 @@ bench-training: setup  ## training's images/s and memory beside torchvision's re
 	@PYTHONWARNINGS=ignore::FutureWarning $(PY) -m benchmarks.training $(BENCH_ARGS)
 
 profile: setup       ## a trace of one request that a browser opens -> build/profile
-	@PYTHONWARNINGS=ignore::FutureWarning $(PY) -m benchmarks.trace $(PROFILE_ARGS)
+	@PYTHONWARNINGS=ignore::FutureWarning $(PY) -m benchmarks.speed.trace $(PROFILE_ARGS)
 
 accuracy: build/maskx.pt  ## AP of maskx.pt in each precision, decoded whole and scaled down
 	@PYTHONWARNINGS=ignore::FutureWarning $(PY) -m benchmarks.accuracy $(ACCURACY_ARGS)
@@ -170,7 +163,7 @@ image: build/maskx.mar  ## the serving image and its proxy, with DOCKER=docker o
 	@$(DOCKER) build --target proxy -t maskx-proxy:1 $(IMAGE_ARGS) .
 
 clean:               ## remove all that was made but .venv
-	@if test -d build/serve && test -x $(PY); then $(PY) -m serve_config.server stop || true; fi
+	@if test -d build/serve && test -x $(PY); then $(PY) -m server stop || true; fi
 	@rm -rf build client/generated .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
@@ -199,10 +192,10 @@ $(GENERATED): client/inference.proto client/compile_proto.py $(VENV)/.stamp-run
 
 # Drawn whole or not at all, and not again from the same settings; so its time stamp stays where nothing changed.
 $(SHAPES): $(if $(DATA_ARGS),FORCE) | setup
-	@$(PY) -m training.shapes --out build/shapes $(DATA_ARGS)
+	@$(PY) -m training.drawn.shapes --out build/shapes $(DATA_ARGS)
 
 $(FIGURES): | setup
-	@$(PY) -m training.figures --out build/figures
+	@$(PY) -m training.drawn.figures --out build/figures
 
 # CONFIG and ARGS are kept beside the run: a later `make train RUN=...` needs neither, and does something only with
 # other ones.
@@ -229,7 +222,7 @@ build/evaluation/results.json: $(RUN)/finished build/run.txt $(if $(EVALUATE_ARG
 	@$(PY) -m training.evaluate --checkpoint $(RUN)/checkpoint.pt --out build/evaluation $(EVALUATE_ARGS)
 
 # TorchScript's deprecation is known (see pyproject.toml) and would be the only thing read of this step.
-build/maskx.pt: $(RUN)/finished build/run.txt $(wildcard model/*.py export/*.py)
+build/maskx.pt: $(RUN)/finished build/run.txt $(shell find model export -name "*.py")
 	@PYTHONWARNINGS=ignore::FutureWarning $(PY) -m export.torchscript --checkpoint $(RUN)/checkpoint.pt --out $@
 
 build/maskx.mar: build/maskx.pt $(wildcard handler/*.py serve_config/model-config.yaml)

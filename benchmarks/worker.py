@@ -84,14 +84,14 @@ class Bare:
         self, folder: str, picture: str, classes: int, min_size: int, max_size: int
     ) -> dict[str, Any]:
         """See `network.prepare`."""
-        from benchmarks.network import prepare
+        from benchmarks.speed.network import prepare
 
         data = Path(picture).read_bytes()
         return prepare(Path(folder), data, classes, min_size=min_size, max_size=max_size)
 
     def prepare_small(self, path: str) -> None:
         """See `network.prepare_small`."""
-        from benchmarks.network import prepare_small
+        from benchmarks.speed.network import prepare_small
 
         prepare_small(Path(path))
 
@@ -99,7 +99,7 @@ class Bare:
         """See `floor.matmul_rates`; FLOP/s by side."""
         import torch
 
-        from benchmarks.floor import matmul_rates
+        from benchmarks.speed.floor import matmul_rates
 
         rates = matmul_rates(precision, torch.device(device), sides)
         return {str(side): rate for side, rate in rates.items()}
@@ -187,26 +187,26 @@ class OursSide(Side):
     def __init__(self, path: str, device: str, precision: str) -> None:
         import torch
 
-        from benchmarks.ours import Ours
+        from benchmarks.speed.ours import Ours
 
         self.side: Ours = Ours(Path(path), torch.device(device), precision)
 
     def about(self) -> dict[str, Any]:
         """What was chosen where the setting said auto."""
-        from benchmarks.ours import describe
+        from benchmarks.speed.ours import describe
 
         return describe(self.side.model)
 
     def runs_per_column(self, file: str) -> float:
         """See `ours.runs_per_column`, for one image."""
-        from benchmarks.ours import runs_per_column
+        from benchmarks.speed.ours import runs_per_column
 
         image = self.side.decode(Path(file).read_bytes())
         return runs_per_column(self.side.predict([image])[0])
 
     def engine(self, files: Sequence[str], batch: int, batches: int) -> dict[str, Any]:
         """See `engine_loop.engine_loop`."""
-        from benchmarks.engine_loop import engine_loop
+        from benchmarks.speed.engine_loop import engine_loop
 
         data = [Path(file).read_bytes() for file in files]
         self.side.answer(data[:batch])
@@ -229,7 +229,7 @@ class PeerSide(Side):
     ) -> None:
         import torch
 
-        from benchmarks.peer import Peer
+        from benchmarks.speed.peer import Peer
 
         self.side: Peer = Peer(
             Path(weights),

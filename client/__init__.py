@@ -1,5 +1,8 @@
 """The client of the served model, over REST and gRPC: a library, a command line, and results for annotation tools."""
 
+from client import flat  # noqa: F401  before what imports the handler's modules
+
+# isort: split
 from client.core import AsyncClient, Wishes
 from client.errors import (
     AnswerTooLarge,
@@ -15,7 +18,7 @@ from client.errors import (
 from client.prediction import Detection, Prediction
 from client.retry import Retries
 from client.sync import Client
-from handler.maskx_draw import Window
+from maskx_draw import Window
 
 __all__ = [
     "AnswerTooLarge",

@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from client.batch import Outcome, run
-from client.coco import images_list_of, write_coco
 from client.core import AsyncClient, Wishes
 from client.errors import ServerRefused, ServerUnreachable, TimedOut
-from client.files import ImageFile, find_images, identified, image_ids, numbered
 from client.images import upright
-from client.journal import Journal
+from client.many.batch import Outcome, run
+from client.many.coco import images_list_of, write_coco
+from client.many.files import ImageFile, find_images, identified, image_ids, numbered
+from client.many.journal import Journal
 from client.prediction import parsed, prediction_of
 from client.report import table
 from client.retry import Retries

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from handler.maskx_draw import Window, draw_detections, mask_window
+from maskx_draw import Window, draw_detections, mask_window
 
 
 @dataclass(frozen=True, kw_only=True)

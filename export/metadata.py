@@ -7,7 +7,7 @@ import torch
 import torchvision
 
 from model.classes import ClassTable
-from model.keypoints import KeypointsConfig, keypoint_labels
+from model.keypoints.layout import KeypointsConfig, keypoint_labels
 from model.serving import REDUCIBLE, REDUCIBLE_WITH_KEYPOINTS
 
 FORMAT_VERSION = 1

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torchvision.ops import box_iou
 
 from export.fresh_process import fusers_off
+from model.masks.weight_transfer import normalised
 from model.network import MaskXRCNN
-from model.weight_transfer import normalised
 
 TOLERANCE = 1e-4
 """Of a frozen module: scores, and boxes as a fraction of the image's longer side."""

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import torch
 
-from model.backbone import Backbone, build_backbone
-from model.box_branch import BoxHead, BoxPredictor, ConvBoxHead, ConvFCBoxHead
-from model.c4 import STRIDE, C4Backbone, Res5BoxHead, build_c4
+from model.backbones import Backbone, build_backbone
+from model.backbones.c4 import STRIDE, C4Backbone, Res5BoxHead, build_c4
+from model.backbones.timm_body import TimmBody
+from model.boxes.head import BoxHead, BoxPredictor, ConvBoxHead, ConvFCBoxHead
+from model.boxes.pooling import PyramidRoIAlign
+from model.boxes.pooling_forms import PyramidBicubicRoIAlign, PyramidRoIPool
+from model.boxes.rpn import build_rpn
 from model.canvas import Canvas
 from model.config import ModelConfig
-from model.hourglass import HourglassMaskHead, hourglass_20, hourglass_52
-from model.keypoint_branch import KeypointBranch
+from model.keypoints.head import KeypointBranch
 from model.losses import Focal
-from model.mask_branch import MaskBranch, MaskHead, MLPMaskHead, OfficialMaskMLP, SlimMaskMLP
+from model.masks.head import MaskBranch, MaskHead, MLPMaskHead, OfficialMaskMLP, SlimMaskMLP
+from model.masks.hourglass import HourglassMaskHead, hourglass_20, hourglass_52
+from model.masks.weight_transfer import MaskWeights
 from model.network import MaskXRCNN
-from model.pooling import PyramidRoIAlign
-from model.pooling_forms import PyramidBicubicRoIAlign, PyramidRoIPool
-from model.rpn import build_rpn
 from model.serving import norms_to_fold
-from model.timm_body import TimmBody
-from model.weight_transfer import MaskWeights
 
 
 def build_network(config: ModelConfig, *, num_classes: int) -> MaskXRCNN:
@@ -125,7 +125,7 @@ def build_network(config: ModelConfig, *, num_classes: int) -> MaskXRCNN:
 
 
 def uses_c4(config: ModelConfig) -> bool:
-    """Whether the network is of the C4 form (`model.c4`): one level, conv4."""
+    """Whether the network is of the C4 form (`model.backbones.c4`): one level, conv4."""
     return config.box.head == "res5"
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from model.build import build_network
 from model.classes import ClassTable
 from model.config import ModelConfig, model_config_from_dict
-from model.keypoints import keypoint_labels
+from model.keypoints.layout import keypoint_labels
 from model.network import MaskXRCNN
 
 FORMAT = 1

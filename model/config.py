@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from model.dataclass_io import from_plain, to_plain
-from model.keypoints import KeypointsConfig
+from model.keypoints.layout import KeypointsConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,7 +217,7 @@ class TransferConfig:
     """Centre w_det over the foreground classes and scale each class to unit RMS before T (ours)."""
     kept_mean: bool = False
     """Centre on the mean kept in the checkpoint, that of the classes T was trained on, so that classes added later
-    change no mask of the others; `training.grow` and `training.two_stage` set it (ours)."""
+    change no mask of the others; `training.recipes.grow` and `training.recipes.two_stage` set it (ours)."""
     residual: bool = False
     """w_seg = w_agnostic + T(w_det), T starting at zero (ours); false is the paper's w_seg = T(w_det)."""
     dropout: float = 0.0
@@ -226,7 +226,7 @@ class TransferConfig:
     """Standard deviation of Gaussian noise on T's input, in units of the input's RMS (ours)."""
     mask_threshold: float = 0.5
     """Probability from which a pixel belongs to the mask of a class of set B, in answers; set A keeps 0.5, which all
-    have in the paper. `training.calibrate_masks` chooses it (ours)."""
+    have in the paper. `training.experiments.mask_threshold` chooses it (ours)."""
 
     def __post_init__(self) -> None:
         if not 0 < self.mask_threshold < 1:

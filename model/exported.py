@@ -3,10 +3,10 @@
 Nothing here is a second implementation: the modules and their code are those of `model.inference`, batched. What only
 one of the two compilers can read stands behind `torch.jit.is_scripting()`:
 
-* `model.rpn.CrowdAwareRPN.kept_together` and `model.box_branch.BoxPredictor.found_at_most`: torchvision's operator in
-  the place of passes until nothing changes, which is a loop on what was computed;
-* `model.rpn.fewer`: the lesser of two counts that are not known yet;
-* `model.pooling.bucket_of`: counts as they are.
+* `model.boxes.rpn.CrowdAwareRPN.kept_together` and `model.boxes.head.BoxPredictor.found_at_most`: torchvision's
+  operator in the place of passes until nothing changes, which is a loop on what was computed;
+* `model.boxes.rpn.fewer`: the lesser of two counts that are not known yet;
+* `model.boxes.pooling.bucket_of`: counts as they are.
 """
 
 from __future__ import annotations

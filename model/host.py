@@ -3,10 +3,10 @@
 On a GPU the host runs ahead and only launches; it waits where it must know a number that the device computes. Within a
 training step that is allowed in `read` and under `waiting` alone, which are:
 
-    model.rois.arranged           how many RoIs of each kind an image has, once a step
-    model.keypoint_branch         how many RoIs have a keypoint inside, once a step
-    model.rpn_training            the form of the anchors, in the first step alone
-    model.weight_transfer         which classes occur, where there are more than `FEW_CLASSES`
+    model.boxes.rois.arranged           how many RoIs of each kind an image has, once a step
+    model.keypoints.head         how many RoIs have a keypoint inside, once a step
+    model.boxes.rpn_training            the form of the anchors, in the first step alone
+    model.masks.weight_transfer         which classes occur, where there are more than `FEW_CLASSES`
     training.run.Run.train_on     the figures of the step, once
 
 `no_other_waits` makes every other wait an error.

@@ -8,16 +8,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.profiler import record_function
 
-from model.box_branch import BoxHead, BoxPredictor, ConvBoxHead, ConvFCBoxHead
-from model.box_coding import within
-from model.c4 import Res5BoxHead
+from model.backbones.c4 import Res5BoxHead
+from model.boxes.coding import within
+from model.boxes.head import BoxHead, BoxPredictor, ConvBoxHead, ConvFCBoxHead
+from model.boxes.pooling import PyramidRoIAlign, bucket_of, image_of, rois_of, with_cells
+from model.boxes.rpn import CrowdAwareRPN
 from model.canvas import Canvas
-from model.keypoint_branch import KeypointBranch
-from model.mask_branch import MaskBranch
-from model.object_prior import object_prior
-from model.pooling import PyramidRoIAlign, bucket_of, image_of, rois_of, with_cells
-from model.rpn import CrowdAwareRPN
-from model.run_lengths import mask_run_lengths, run_lengths_of_images
+from model.keypoints.head import KeypointBranch
+from model.masks.head import MaskBranch
+from model.masks.object_prior import object_prior
+from model.masks.run_lengths import mask_run_lengths, run_lengths_of_images
 
 
 class Inference(nn.Module):
@@ -101,7 +101,7 @@ class Inference(nn.Module):
         Returns:
             Per image `boxes` float32 [D, 4] XYXY, `scores` [D], `labels` int64 [D], `rle_counts` int64
             (column-major run lengths of all masks, one after the other) and `rle_offsets` int64 [D+1]; of a network
-            with keypoints also `keypoints` float32 [D, K, 3] (x, y, score; `model.keypoint_branch`).
+            with keypoints also `keypoints` float32 [D, K, 3] (x, y, score; `model.keypoints.head`).
         """
         answers: list[dict[str, Tensor]] = []
         for _ in range(len(images)):
@@ -300,7 +300,7 @@ class Inference(nn.Module):
         thresholds: list[float],
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, list[int]]:
         """Boxes [S, 4] in pixels of the canvas, scores, labels and image of each detection, image after image, and how
-        many each image has (`model.box_branch.BoxPredictor`)."""
+        many each image has (`model.boxes.head.BoxPredictor`)."""
         if self.batched:
             return self.box_predictor.found_together(
                 proposals,

@@ -12,24 +12,24 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from model.box_branch import BoxHead, BoxPredictor, ConvBoxHead, ConvFCBoxHead
-from model.box_coding import encode_boxes
-from model.box_only import BoxOnly, box_only_losses
-from model.c4 import Res5BoxHead
+from model.backbones.c4 import Res5BoxHead
+from model.boxes.coding import encode_boxes
+from model.boxes.ground_truth import GroundTruth, ground_truth
+from model.boxes.head import BoxHead, BoxPredictor, ConvBoxHead, ConvFCBoxHead
+from model.boxes.pooling import PyramidRoIAlign
+from model.boxes.rois import RoIs, on_ground_truth, sampled
+from model.boxes.rpn import CrowdAwareRPN
+from model.boxes.rpn_training import proposals_and_losses, proposed
 from model.canvas import Canvas, canvas_side
-from model.ground_truth import GroundTruth, ground_truth
 from model.inference import Inference
-from model.keypoint_branch import KeypointBranch
+from model.keypoints.head import KeypointBranch
 from model.losses import Focal, Total, box_loss, class_loss, mask_loss, mask_softmax_loss, own_total
-from model.mask_branch import MaskBranch
-from model.mask_targets import mask_targets
-from model.object_prior import object_prior
-from model.pooling import PyramidRoIAlign
-from model.rois import RoIs, on_ground_truth, sampled
-from model.rpn import CrowdAwareRPN
-from model.rpn_training import proposals_and_losses, proposed
+from model.masks.box_only import BoxOnly, box_only_losses
+from model.masks.head import MaskBranch
+from model.masks.object_prior import object_prior
+from model.masks.targets import mask_targets
+from model.masks.weight_transfer import MaskWeights
 from model.targets import Target
-from model.weight_transfer import MaskWeights
 
 Stage = Literal["end_to_end", "detector", "mask", "classes"]
 
@@ -296,7 +296,7 @@ class MaskXRCNN(nn.Module):
         return pooled + prior.unsqueeze(1).to(pooled.dtype)
 
     def mask_table(self) -> tuple[Tensor, Tensor]:
-        """Mask weights [C+1, F] of every label, and the bias, [] or [C+1] (`model.weight_transfer.MaskWeights`).
+        """Mask weights [C+1, F] of every label, and the bias, [] or [C+1] (`model.masks.weight_transfer.MaskWeights`).
 
         Trained by a softmax over classes, a mask is that of its own class against the background: what the box
         branch has decided leaves these two, whose softmax is the sigmoid of their difference.

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.backbones.resnet import RESNETS, ResNet
 from model.build import build_network
 from model.checkpoint import load_weights
 from model.config import ModelConfig, model_config_from_dict
 from model.network import MaskXRCNN
-from model.resnet import RESNETS, ResNet
 from model.torchvision_state import State, convolution, count_of_blocks, under
 
 _BOX_HEAD, _MASK_HEAD = "roi_heads.box_head", "roi_heads.mask_head"

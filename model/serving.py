@@ -7,10 +7,10 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from model.box_branch import BoxHead
-from model.c4 import Res5BoxHead
+from model.backbones.c4 import Res5BoxHead
+from model.backbones.norms import FrozenBatchNorm2d
+from model.boxes.head import BoxHead
 from model.inference import Inference
-from model.norms import FrozenBatchNorm2d
 
 REDUCIBLE = ("backbone", "rpn.head", "box_head", "mask_branch")
 """Modules whose weights may be cast to a lower precision, all of them or none; all others stay float32."""

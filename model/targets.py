@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 Colours = tuple[float, float, float, float]
-"""Factors of brightness, contrast and saturation, and the turn of the hue in full circles (`training.colour`)."""
+"""Factors of brightness, contrast and saturation, and the turn of the hue in full circles (`training.data.colour`)."""
 
 
 class Target(TypedDict):

@@ -1,6 +1,7 @@
 """The arrows between the folders: who may import whom, and that nothing imports in a circle."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ FOLDERS = (
     "training",
     "export",
     "handler",
-    "serve_config",
+    "server",
     "client",
     "offline",
     "benchmarks",
@@ -23,7 +24,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "training": ("training", "model", *LEAVES),
     "export": ("export", "model"),
     "handler": ("handler",),
-    "serve_config": ("serve_config",),
+    "server": ("server",),
     "client": ("client", *LEAVES),
     "offline": ("offline", "handler"),
     "benchmarks": FOLDERS,
@@ -122,7 +123,7 @@ def graph(root: Path) -> dict[str, set[str]]:
 
 def test_every_folder_of_the_house_is_seen(graph: dict[str, set[str]]) -> None:
     seen = {name.partition(".")[0] for name in graph}
-    assert {"model", "training", "export", "handler", "client", "serve_config", "offline", "tests"} <= seen
+    assert {"model", "training", "export", "handler", "client", "server", "offline", "tests"} <= seen
     assert "model.network" in graph["model.build"]  # else an empty graph would pass all that follows
 
 
@@ -152,16 +153,16 @@ def test_the_handler_imports_its_modules_flat_as_they_lie_in_the_archive(root: P
 @pytest.mark.parametrize(
     ("path", "line", "arrow"),
     [
-        ("model/a.py", "from training.coco import CocoDataset", "model.a -> training.coco"),
-        ("model/a.py", "from handler.maskx_image import decode", "model.a -> handler.maskx_image"),
+        ("model/a.py", "from training.data.coco import CocoDataset", "model.a -> training.data.coco"),
+        ("model/a.py", "from maskx_image import decode", "model.a -> handler.maskx_image"),
         ("training/a.py", "import client.rest", "training.a -> client.rest"),
-        ("export/a.py", "def f():\n    from training import coco", "export.a -> training.coco"),
+        ("export/a.py", "def f():\n    from training import coco", "export.a -> training.data.coco"),
         ("client/a.py", "from model.network import MaskXRCNN", "client.a -> model.network"),
         ("handler/maskx_draw.py", "import maskx_a", "handler.maskx_draw -> handler.maskx_a"),
-        ("client/a.py", "from handler import maskx_a", "client.a -> handler.maskx_a"),
+        ("client/a.py", "from maskx_a import x", "client.a -> handler.maskx_a"),
         ("handler/maskx_a.py", "import model.network", "handler.maskx_a -> model.network"),
         ("handler/maskx_image.py", "from maskx_a import x", "handler.maskx_image -> handler.maskx_a"),
-        ("offline/a.py", "from training.coco import CocoDataset", "offline.a -> training.coco"),
+        ("offline/a.py", "from training.data.coco import CocoDataset", "offline.a -> training.data.coco"),
         ("handler/maskx_a.py", "from offline.plan import Plan", "handler.maskx_a -> offline.plan"),
     ],
 )
@@ -174,6 +175,14 @@ def test_an_import_against_the_arrows_is_found(tmp_path: Path, path: str, line: 
     (tmp_path / path).parent.mkdir(exist_ok=True)
     (tmp_path / path).write_text(line)
     assert forbidden(imports(tmp_path)) == [arrow]
+
+
+def test_the_handlers_modules_have_one_name_everywhere(root: Path) -> None:
+    for name, path in modules(root).items():
+        if name != "tests.test_arrows":
+            assert not re.search(
+                r"(from|import) handler\b|\bhandler\.maskx_", path.read_text(encoding="utf-8")
+            ), name
 
 
 def test_a_circle_of_three_modules_is_found(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_a_package_has_one_version_in_all_files(root: Path) -> None:
     ("folder", "files"),
     [
         ("handler", ["serve"]),
-        ("serve_config", ["serve"]),
+        ("server", ["serve"]),
         ("client", ["client"]),
         ("offline", ["serve", "offline"]),
         ("model", ["train"]),

@@ -16,10 +16,10 @@ import torch
 import torchvision.ops  # noqa: F401  # the operators that the file calls
 from torch import Tensor
 
-from model.box_branch import BoxHead
+from model.backbones.norms import FrozenBatchNorm2d
+from model.boxes.head import BoxHead
 from model.classes import ClassTable
 from model.network import MaskXRCNN
-from model.norms import FrozenBatchNorm2d
 from model.serving import norms_to_fold
 
 METADATA = "metadata.json"

@@ -13,8 +13,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from model.config import ModelConfig
 from model.dataclass_io import from_plain, to_plain
-from training.augment_config import AugmentConfig
 from training.box_only import BoxLossesConfig, TeacherConfig
+from training.data.augment_config import AugmentConfig
 from training.schedule import STAGES, ScheduleConfig
 
 DEFAULT_CONFIG = Path("training/presets/shapes.toml")
@@ -30,7 +30,7 @@ class DataConfig:
     val_annotations: str = "build/shapes/val.json"
     mask_classes: str = "all"
     """Set A: "all", "voc", "nonvoc", names with commas between, the path of a file of names, or a random split of
-    Figure 3 such as "random:E3_A40B40" (see `training.splits`). Others are set B."""
+    Figure 3 such as "random:E3_A40B40" (see `training.data.splits`). Others are set B."""
     workers: int | None = None
     """Processes that read and augment images; 0 does it in the training's own. The result is the same. Absent: 2, and
     with a GPU all cores but one, at most 10, shared by the training processes of a machine."""
@@ -111,7 +111,7 @@ class OutputConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TransferValidationConfig:
-    """What `--validate-transfer` tries; see `training.validate_transfer`. No part of a training."""
+    """What `--validate-transfer` tries; see `training.experiments.transfer_form`. No part of a training."""
 
     groups: int = 3
     """Set A is dealt into so many groups of classes; one of them is held out at a time."""
@@ -163,7 +163,7 @@ class TrainingConfig:
         if self.schedule.classes_steps and not self.data.start_from:
             raise ValueError(
                 f"schedule.classes_steps is {self.schedule.classes_steps}, which trains classes that the network does "
-                "not know yet; name it in data.start_from (see training.grow)"
+                "not know yet; name it in data.start_from (see training.recipes.grow)"
             )
         if self.model.transfer.kept_mean and self.schedule.end_to_end_steps + self.schedule.detector_steps:
             raise ValueError(

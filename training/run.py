@@ -13,22 +13,22 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from model import config as model_config
-from model.box_branch import BoxPredictor
-from model.box_only import BoxOnly
+from model.boxes.head import BoxPredictor
 from model.checkpoint import FORMAT, load_weights, save_checkpoint
 from model.classes import ClassTable
 from model.host import read
+from model.masks.box_only import BoxOnly
 from model.network import MaskXRCNN
 from model.targets import Target
 from training.box_only import box_only_weights
-from training.colour import coloured
 from training.config import TrainingConfig, to_dict
+from training.data.colour import coloured
+from training.data.sampler import image_seed, step_seed
+from training.data.scales import scaled
 from training.distributed import ALONE, Group
 from training.gradients import Gradients
 from training.optimiser import build_optimiser, peak_rate, set_rate
 from training.random_state import random_state, restore_random_state
-from training.sampler import image_seed, step_seed
-from training.scales import scaled
 from training.schedule import STAGES, Stage
 from training.teacher import Teacher
 

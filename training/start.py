@@ -13,11 +13,11 @@ from torch import Tensor
 
 from model.build import build_network
 from model.checkpoint import load_checkpoint, load_detector, without_pretrained
-from model.class_rows import rows_of_a_class, unlike, with_rows_of
 from model.classes import ClassTable
 from model.config import ModelConfig, TransferConfig, model_config_from_dict
+from model.masks.class_rows import rows_of_a_class, unlike, with_rows_of
+from model.masks.word_vectors import read_word_vectors
 from model.network import MaskXRCNN
-from model.word_vectors import read_word_vectors
 from training.archive_weights import as_trained, is_archive, read_archive
 from training.config import TrainingConfig
 
@@ -60,7 +60,7 @@ def starting_network(config: TrainingConfig, classes: ClassTable, *, from_checkp
     if network.mask_weights.mean is not None and not bool(network.mask_weights.mean.isfinite().all()):
         raise ValueError(
             "model.transfer.kept_mean is true, but no mean was kept: it wants data.start_from with a checkpoint "
-            "that has it (training.grow and training.two_stage write such); or set it to false"
+            "that has it (training.recipes.grow and training.recipes.two_stage write such); or set it to false"
         )
     return network
 

@@ -19,10 +19,9 @@ import torch
 from torch import Tensor
 
 from model.checkpoint import load_checkpoint, remove_unfinished
-from model.keypoints import keypoint_labels
+from model.keypoints.layout import keypoint_labels
 from model.targets import Target
 from training.box_only import box_only_weights
-from training.coco import CocoDataset
 from training.config import (
     DEFAULT_CONFIG,
     TrainingConfig,
@@ -30,6 +29,9 @@ from training.config import (
     differing_keys,
     load_config,
 )
+from training.data.coco import CocoDataset
+from training.data.reading import batches, without_trace
+from training.data.sides import hint
 from training.distributed import (
     FailedElsewhere,
     Group,
@@ -40,10 +42,8 @@ from training.distributed import (
 from training.memory import keep_freed_memory, memory_advice, out_of_memory
 from training.progress import Progress, counted, progress
 from training.random_state import seed_all
-from training.reading import batches, without_trace
 from training.run import NotFinite, Run, checkpoint_path
 from training.run_log import RunLog
-from training.sides import hint
 from training.start import new_labels, read_start, starting_network
 from training.stopping import Stop, stop_on_signals
 
@@ -334,7 +334,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--mask-classes",
         metavar="WHICH",
         help="the same as data.mask_classes=...: all, voc, nonvoc, names with commas between, a file of names, or "
-        "random:E1_A40B40 (see training.splits)",
+        "random:E1_A40B40 (see training.data.splits)",
     )
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--resume", action="store_true", help="go on from the last checkpoint, if there is one")
@@ -359,7 +359,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.device is not None:
             config = replace(config, device=options.device)
         if options.validate_transfer:
-            from training import validate_transfer
+            from training.experiments import transfer_form as validate_transfer
 
             refuse_processes("--validate-transfer")
             validate_transfer.run(config, train)

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 
 from benchmarks import ROOT
-from benchmarks.bench import heading, write
-from benchmarks.parts import CLASSES, batches, floor, sizes, whole
-from benchmarks.setting import PEER, Setting, add_network_options, ours_in, say, started
+from benchmarks.speed.__main__ import heading, write
+from benchmarks.speed.parts import CLASSES, batches, floor, sizes, whole
+from benchmarks.speed.setting import PEER, Setting, add_network_options, ours_in, say, started
 from benchmarks.tables import Part, document, shown, table
 from benchmarks.worker import Remote
 

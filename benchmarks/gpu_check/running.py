@@ -151,7 +151,7 @@ def run_together(
 
 def stop_servers(folder: Path) -> None:
     """Stops whatever TorchServe a part that was ended has left."""
-    from serve_config.life import CLAIM, stop
+    from server.life import CLAIM, stop
 
     for claim in folder.glob(f"served/*/serve/{CLAIM}"):
         with contextlib.suppress(ValueError, OSError):

@@ -4,7 +4,7 @@
 #
 #     benchmarks/gpu_check/unpack.sh      (PYTHON=python3; build/gpu-check/site.tar.xz, and grpc.tar.xz where it is)
 #
-# Into site-packages itself, since worker processes inherit no PYTHONPATH (serve_config/config.py).
+# Into site-packages itself, since worker processes inherit no PYTHONPATH (server/settings.py).
 set -eu
 cd "$(dirname "$0")/../.."
 PY=${PYTHON:-python3}

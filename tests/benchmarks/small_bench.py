@@ -5,10 +5,16 @@ from pathlib import Path
 
 from torchvision.models.detection import MaskRCNN
 
-from benchmarks.calibration import Reached, calibrate
-from benchmarks.network import class_names, config_of_size, with_as_many_pairs, with_weights_of, write_served
-from benchmarks.peer import build_peer, decode_to_float, pixels_of
 from benchmarks.pictures import photograph
+from benchmarks.speed.calibration import Reached, calibrate
+from benchmarks.speed.network import (
+    class_names,
+    config_of_size,
+    with_as_many_pairs,
+    with_weights_of,
+    write_served,
+)
+from benchmarks.speed.peer import build_peer, decode_to_float, pixels_of
 from model.inference import Inference
 
 CLASSES = 12

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.accuracy import Accuracy, enlarged, main, measure, read, report
+from benchmarks.accuracy.__main__ import Accuracy, enlarged, main, measure, read, report
 from maskx_image import decode
 from maskx_model import ServedModel
 from tests.served.standin import METADATA, png, scene, write_standin

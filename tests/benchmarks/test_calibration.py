@@ -8,11 +8,11 @@ from torch import Tensor
 from torchvision.models.detection import MaskRCNN
 from torchvision.ops import poolers, roi_align
 
-from benchmarks.calibration import background_for, bisect, coco_size_shares, standardise
-from benchmarks.floor import run_eagerly
-from benchmarks.network import config_of_size, with_weights_of
-from benchmarks.peer import SCORE_THRESHOLD, decode_to_float, pixels_of
 from benchmarks.pictures import SIZES, photograph
+from benchmarks.speed.calibration import background_for, bisect, coco_size_shares, standardise
+from benchmarks.speed.floor import run_eagerly
+from benchmarks.speed.network import config_of_size, with_weights_of
+from benchmarks.speed.peer import SCORE_THRESHOLD, decode_to_float, pixels_of
 from tests.benchmarks.small_bench import MAX_SIZE, MIN_SIZE, PAIRS, PROPOSALS, Bench
 
 

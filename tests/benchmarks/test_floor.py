@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import floor
-from benchmarks.floor import flops_of, matmul_rates, network_flops
-from benchmarks.peer import pixels_of
+from benchmarks.speed import floor
+from benchmarks.speed.floor import flops_of, matmul_rates, network_flops
+from benchmarks.speed.peer import pixels_of
 from tests.benchmarks.small_bench import PROPOSALS, Bench
 
 

@@ -15,7 +15,7 @@ from benchmarks.gpu_check.parts.photos import _draw
 from benchmarks.gpu_check.parts.traced import Span, host_operations, places
 from benchmarks.gpu_check.parts.training_same import relative
 from benchmarks.gpu_check.setting import CheckSetting
-from model.suppression import nms_by_class
+from model.boxes.suppression import nms_by_class
 from tests.model.small_network import small_network
 
 

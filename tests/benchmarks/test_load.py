@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks import load
-from benchmarks.load_client import Bounds, RestSender, closed_loop, open_loop
-from benchmarks.load_setting import drawn_images, given_images, tiny_network
-from benchmarks.load_soak import rise
-from benchmarks.load_times import Sample, percentile, rate_between, slope_percent, summary
+from benchmarks.load import __main__ as load
+from benchmarks.load.client import Bounds, RestSender, closed_loop, open_loop
+from benchmarks.load.setting import drawn_images, given_images, tiny_network
+from benchmarks.load.soak import rise
+from benchmarks.load.times import Sample, percentile, rate_between, slope_percent, summary
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,12 @@ import pytest
 import torch
 from pycocotools import mask as coco_mask
 
-from benchmarks.engine_loop import busy_seconds, engine_loop
 from benchmarks.memory import peak_mib, resident_mib
-from benchmarks.ours import LABELS, Ours
-from benchmarks.parts import STAGES
-from benchmarks.peer import Peer
-from benchmarks.trace import write_trace
+from benchmarks.speed.engine_loop import busy_seconds, engine_loop
+from benchmarks.speed.ours import LABELS, Ours
+from benchmarks.speed.parts import STAGES
+from benchmarks.speed.peer import Peer
+from benchmarks.speed.trace import write_trace
 from benchmarks.worker import Remote
 from maskx_answer import Detections
 from maskx_image import DecodedImage

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.bench import parser, write
-from benchmarks.setting import Setting
+from benchmarks.speed.__main__ import parser, write
+from benchmarks.speed.setting import Setting
 from benchmarks.tables import Part, Times, document, shown, speed_up, table
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from pycocotools import mask as coco_mask
 
-from benchmarks.torchvision_conversion import PASTES, Answer, differences, main, results_of
-from benchmarks.torchvision_peer import drawn_set_peer, merged_classes, take_over
+from benchmarks.accuracy.torchvision_conversion import PASTES, Answer, differences, main, results_of
+from benchmarks.speed.peer_training import drawn_set_peer, merged_classes, take_over
 from model.classes import ClassTable
 
 

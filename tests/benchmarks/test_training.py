@@ -7,10 +7,10 @@ from typing import Any, Self
 import pytest
 import torch
 
-from benchmarks import training
-from benchmarks.training_masks import MaskLossSide, Way
-from benchmarks.training_sides import KINDS, OursStep, ReferenceStep, full_masks, samples
-from training.shapes import ShapesConfig, write_shapes
+from benchmarks.training import __main__ as training
+from benchmarks.training.masks import MaskLossSide, Way
+from benchmarks.training.sides import KINDS, OursStep, ReferenceStep, full_masks, samples
+from training.drawn.shapes import ShapesConfig, write_shapes
 
 SIDE, BATCH = 64, 2
 

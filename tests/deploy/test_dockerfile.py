@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from serve_config.server import _parser
+from server.__main__ import _parser
 from tests.deploy.deployed import instructions
 
 STAGES = ("train", "serve", "proxy")
@@ -59,10 +59,13 @@ def test_the_context_is_no_more_than_what_is_copied(root: Path) -> None:
         assert any(source == entry or source.startswith(f"{entry}/") for source in sources), entry
 
 
-def test_the_serving_image_gets_the_archive_and_serve_config_and_nothing_else(root: Path) -> None:
+def test_the_serving_image_gets_the_archive_the_server_and_its_configuration_and_nothing_else(
+    root: Path,
+) -> None:
     assert {source.rstrip("/") for source, _ in copied(root, "serve")} == MADE | {
         "requirements",
         "serve_config",
+        "server",
     }
     assert ("requirements", "/requirements") in copied(root, "serve")  # mounted for the RUN, not copied
 
@@ -106,7 +109,7 @@ def test_no_image_names_a_registry_or_holds_its_configuration(root: Path) -> Non
 def test_the_health_check_asks_the_readiness_endpoint_of_the_entry(root: Path) -> None:
     serve = {i.name: i.arguments for i in instructions(root / "Dockerfile") if i.stage == "serve"}
     assert "/ready" in serve["HEALTHCHECK"]
-    assert json.loads(serve["ENTRYPOINT"]) == ["python", "-m", "serve_config.server", "run"]
+    assert json.loads(serve["ENTRYPOINT"]) == ["python", "-m", "server", "run"]
     options = _parser().parse_args(["run", *json.loads(serve["CMD"])])
     assert f"http://{options.probes}/ready" in serve["HEALTHCHECK"]
     assert str(options.archive) in {Path(source).name for source, _ in copied(root, "serve")}

@@ -8,7 +8,7 @@ import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
 
-from serve_config.server import _parser, probes_of
+from server.__main__ import _parser, probes_of
 from tests.deploy.deployed import (
     containers,
     documents,

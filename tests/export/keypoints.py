@@ -9,7 +9,7 @@ from export.torchscript import export_checkpoint
 from model.build import build_network
 from model.checkpoint import save_checkpoint
 from model.config import to_dict
-from model.keypoints import KeypointsConfig
+from model.keypoints.layout import KeypointsConfig
 from tests.export.tiny import CLASSES, CONFIG
 
 NAMES = ("tip", "left_end", "right_end")

@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from handler.maskx_image import DecodedImage, ImageError, decode, decode_to_fit, fitted_size
+from maskx_image import DecodedImage, ImageError, decode, decode_to_fit, fitted_size
 from model.canvas import resized_size
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from handler.maskx_image import ImageError, decode, exif_orientation, read_header
+from maskx_image import ImageError, decode, exif_orientation, read_header
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
 
@@ -177,7 +177,7 @@ def test_an_image_of_many_strips_is_that_of_one(mode: str, monkeypatch: pytest.M
     whole = decode(data)
     assert len(np.unique(whole)) > 1
     for pixels in (1, 26, 30, 104):  # strips of 1, 2, 2, 8 of 9 rows
-        monkeypatch.setattr("handler.maskx_image.STRIP_PIXELS", pixels)
+        monkeypatch.setattr("maskx_image.STRIP_PIXELS", pixels)
         assert np.array_equal(decode(data), whole)
 
 
@@ -187,7 +187,7 @@ def test_strips_are_turned_to_where_they_belong(orientation: int, monkeypatch: p
     with Image.open(io.BytesIO(data)) as image:
         expected = np.asarray(ImageOps.exif_transpose(image))
     for pixels in (1, 18, 36):  # strips of 1, 2, 4 of 6 rows
-        monkeypatch.setattr("handler.maskx_image.STRIP_PIXELS", pixels)
+        monkeypatch.setattr("maskx_image.STRIP_PIXELS", pixels)
         assert np.array_equal(decode(data), expected)
 
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from model.boxes.sampling import match_anchors, match_to_objects
 from model.config import MaskConfig
-from model.mask_branch import OfficialMaskMLP
-from model.sampling import match_anchors, match_to_objects
+from model.masks.head import OfficialMaskMLP
 from tests.model.small_network import SMALL, image, small_network, target, transfer
 
 

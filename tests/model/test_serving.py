@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from model.backbone import build_backbone
-from model.norms import FrozenBatchNorm2d
+from model.backbones import build_backbone
+from model.backbones.norms import FrozenBatchNorm2d
 from model.serving import REDUCIBLE, fold_batch_norms, prepared_for_serving
 from tests.model.small_network import image, small_network
 

@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
-import model.ground_truth
-from model.box_only import BoxOnly
+import model.boxes.ground_truth
+from model.masks.box_only import BoxOnly
 from model.network import MaskXRCNN, Stage
 from model.targets import Target
+from tests.model.keypoints.test_head import CONFIG
 from tests.model.operations import Operations
 from tests.model.small_network import SMALL, image, small_network, target
-from tests.model.test_keypoint_branch import CONFIG
 
 FEW = 5
 
@@ -27,14 +27,14 @@ FEW = 5
 @contextmanager
 def watched(network: MaskXRCNN, monkeypatch: pytest.MonkeyPatch) -> Iterator[Operations]:
     device = Operations([*network.parameters(), *network.buffers()])
-    real = model.ground_truth.moved
+    real = model.boxes.ground_truth.moved
 
     def moved(tensors: Sequence[Tensor], to: torch.device) -> list[Tensor]:
         on_device = [tensor.clone() for tensor in real(tensors, to)]
         device.take(on_device)
         return on_device
 
-    monkeypatch.setattr(model.ground_truth, "moved", moved)
+    monkeypatch.setattr(model.boxes.ground_truth, "moved", moved)
     with device:
         yield device
     monkeypatch.undo()

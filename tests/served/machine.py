@@ -1,4 +1,4 @@
-"""A machine that serves: a folder with the archive and serve_config/, and nothing else of the project."""
+"""A machine that serves: a folder with the archive, server/ and serve_config/, and nothing else of the project."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import psutil
 from client.grpc_client import GrpcClient
 from client.rest import RestClient
 from export.archive import ROOT
-from serve_config.processes import Ports, load_running, server_processes
+from server.processes import Ports, load_running, server_processes
 
 SECRET = "MASKX_TEST_API_TOKEN"
 UNSUSPECTED = "DATABASE_URL"
@@ -45,9 +45,9 @@ class Machine:
         return environment | {UNSUSPECTED: "postgres://user:never@to.be.seen"}
 
     def command(self, *arguments: str, module: str = "server") -> subprocess.CompletedProcess[str]:
-        """`python -m serve_config.server ...`, or another of its modules."""
+        """`python -m server ...`, or another of its modules."""
         return subprocess.run(
-            [sys.executable, "-m", f"serve_config.{module}", *arguments],
+            [sys.executable, "-m", module, *arguments],
             cwd=self.folder,
             env=self.environment,
             capture_output=True,
@@ -56,14 +56,14 @@ class Machine:
         )
 
     def models(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """`python -m serve_config.models ...`"""
-        return self.command(*arguments, module="models")
+        """`python -m server.versions ...`"""
+        return self.command(*arguments, module="server.versions")
 
     def run(self, *arguments: str) -> subprocess.Popen[bytes]:
-        """`python -m serve_config.server run ...`, left running; what it says stands in run.log."""
+        """`python -m server run ...`, left running; what it says stands in run.log."""
         with open(self.folder / "run.log", "wb") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "serve_config.server", "run", "--ports", "free", *arguments],
+                [sys.executable, "-m", "server", "run", "--ports", "free", *arguments],
                 cwd=self.folder,
                 env=self.environment,
                 stdout=log,
@@ -107,10 +107,9 @@ class Machine:
 
 
 def make_machine(folder: Path, archive: Path) -> Machine:
-    """The archive, its sha256 and serve_config/, copied into a folder."""
-    shutil.copytree(
-        ROOT / "serve_config", folder / "serve_config", ignore=shutil.ignore_patterns("__pycache__")
-    )
+    """The archive, its sha256, server/ and serve_config/, copied into a folder."""
+    for name in ("server", "serve_config"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "build").mkdir()
     for name in (archive.name, archive.name + ".sha256"):
         shutil.copyfile(archive.with_name(name), folder / "build" / name.replace(archive.name, "maskx.mar"))

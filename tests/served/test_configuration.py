@@ -1,4 +1,4 @@
-"""What `python -m serve_config.server` decides before TorchServe is started, and the files it is shipped with."""
+"""What `python -m server` decides before TorchServe is started, and the files it is shipped with."""
 
 import hashlib
 import json
@@ -15,17 +15,13 @@ from zipfile import ZipFile
 import psutil
 import pytest
 
-from serve_config import java, life, server
-from serve_config.archives import checked_copy, read_contents
-from serve_config.config import (
-    CONFIG,
-    effective_config,
-    handed_down,
-)
-from serve_config.life import claim, failure_reason
-from serve_config.ports import Ports, free_ports, require_free
-from serve_config.probe import not_ready_because
-from serve_config.processes import (
+from server import __main__ as server
+from server import java, life
+from server.archives import checked_copy, read_contents
+from server.life import claim, failure_reason
+from server.ports import Ports, free_ports, require_free
+from server.probe import not_ready_because
+from server.processes import (
     Batching,
     Running,
     end_processes,
@@ -33,6 +29,11 @@ from serve_config.processes import (
     mark_of,
     save_running,
     server_processes,
+)
+from server.settings import (
+    CONFIG,
+    effective_config,
+    handed_down,
 )
 
 PORTS = Ports(inference=1, management=2, metrics=3, grpc=4, grpc_management=5)

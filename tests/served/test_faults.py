@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.load_faults import Traffic, strike, traffic
-from benchmarks.load_server import Served
+from benchmarks.load.faults import Traffic, strike, traffic
+from benchmarks.load.server import Served
 from client import Client, Retries, ServerFailed, ServerUnreachable
 from tests.served.machine import make_machine
 from tests.served.standin import png, scene

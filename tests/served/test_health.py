@@ -8,10 +8,10 @@ from typing import cast
 import psutil
 import pytest
 
-from serve_config.drain import unsent_bytes, wait_until_idle
-from serve_config.management import Management, Refused, Version, Worker
-from serve_config.readiness import DEAD_FOR, SILENT_FOR, Health, Readiness, Watch, endpoint
-from serve_config.server import main, probes_of
+from server.__main__ import main, probes_of
+from server.drain import unsent_bytes, wait_until_idle
+from server.management import Management, Refused, Version, Worker
+from server.readiness import DEAD_FOR, SILENT_FOR, Health, Readiness, Watch, endpoint
 
 ONE = Version(
     name="1.0",

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.hostile import Offline, Seen, all_cases, channel_to, judge, run, send, send_by_grpc
-from benchmarks.hostile_case import ANSWERED, AS_PILLOW, BY_SERVER, REFUSED, Case, http
-from benchmarks.hostile_images import encoded
-from benchmarks.load_hostile import offline_answers, valid_cases
+from benchmarks.load.hostile import offline_answers, valid_cases
+from tests.hostile.case import ANSWERED, AS_PILLOW, BY_SERVER, REFUSED, Case, http
+from tests.hostile.images import encoded
+from tests.hostile.judge import Offline, Seen, all_cases, channel_to, judge, run, send, send_by_grpc
 from tests.served.machine import Machine, make_machine
 from tests.served.nginx import SECRET, proxy
 from tests.served.standin import write_standin

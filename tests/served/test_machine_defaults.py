@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 
-from serve_config import hardware
-from serve_config.config import (
+from server import hardware
+from server.hardware import gpu_count, gpu_memory
+from server.ports import Ports
+from server.processes import Batching
+from server.settings import (
     CONFIG,
     MOST_WAITING,
     WORKER_MEMORY,
@@ -17,9 +20,6 @@ from serve_config.config import (
     threads_of,
     workers_of_a_gpu,
 )
-from serve_config.hardware import gpu_count, gpu_memory
-from serve_config.ports import Ports
-from serve_config.processes import Batching
 
 PORTS = Ports(inference=1, management=2, metrics=3, grpc=4, grpc_management=5)
 

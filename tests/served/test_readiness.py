@@ -15,9 +15,9 @@ from typing import Any
 import psutil
 import pytest
 
-from serve_config.management import Management, ask
-from serve_config.ports import free_ports
-from serve_config.processes import load_running
+from server.management import Management, ask
+from server.ports import free_ports
+from server.processes import load_running
 from tests.served.machine import SECRET, UNSUSPECTED, Machine, make_machine
 from tests.served.standin import png, scene
 

@@ -10,8 +10,8 @@ from urllib.parse import quote
 
 import pytest
 
-from serve_config.management import Management, ask
-from serve_config.processes import load_running
+from server.management import Management, ask
+from server.processes import load_running
 from tests.served.machine import Machine, make_machine
 from tests.served.standin import png, scene
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.training.coco_set import HEIGHT, WIDTH, Document, Load
+from tests.training.data.coco_set import HEIGHT, WIDTH, Document, Load
 from tests.training.tiny_set import write_tiny_set
-from training.coco import CocoDataset
+from training.data.coco import CocoDataset
 
 
 @pytest.fixture(scope="module")

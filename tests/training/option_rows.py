@@ -129,11 +129,12 @@ ROWS: dict[str, list[str]] = {
 }  # fmt: skip
 
 ELSEWHERE: dict[str, str] = {
-    "augment.swapped_classes": "tests/training/test_sides.py::test_a_training_with_pairs_goes_through_and_says_no_hint",
+    "augment.swapped_classes": "tests/training/data/test_sides.py::"
+    "test_a_training_with_pairs_goes_through_and_says_no_hint",
     "device=auto": "tests/training/test_train.py::test_a_gpu_that_was_asked_for_and_is_not_there_is_an_error",
     "device=cuda": "tests/training/test_train.py::test_a_gpu_that_was_asked_for_and_is_not_there_is_an_error",
     "output.tensorboard=true": "tests/training/test_train.py::test_tensorboard_gets_the_figures_of_the_log",
-    "model.transfer.kept_mean=true": "tests/model/test_weight_transfer.py::"
+    "model.transfer.kept_mean=true": "tests/model/masks/test_weight_transfer.py::"
     "test_a_kept_mean_gives_the_masks_of_before_whatever_classes_come",
     "schedule.classes_steps": "tests/training/test_start.py::test_steps_for_new_classes_want_a_start",
     "data.start_from": "tests/training/test_start.py::"

@@ -16,10 +16,10 @@ from tests.model.small_network import small_network
 from tests.training.tiny_set import tiny_changes, write_tiny_set
 from training.box_only import BoxLossesConfig, TeacherConfig, box_only_weights
 from training.config import load_config
+from training.experiments.variants import changed, detector_alone
 from training.run import Run
 from training.teacher import Teacher
 from training.train import main
-from training.variants import changed, detector_alone
 
 ON = ["box_losses.projection=1", "box_losses.pairwise=0.5", "teacher.weight=0.5"]
 TWENTY = ["schedule.end_to_end_steps=10", "schedule.detector_steps=0", "schedule.mask_steps=10"]

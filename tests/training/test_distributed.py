@@ -16,11 +16,11 @@ from torch import Tensor
 from model.checkpoint import load_checkpoint
 from model.network import MaskXRCNN
 from tests.training.tiny_set import tiny_changes, write_tiny_set
-from training.coco import CocoDataset
 from training.config import load_config
+from training.data.coco import CocoDataset
+from training.data.sampler import SeededBatches
 from training.distributed import Group, process_group
-from training.evaluate import main as evaluate
-from training.sampler import SeededBatches
+from training.evaluate.measure import main as evaluate
 from training.train import main, require_images_for_all
 
 Words = list[str]
@@ -246,10 +246,18 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
     ("module", "arguments", "what"),
     [
         ("training.train", ["--validate-transfer"], "--validate-transfer"),
-        ("training.calibrate_masks", [], "training.calibrate_masks"),
+        ("training.experiments.mask_threshold", [], "training.experiments.mask_threshold"),
         ("training.experiments", ["shapes"], "training.experiments"),
-        ("training.grow", ["a.pt", "--images", "b", "--annotations", "c.json"], "training.grow"),
-        ("training.convert_torchvision", ["--weights", "a.pth"], "training.convert_torchvision"),
+        (
+            "training.recipes.grow",
+            ["a.pt", "--images", "b", "--annotations", "c.json"],
+            "training.recipes.grow",
+        ),
+        (
+            "training.recipes.convert_torchvision",
+            ["--weights", "a.pth"],
+            "training.recipes.convert_torchvision",
+        ),
     ],
     ids=lambda value: value.rpartition(".")[2] if isinstance(value, str) else "",
 )

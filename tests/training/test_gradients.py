@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-import model.rois
-import model.rpn_training
+import model.boxes.rois
+import model.boxes.rpn_training
 from model.network import MaskXRCNN
 from model.targets import Target
 from tests.model.small_network import SMALL, image, small_network, target, transfer
@@ -80,15 +80,15 @@ def test_what_is_drawn_of_an_image_follows_from_its_seed_and_not_from_its_compan
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     drawn: list[list[Tensor]] = []
-    real = model.rois.sample
+    real = model.boxes.rois.sample
 
     def noted(*arguments: Any) -> tuple[Tensor, Tensor]:
         chosen, taken = real(*arguments)
         drawn.append([row[mine] for row, mine in zip(chosen, taken, strict=True)])
         return chosen, taken
 
-    monkeypatch.setattr(model.rois, "sample", noted)
-    monkeypatch.setattr(model.rpn_training, "sample", noted)
+    monkeypatch.setattr(model.boxes.rois, "sample", noted)
+    monkeypatch.setattr(model.boxes.rpn_training, "sample", noted)
     one = network()
 
     def of(images: list[int], seeds: list[int]) -> list[Tensor]:

@@ -7,8 +7,8 @@ import pytest
 from model.checkpoint import load_network
 from tests.training.tiny_set import tiny_changes, write_tiny_set
 from training.config import load_config
+from training.experiments.variants import detector_alone
 from training.train import train
-from training.variants import detector_alone
 
 END_TO_END = ["schedule.end_to_end_steps=2", "schedule.detector_steps=0", "schedule.mask_steps=0"]
 HOURGLASS = ["model.mask.head=hourglass20", "model.mask.roi_size=8"]

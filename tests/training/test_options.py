@@ -19,11 +19,11 @@ import export.verify
 from export.torchscript import export_checkpoint
 from export.verify import Answer, Case
 from model.checkpoint import load_checkpoint
-from model.keypoints import COCO_NAMES
+from model.keypoints.layout import COCO_NAMES
 from tests.training.option_rows import AMOUNTS, BASE, ELSEWHERE, ROWS
 from training.config import TrainingConfig, flat, load_config, to_dict
-from training.figures import FiguresConfig, write_figures
-from training.shapes import ShapesConfig, write_shapes
+from training.drawn.figures import FiguresConfig, write_figures
+from training.drawn.shapes import ShapesConfig, write_shapes
 from training.train import train
 
 SIDE = 64

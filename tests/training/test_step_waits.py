@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-import training.colour
+import training.data.colour
 from tests.model.test_step_operations import watched
 from tests.training.tiny_set import tiny_changes, write_tiny_set
-from training.coco import collate
 from training.config import load_config
+from training.data.coco import collate
+from training.data.sampler import SeededBatches
 from training.distributed import ALONE
 from training.run import Run
-from training.sampler import SeededBatches
 from training.schedule import Stage
 from training.train import prepared
 
@@ -59,7 +59,7 @@ def test_a_step_waits_twice_whatever_the_batch_with_every_augmentation(
         images, targets = batch(data, count)
         assert all("colours" in known for known in targets)
         with watched(run.network, monkeypatch) as device:
-            monkeypatch.setattr(training.colour, "moved", lambda tensors, to: list(tensors))
+            monkeypatch.setattr(training.data.colour, "moved", lambda tensors, to: list(tensors))
             figures = run.train_on(images, targets)
         waits.append(device.waits)
         operations.append(device.operations)

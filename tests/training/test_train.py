@@ -15,7 +15,7 @@ from torch import Tensor
 
 from model.checkpoint import load_checkpoint, load_network
 from tests.training.tiny_set import tiny_changes, write_tiny_set
-from training.reading import without_trace
+from training.data.reading import without_trace
 from training.train import main, train
 
 Words = list[str]

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from training.coco_checks import check_image_entries, read_annotations
+from training.data.annotations import check_image_entries, read_annotations
 from training.datasets.coco_files import CocoWriter, annotations_of, image_ids
 
 COCO_NAMES: tuple[str, ...] = (

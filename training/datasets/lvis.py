@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from training.coco_checks import is_id, read_annotations, refuse
+from training.data.annotations import is_id, read_annotations, refuse
 from training.datasets.coco_files import CocoWriter, annotations_of
 
 PARTS = ("train", "val")

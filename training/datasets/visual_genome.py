@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from training.coco_checks import is_id, refuse
+from training.data.annotations import is_id, refuse
 from training.datasets.coco import COCO_NAMES
 from training.datasets.coco_files import CocoWriter, image_ids, items_of_list, require_files
 

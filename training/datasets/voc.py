@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as mask_utils
 
-from training.coco_checks import Tally, refuse
+from training.data.annotations import Tally, refuse
 from training.datasets.coco_files import CocoWriter
 
 Names = Literal["voc", "coco"]

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.engine_loop import engine_loop
 from benchmarks.gpu_check.parts.answers import of_sizes
 from benchmarks.gpu_check.parts.large import PICTURES
 from benchmarks.gpu_check.setting import CheckSetting, Clock, Keep, first_line, measured, say
-from benchmarks.ours import Ours
+from benchmarks.speed.engine_loop import engine_loop
+from benchmarks.speed.ours import Ours
 from benchmarks.tables import Part, shown, table
 
 BATCHES = (8, 1, 4)

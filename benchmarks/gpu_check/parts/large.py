@@ -7,10 +7,10 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 
 from benchmarks.gpu_check.setting import CheckSetting, Keep, measured
-from benchmarks.load_setting import drawn_images
+from benchmarks.load.setting import drawn_images
 from benchmarks.machine import usable_cores
-from benchmarks.network import prepare
-from benchmarks.parts import CLASSES
+from benchmarks.speed.network import prepare
+from benchmarks.speed.parts import CLASSES
 from benchmarks.tables import Part, table
 
 PICTURES = 8

@@ -13,8 +13,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from benchmarks.machine import usable_cores
-from training.shapes_drawing import draw
-from training.shapes_forms import CLASSES
+from training.drawn.shapes_drawing import draw
+from training.drawn.shapes_forms import CLASSES
 
 WIDTH, HEIGHT = 640, 480
 QUALITY = 90

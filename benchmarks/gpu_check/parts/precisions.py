@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.accuracy import Accuracy
-from benchmarks.accuracy import measure as measure_accuracy
+from benchmarks.accuracy.__main__ import Accuracy
+from benchmarks.accuracy.__main__ import measure as measure_accuracy
 from benchmarks.gpu_check.setting import CheckSetting, Clock, Keep, first_line, measured, say
 from benchmarks.tables import Part, table
 

@@ -13,12 +13,12 @@ from typing import Any, Self
 
 from benchmarks.gpu_check.parts.answers import empty_images, of_sizes
 from benchmarks.gpu_check.setting import CheckSetting, Clock, Keep, first_line, listed, measured, say
-from benchmarks.load_client import samples_of
-from benchmarks.load_sections import RATE_AND_TIMES, rate_and_times
-from benchmarks.load_server import Served, pack
-from benchmarks.load_setting import drawn_images
-from benchmarks.load_times import summary
-from benchmarks.load_worker import LoadRemote
+from benchmarks.load.client import samples_of
+from benchmarks.load.sections import RATE_AND_TIMES, rate_and_times
+from benchmarks.load.server import Served, pack
+from benchmarks.load.setting import drawn_images
+from benchmarks.load.times import summary
+from benchmarks.load.worker import LoadRemote
 from benchmarks.tables import Part, table
 
 CLIENTS = (1, 24, 8, 96)

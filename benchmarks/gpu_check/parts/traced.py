@@ -18,8 +18,8 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import ROOT
-from benchmarks.engine_loop import busy_seconds, kernel_times
-from benchmarks.ours import LABELS, label_seconds
+from benchmarks.speed.engine_loop import busy_seconds, kernel_times
+from benchmarks.speed.ours import LABELS, label_seconds
 
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cuStreamSynchronize")
 """Calls of the CUDA runtime in which the host waits."""
@@ -170,7 +170,7 @@ def waits_of(work: Callable[[], object]) -> Counter[str]:
 
 
 def place(stack: Sequence[traceback.FrameSummary]) -> str:
-    """ "model/rpn.py:120 in proposals: boxes[keep]", the innermost frame of the project that is not of the bench."""
+    """ "model/boxes/rpn.py:120 in proposals: boxes[keep]", the innermost frame of the project outside the bench."""
     for frame in reversed(stack):
         path = Path(frame.filename)
         if path.is_relative_to(ROOT) and ".venv" not in path.parts and "benchmarks" not in path.parts:

@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks import ROOT
 from benchmarks.gpu_check.setting import CheckSetting, Clock, Keep, measured, say
 from benchmarks.tables import Part, table
-from training.shapes import ShapesConfig, write_shapes
+from training.drawn.shapes import ShapesConfig, write_shapes
 
 VALIDATION = 200
 """Images of the drawn set that it is judged on, the very ones of `make data`."""

@@ -18,12 +18,12 @@ from benchmarks.gpu_check.parts.photos import photos
 from benchmarks.gpu_check.setting import CheckSetting, Clock, Keep, first_line, measured, say
 from benchmarks.machine import usable_cores
 from benchmarks.tables import Part, shown, table
-from benchmarks.training_sides import OursStep, ReferenceStep, Start, StepSide
+from benchmarks.training.sides import OursStep, ReferenceStep, Start, StepSide
 from model.targets import Target
-from training.coco import CocoDataset
 from training.config import TrainingConfig, load_config
+from training.data.coco import CocoDataset
+from training.data.reading import number_of_workers
 from training.distributed import ALONE
-from training.reading import number_of_workers
 from training.run import Run
 from training.train import batches, prepared
 

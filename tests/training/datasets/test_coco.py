@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.training.datasets.small_sets import write_coco_2014, write_json
-from training.coco import CocoDataset
+from training.data.coco import CocoDataset
 from training.datasets.coco import COCO_IDS, COCO_NAMES, write_2014
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.training.datasets.small_sets import write_json, write_lvis
-from training.coco import CocoDataset
+from training.data.coco import CocoDataset
 from training.datasets import lvis
 
 

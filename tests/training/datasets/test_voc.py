@@ -11,7 +11,7 @@ from pycocotools import mask as mask_utils
 
 from model.classes import class_table
 from tests.training.datasets.small_sets import HEIGHT, WIDTH, voc_object, voc_xml, write_indices, write_voc
-from training.coco import CocoDataset
+from training.data.coco import CocoDataset
 from training.datasets import voc
 
 

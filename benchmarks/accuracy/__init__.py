@@ -1,0 +1,1 @@
+"""AP as served."""

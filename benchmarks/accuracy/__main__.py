@@ -1,0 +1,301 @@
+"""Average precision of a maskx.pt as it is served: in each precision, with images decoded whole and scaled down.
+
+    python -m benchmarks.accuracy --model build/maskx.pt --images build/shapes/val --annotations build/shapes/val.json
+
+Every figure goes through the handler's own model and decoder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.io import ImageReadMode, decode_jpeg
+
+from benchmarks import ROOT
+from benchmarks.machine import describe, native_precisions
+from benchmarks.tables import table
+from maskx_cuda_decode import CudaDecoder
+from maskx_image import MAX_PIXELS, MAX_SIDE, DecodedImage, ImageError, decode, decode_to_fit
+from maskx_model import ServedModel
+from maskx_request import Wishes
+from model.classes import ClassTable
+from training.evaluate.precision import (
+    AveragePrecision,
+    GroundTruth,
+    box_precision,
+    load_ground_truth,
+    mask_precision,
+    one_mask,
+)
+from training.evaluate.predictions import MAX_DETECTIONS, SCORE_THRESHOLD
+
+Decoding = Literal["whole", "draft", "enlarged whole", "enlarged draft", "enlarged torchvision"]
+"""Every pixel decoded, or as the service decodes: a JPEG much larger than the network's input scaled down on the way.
+Enlarged: the image is first made a JPEG of `--enlarge` times its sides, for the drawn images are small PNGs.
+torchvision: by the way of maskx_cuda_decode, with torchvision's decoder of the same name (nvJPEG on a GPU, libjpeg on a
+CPU, where it stands in for the other)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """AP in [0, 1] of one way to serve; None where there is nothing to find."""
+
+    precision: str
+    decoding: str
+    images: int
+    scaled_down: int
+    """Images that the decoder gave in fewer pixels than the file has."""
+    box: AveragePrecision
+    mask: AveragePrecision
+    mask_a: AveragePrecision
+    mask_b: AveragePrecision
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    options = parser().parse_args(arguments)
+    device = torch.device(options.device)
+    try:
+        found = [
+            measure(
+                options.model,
+                options.images,
+                options.annotations,
+                device=device,
+                precision=precision,
+                decoding=decoding,
+                enlarge=options.enlarge,
+                batch_size=options.batch_size,
+                max_images=options.max_images,
+            )
+            for precision in options.precisions or native_precisions(device)
+            for decoding in get_args(Decoding)
+            if options.enlarge > 1 or not decoding.startswith("enlarged")
+        ]
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    text = report(found, options.annotations)
+    print(text)
+    options.out.mkdir(parents=True, exist_ok=True)
+    machine = describe(device)
+    path = options.out / f"accuracy-{options.name}-{machine['date'][:10]}.md"
+    path.write_text(text, encoding="utf-8")
+    content: dict[str, Any] = {"machine": machine, "results": [asdict(one) for one in found]}
+    path.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    print(f"{path} and its .json written")
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        prog="python -m benchmarks.accuracy", description=(__doc__ or "").splitlines()[0]
+    )
+    build = ROOT / "build"
+    made.add_argument("--model", type=Path, default=build / "maskx.pt", help="(default: build/maskx.pt)")
+    made.add_argument(
+        "--images", type=Path, default=build / "shapes" / "val", help="(default: the drawn ones)"
+    )
+    made.add_argument(
+        "--annotations", type=Path, default=build / "shapes" / "val.json", help="a COCO file of them"
+    )
+    made.add_argument("--precisions", nargs="+", help="(default: those that the device computes by itself)")
+    made.add_argument(
+        "--enlarge", type=int, default=4, help="of the enlarged rows, 1 for none (default: %(default)s)"
+    )
+    made.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: %(default)s)"
+    )
+    made.add_argument("--batch-size", type=int, default=8, help="images at a time (default: %(default)s)")
+    made.add_argument("--max-images", type=int, help="only the first so many")
+    made.add_argument(
+        "--name", default="shapes", help="of the data, for the result's name (default: %(default)s)"
+    )
+    made.add_argument(
+        "--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the result"
+    )
+    return made
+
+
+def measure(
+    path: Path,
+    images: Path,
+    annotations: Path,
+    *,
+    device: torch.device,
+    precision: str,
+    decoding: Decoding,
+    enlarge: int = 1,
+    batch_size: int = 8,
+    max_images: int | None = None,
+) -> Accuracy:
+    """AP of one precision and one way of decoding.
+
+    Raises:
+        ValueError: a model, annotations or an image that cannot be used, or a precision that the device has not.
+    """
+    if not path.is_file():
+        raise ValueError(f"there is no {path}; export one first (make archive)")
+    model = ServedModel(path, device, precision=precision)
+    classes = class_table(model)
+    truth = load_ground_truth(annotations, classes, max_images=max_images)
+    results: list[dict[str, Any]] = []
+    scaled_down = 0
+    wishes = Wishes(score_threshold=SCORE_THRESHOLD, max_detections=MAX_DETECTIONS)
+    for start in range(0, len(truth.image_ids), batch_size):
+        ids = truth.image_ids[start : start + batch_size]
+        decoded = [read(images / truth.file_names[i], model, decoding, enlarge) for i in ids]
+        # Answers are asked for in the annotations' pixels, also of what was enlarged.
+        sizes = [truth.sizes[i] for i in ids]
+        factor = enlarge if decoding.startswith("enlarged") else 1
+        for i, one, (height, width) in zip(ids, decoded, sizes, strict=True):
+            scaled_down += one.pixels.shape[:2] != (one.height, one.width)
+            if (one.height, one.width) != (height * factor, width * factor):
+                raise ValueError(
+                    f"{truth.file_names[i]} has {one.width // factor} x {one.height // factor} pixels, its annotations "
+                    f"are for {width} x {height}"
+                )
+        answers = model.predict([one.pixels for one in decoded], [wishes] * len(ids), sizes)
+        for image_id, size, answer in zip(ids, sizes, answers, strict=True):
+            for d in range(len(answer.labels)):
+                x0, y0, x1, y1 = (float(value) for value in answer.boxes[d])
+                counts = answer.rle_counts[answer.rle_offsets[d] : answer.rle_offsets[d + 1]]
+                results.append(
+                    {
+                        "image_id": image_id,
+                        "category_id": model.categories[int(answer.labels[d])].id,
+                        "bbox": [x0, y0, x1 - x0, y1 - y0],
+                        "score": float(answer.scores[d]),
+                        "segmentation": one_mask(
+                            {"size": list(size), "counts": np.asarray(counts).tolist()}, *size
+                        ),
+                    }
+                )
+    return judged(truth, results, classes, model.precision, decoding, scaled_down)
+
+
+def judged(
+    truth: GroundTruth,
+    results: Sequence[dict[str, Any]],
+    classes: ClassTable,
+    precision: str,
+    decoding: str,
+    scaled_down: int,
+) -> Accuracy:
+    """AP of COCO results over all classes, and of masks over sets A and B."""
+    boxes, masks = box_precision(truth, results, classes), mask_precision(truth, results, classes)
+    in_a = {classes.id_of_label(label) for label in classes.set_a_labels()}
+    in_b = {classes.id_of_label(label) for label in classes.set_b_labels()}
+    return Accuracy(
+        precision=precision,
+        decoding=decoding,
+        images=len(truth.image_ids),
+        scaled_down=scaled_down,
+        box=boxes.over(in_a | in_b),
+        mask=masks.over(in_a | in_b),
+        mask_a=masks.over(in_a),
+        mask_b=masks.over(in_b),
+    )
+
+
+def class_table(model: ServedModel) -> ClassTable:
+    """The classes of a served model, by label."""
+    categories = [model.categories[label] for label in sorted(model.categories)]
+    return ClassTable(
+        ids=tuple(one.id for one in categories),
+        names=tuple(one.name for one in categories),
+        has_mask=tuple(one.mask_supervised for one in categories),
+    )
+
+
+def read(path: Path, model: ServedModel, decoding: Decoding, enlarge: int) -> DecodedImage:
+    """The image in this way of decoding. Raises ValueError, with the file's name, where it is none."""
+    try:
+        data = path.read_bytes()
+        if decoding.startswith("enlarged"):
+            data = enlarged(data, enlarge)
+        if decoding.endswith("draft"):
+            return decode_to_fit(data, min_size=model.min_size, max_size=model.max_size)
+        pixels = _by_torchvision(data) if decoding.endswith("torchvision") else decode(data)
+    except ImageError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return DecodedImage(pixels=pixels, height=pixels.shape[0], width=pixels.shape[1])
+
+
+def _by_torchvision(data: bytes) -> np.ndarray:
+    """As the service on a GPU: what its decoder leaves alone is Pillow's."""
+    [found] = CudaDecoder(_decode_jpegs).images([data], max_pixels=MAX_PIXELS, max_side=MAX_SIDE)
+    return decode(data) if found is None else found.on_host()
+
+
+def _decode_jpegs(files: list[torch.Tensor]) -> list[torch.Tensor]:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torchvision 0.29 says that TorchCodec will take its place
+        decoded: list[torch.Tensor] = decode_jpeg(files, mode=ImageReadMode.RGB, device=device)
+    return decoded
+
+
+def enlarged(data: bytes, factor: int) -> bytes:
+    """The image as a JPEG (quality 95) of `factor` times its sides."""
+    image = Image.fromarray(decode(data))
+    image = image.resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=95)
+    return buffer.getvalue()
+
+
+def report(found: Sequence[Accuracy], annotations: Path) -> str:
+    """The table, AP in percent; the differences are to the first row."""
+    first = found[0]
+    rows = []
+    for one in found:
+        # What enlarging does to an image is not the decoder's doing.
+        same = [
+            other
+            for other in found
+            if other.decoding.startswith("enlarged") == one.decoding.startswith("enlarged")
+        ]
+        compared = same[0]
+        figures = (one.box.ap, one.box.ap50, one.mask.ap, one.mask_a.ap, one.mask_b.ap)
+        rows.append(
+            [
+                f"{one.precision}, {one.decoding}",
+                *[_percent(value) for value in figures],
+                _difference(one.box.ap, compared.box.ap),
+                _difference(one.mask.ap, compared.mask.ap),
+                str(one.scaled_down),
+            ]
+        )
+    headers = ["precision, decoding", "box AP", "box AP50", "mask AP", "mask AP, A", "mask AP, B"]
+    headers += ["box AP, difference", "mask AP, difference", "images scaled down"]
+    return (
+        f"# Accuracy as served: {annotations.parent.name}/{annotations.name}, {first.images} images\n\n"
+        + table(headers, rows)
+        + f"\nAP in percent, differences in points to {first.precision} decoded whole, of enlarged images among "
+        "themselves.\n"
+    )
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f}"
+
+
+def _difference(value: float | None, other: float | None) -> str:
+    return "-" if value is None or other is None else f"{100 * (value - other):+.2f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,225 @@
+"""The load test: requests a second and latencies, the cost of being served, faults, hostile requests, a soak.
+
+    python -m benchmarks.load [--only closed,open,overhead,faults,hostile] [--quick]
+    python -m benchmarks.load --soak 20          # 20 minutes of saturation, alone
+    python -m benchmarks.load --faults           # the faults alone
+
+starts TorchServe on loopback itself and writes Markdown and JSON to benchmarks/results. Sections that are measured in
+runs of their own on one day are joined in one report. The machine should do nothing else meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import ROOT
+from benchmarks.load.faults import faults_numbers, faults_text
+from benchmarks.load.hostile import hostile_numbers, hostile_text
+from benchmarks.load.sections import (
+    closed_numbers,
+    closed_text,
+    open_numbers,
+    open_text,
+    overhead_numbers,
+    overhead_text,
+)
+from benchmarks.load.setting import (
+    LoadSetting,
+    drawn_images,
+    given_images,
+    large_network,
+    say,
+    tiny_network,
+)
+from benchmarks.load.soak import soak_numbers, soak_text
+from benchmarks.tables import Part, document
+from benchmarks.worker import Remote
+
+IMAGES = 32
+LONGEST_SOAK = 60.0
+"""Minutes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A part of the report: what measures it and what shows it; `large`: whether ResNet-50 takes part."""
+
+    title: str
+    measure: Callable[[LoadSetting], dict[str, Any]]
+    show: Callable[[dict[str, Any]], str]
+    large: bool = False
+
+
+def sections(soak_minutes: float) -> dict[str, Section]:
+    """All of them, in the order of the report."""
+    return {
+        "overhead": Section(
+            title="Served, beside the same images in one process",
+            measure=overhead_numbers,
+            show=overhead_text,
+            large=True,
+        ),
+        "closed": Section(title="Closed loop", measure=closed_numbers, show=closed_text, large=True),
+        "open": Section(title="Open loop", measure=open_numbers, show=open_text, large=True),
+        "soak": Section(
+            title="Soak", measure=lambda setting: soak_numbers(setting, soak_minutes), show=soak_text
+        ),
+        "faults": Section(title="Faults under load", measure=faults_numbers, show=faults_text),
+        "hostile": Section(title="Hostile requests", measure=hostile_numbers, show=hostile_text),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status: 0 measured, 2 it could not be."""
+    options = parser().parse_args(arguments)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no server is left running
+    try:
+        known = sections(options.soak or 0.0)
+        chosen = choose(options, known)
+        with Remote("bare") as bare:
+            machine = bare.call("machine", device="cpu")
+        folder = options.folder.resolve()
+        images = (
+            given_images(options.images, IMAGES)
+            if options.images
+            else drawn_images(folder / "images", IMAGES)
+        )
+        networks = [tiny_network(options.tiny.resolve(), quick=options.quick)]
+        if any(known[name].large for name in chosen) and not options.without_large:
+            sizes = {"min_size": options.min_size, "max_size": options.max_size}
+            networks.append(large_network(folder / "large", images[0], **sizes, quick=options.quick))
+        setting = LoadSetting(folder=folder, images=images, networks=tuple(networks), quick=options.quick)
+        path = options.out / f"load-{machine['date'][:10]}{'-quick' if options.quick else ''}.json"
+        for name in chosen:
+            say(f"section {name}, load {machine['load_before']}")
+            begin = time.monotonic()
+            numbers = known[name].measure(setting)
+            write(
+                path, name, numbers, machine, minutes=(time.monotonic() - begin) / 60, images=options.images
+            )
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    text = report(json.loads(path.read_text(encoding="utf-8")), known)
+    path.with_suffix(".md").write_text(text, encoding="utf-8")
+    print(text)
+    say(f"{path.with_suffix('.md')} and its .json written")
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    names = ",".join(name for name in sections(0.0) if name != "soak")
+    made = argparse.ArgumentParser(
+        prog="python -m benchmarks.load", description=(__doc__ or "").splitlines()[0]
+    )
+    made.add_argument("--only", metavar="SECTION,...", help=f"(default: {names})")
+    made.add_argument("--soak", type=float, metavar="MINUTES", help="the soak, alone or with --only")
+    made.add_argument("--faults", action="store_true", help="the faults, alone or with --only")
+    made.add_argument("--quick", action="store_true", help="short turns: to see that it works")
+    made.add_argument(
+        "--images", type=Path, help=f"folder; its first {IMAGES} are sent (default: drawn ones)"
+    )
+    made.add_argument(
+        "--tiny",
+        type=Path,
+        default=ROOT / "build" / "maskx.pt",
+        help="the trained maskx.pt (default: build/maskx.pt)",
+    )
+    made.add_argument("--without-large", action="store_true", help="leave ResNet-50 out")
+    made.add_argument("--min-size", type=int, default=800, help="of ResNet-50 (default: %(default)s)")
+    made.add_argument("--max-size", type=int, default=1333, help="of ResNet-50 (default: %(default)s)")
+    made.add_argument(
+        "--folder",
+        type=Path,
+        default=ROOT / "build" / "load",
+        help="for what is made on the way, and the logs",
+    )
+    made.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="for the result")
+    return made
+
+
+def choose(options: argparse.Namespace, known: dict[str, Section]) -> list[str]:
+    """Names of the sections to measure, in the report's order. Raises ValueError for one that is not known."""
+    asked = [name for name in (options.only or "").split(",") if name]
+    if options.faults:
+        asked.append("faults")
+    if options.soak is not None:
+        if not 0 < options.soak <= LONGEST_SOAK:
+            raise ValueError(
+                f"--soak is {options.soak:g} minutes; above 0 and up to {LONGEST_SOAK:.0f} are allowed"
+            )
+        asked.append("soak")
+    unknown = [name for name in asked if name not in known]
+    if unknown:
+        raise ValueError(f"--only {','.join(unknown)}: unknown; known are {', '.join(known)}")
+    if "soak" in asked and options.soak is None:
+        raise ValueError("the soak has no length; say --soak MINUTES")
+    return [name for name in known if (name in asked if asked else name != "soak")]
+
+
+def write(
+    path: Path,
+    name: str,
+    numbers: dict[str, Any],
+    machine: dict[str, Any],
+    *,
+    minutes: float,
+    images: Path | None,
+) -> None:
+    """Puts one section into the day's JSON, in place of an earlier one of its name; the others stay."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"sections": {}}
+    content["machine"] = machine
+    content["sections"][name] = {
+        "date": machine["date"],
+        "load_before": machine["load_before"],
+        "minutes": minutes,
+        "images": "given with --images" if images else "drawn, of COCO's sizes",
+        "numbers": numbers,
+    }
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def report(content: dict[str, Any], known: dict[str, Section]) -> str:
+    """The whole report in Markdown, of the sections that there are, in their order."""
+    machine = content["machine"]
+    head = [
+        (
+            "machine",
+            f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['system']}; "
+            "client and server on it together, over loopback",
+        ),
+        (
+            "versions",
+            f"torch {machine['torch']}, torchvision {machine['torchvision']}, Python {machine['python']}",
+        ),
+    ]
+    parts = []
+    for name, section in known.items():
+        if name in content["sections"]:
+            entry = content["sections"][name]
+            told = (
+                f"Measured {entry['date']}, {entry['minutes']:.1f} minutes, load before {entry['load_before']}, images "
+                f"{entry['images']}.\n\n"
+            )
+            parts.append(
+                Part(
+                    title=section.title, text=told + section.show(entry["numbers"]), numbers=entry["numbers"]
+                )
+            )
+    return document("maskx served: load, faults, hostile requests", head, parts)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

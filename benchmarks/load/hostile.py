@@ -1,0 +1,165 @@
+"""The section of hostile requests: each of them against TorchServe with the tiny network, and how long each took."""
+
+from __future__ import annotations
+
+import threading
+import time
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.load.sections import Numbers
+from benchmarks.load.setting import LoadSetting, say
+from benchmarks.tables import shown, table
+from tests.hostile.case import ANSWERED, BY_SERVER, Case, http
+from tests.hostile.images import FORMATS, encoded
+from tests.hostile.judge import Offline, Outcome, all_cases, channel_to, run, send, send_by_grpc
+
+AIM = 2.0
+"""Seconds for the slowest answer."""
+SHOWN = 5
+
+
+def valid_cases() -> list[Case]:
+    """Requests with nothing wrong, one of each format, that are sent between the hostile ones."""
+    return [
+        Case(
+            group="valid",
+            name=name,
+            expect=ANSWERED,
+            wire=http(encoded(name)),
+            entries={"data": encoded(name)},
+            image=encoded(name),
+        )
+        for name in FORMATS
+    ]
+
+
+def offline_answers(torchscript: Path) -> Offline:
+    """What the handler's Service answers to one image in this process; each image is asked about once."""
+    import torch
+
+    from maskx_model import ServedModel
+    from maskx_service import Service
+    from maskx_settings import Limits
+
+    service = Service(ServedModel(torchscript, torch.device("cpu")), Limits(), name="maskx", version="1.0")
+    known: dict[bytes, tuple[int, bytes]] = {}
+    lock = threading.Lock()
+
+    def answer(image: bytes) -> tuple[int, bytes]:
+        with lock:
+            if image not in known:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # Pillow's, about broken images
+                    (found,) = service.answer([{"body": image}])
+                known[image] = (found.status, found.body)
+            return known[image]
+
+    return answer
+
+
+def hostile_numbers(setting: LoadSetting) -> Numbers:
+    """All cases over REST, those that have a counterpart over gRPC; batches of one, so that bytes can be compared."""
+    cases = all_cases()
+    offline = offline_answers(setting.tiny.path)
+    for case in [*cases, *valid_cases()]:
+        if case.image:
+            offline(case.image)  # now, so that the other process's work is not in the times
+    with setting.served(setting.tiny, "hostile", batch_size=1) as served:
+        before = served.worker()
+        say(f"hostile requests: {len(cases)} over REST")
+        begin = time.monotonic()
+        rest = run(cases, lambda case: send(case, served.port("REST")), offline, valid_cases())
+        middle = time.monotonic()
+        by_map = [case for case in cases if case.entries is not None]
+        say(f"hostile requests: {len(by_map)} over gRPC")
+        channel = channel_to(served.port("gRPC"))
+        try:
+            grpc = run(by_map, lambda case: send_by_grpc(case, channel), offline, valid_cases())
+        finally:
+            channel.close()
+        after = served.worker()
+    return {
+        "REST": _counted(rest, middle - begin),
+        "gRPC": _counted(grpc, time.monotonic() - middle),
+        "groups": _groups(rest.rows),
+        "same_worker": before is not None and after is not None and before.pid == after.pid,
+    }
+
+
+def _counted(outcome: Outcome, seconds: float) -> Numbers:
+    slowest = sorted(outcome.rows, key=lambda row: -row[1].seconds)[:SHOWN]
+    return {
+        "requests": len(outcome.rows),
+        "valid_between": outcome.valid,
+        "wrong": outcome.wrong,
+        "seconds": seconds,
+        "slowest": [
+            {"name": f"{case.group}: {case.name}", "seconds": seen.seconds} for case, seen, _ in slowest
+        ],
+    }
+
+
+def _groups(rows: Sequence[tuple[Case, object, str]]) -> list[Numbers]:
+    """By group: how many, what they were answered with, how many in TorchServe's own form, and the slowest."""
+    found = []
+    for group in dict.fromkeys(case.group for case, _, _ in rows):
+        mine = [(case, seen) for case, seen, _ in rows if case.group == group]
+        statuses = Counter(getattr(seen, "status", 0) for _, seen in mine)
+        own = sum(
+            case.expect == BY_SERVER and b'{"error":' not in body and status != 200
+            for case, seen in mine
+            for body, status in [(getattr(seen, "body", b""), getattr(seen, "status", 0))]
+        )
+        found.append(
+            {
+                "group": group,
+                "requests": len(mine),
+                "statuses": {str(status): count for status, count in sorted(statuses.items())},
+                "own_form": own,
+                "slowest": max(getattr(seen, "seconds", 0.0) for _, seen in mine),
+            }
+        )
+    return sorted(found, key=lambda one: str(one["group"]))
+
+
+def hostile_text(numbers: Numbers) -> str:
+    """A line for each protocol, then the groups."""
+    lines = []
+    for protocol in ("REST", "gRPC"):
+        one = numbers[protocol]
+        slowest = ", ".join(f"{row['name']} ({shown(row['seconds'])})" for row in one["slowest"])
+        wrong = "every one" if not one["wrong"] else f"all but {len(one['wrong'])}"
+        lines.append(
+            f"- {protocol}: {one['requests']} hostile requests and {one['valid_between']} valid ones between, 3 at "
+            f"a time, in {one['seconds']:.0f} s; {wrong} answered as it should be. Slowest: {slowest}."
+        )
+        lines += [f"  - NOT as expected: {what}" for what in one["wrong"][:20]]
+    worst = max(row["seconds"] for protocol in ("REST", "gRPC") for row in numbers[protocol]["slowest"])
+    lines.append(f"- The aim for the slowest is {AIM:.0f} s: {'kept' if worst <= AIM else 'not kept'}.")
+    lines.append(
+        f"- The worker at the end is {'the one' if numbers['same_worker'] else 'NOT the one'} of the beginning."
+    )
+    rows = [
+        (
+            group["group"],
+            str(group["requests"]),
+            ", ".join(
+                f"{count} x {'hung up' if status == '0' else status}"
+                for status, count in group["statuses"].items()
+            ),
+            str(group["own_form"]),
+            shown(group["slowest"]),
+        )
+        for group in numbers["groups"]
+    ]
+    headers = ("group, REST", "requests", "answered with", "by TorchServe itself", "slowest")
+    return (
+        "\n".join(lines)
+        + "\n\n"
+        + table(headers, rows)
+        + "\nA 400 is border 5's error, a 200 the offline network's answer byte for byte; what TorchServe answers by "
+        "itself has a form of its own, which the proxy replaces.\n"
+    )

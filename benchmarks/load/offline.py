@@ -1,0 +1,51 @@
+"""The in-process side of the overhead: the handler's own Service, no server, no network, in a process of its own."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.load.client import LONGEST_SECONDS
+from maskx_model import ServedModel
+from maskx_service import Service
+from maskx_settings import Limits
+
+
+class Offline:
+    """decode + network + encode of image bytes, batch after batch, as the worker of TorchServe does it."""
+
+    def __init__(self, path: str, images: Sequence[str], threads: int, precision: str = "auto") -> None:
+        """Loads and warms up as the handler does, on the CPU or on the first GPU.
+
+        Args:
+            path: of the maskx.pt.
+            images: files, taken in turn.
+            threads: of torch; the worker's own number.
+            precision: as in model-config.yaml.
+        """
+        torch.set_num_threads(threads)
+        device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+        model = ServedModel(Path(path), device, precision=precision)
+        model.warm_up()
+        self._service = Service(model, Limits(), name="maskx", version="1.0")
+        self._requests = itertools.cycle([{"body": Path(image).read_bytes()} for image in images])
+
+    def run(self, batch: int, seconds: float, least: int = 1) -> dict[str, Any]:
+        """Batches of `batch` images until `seconds` have passed, and at least so many.
+
+        "images": how many; "seconds": what they took; "errors": answers that were none.
+        """
+        if not 0 < seconds <= LONGEST_SECONDS:
+            raise ValueError(f"a run of {seconds} s; up to {LONGEST_SECONDS:.0f} s is allowed")
+        images = errors = 0
+        begin = time.perf_counter()
+        while (spent := time.perf_counter() - begin) < seconds or images < least * batch:
+            answers = self._service.answer(list(itertools.islice(self._requests, batch)), [{}] * batch)
+            errors += sum(answer.status != 200 for answer in answers)
+            images += batch
+        return {"images": images, "seconds": spent, "errors": errors}

@@ -1,0 +1,118 @@
+"""The server under test: an archive packed with the batch size asked for, started on loopback, and its processes."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import psutil
+import yaml
+
+from benchmarks import ROOT
+from benchmarks.load.client import HOST
+from export.archive import build_archive
+from server.life import start, stop
+from server.ports import Ports, free_ports
+from server.processes import server_processes
+
+SHIPPED = ROOT / "serve_config" / "model-config.yaml"
+
+
+def pack(torchscript: Path, folder: Path, *, version: str = "1.0", **changes: Any) -> Path:
+    """The archive of a maskx.pt with the shipped model-config.yaml, changed by the keys given; None takes a key out."""
+    folder.mkdir(parents=True, exist_ok=True)
+    configuration = folder / SHIPPED.name
+    content = {**yaml.safe_load(SHIPPED.read_text()), **changes}
+    configuration.write_text(
+        yaml.safe_dump({key: value for key, value in content.items() if value is not None})
+    )
+    archive = folder / "maskx.mar"
+    build_archive(torchscript, archive, version=version, configuration=configuration)
+    return archive
+
+
+class Served:
+    """TorchServe with one archive, from entering to leaving; free ports, loopback, no tokens."""
+
+    def __init__(self, archive: Path, state: Path, **settings: Any) -> None:
+        """`settings` are further ones of `server.life.start`."""
+        self.archive, self.state, self._settings = archive, state, settings
+        self.ports = Ports()
+
+    def __enter__(self) -> Served:
+        self.ports = free_ports()
+        start(archive=self.archive, state=self.state, ports=self.ports, **self._settings)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        stop(state=self.state)
+
+    @property
+    def url(self) -> str:
+        """Base URL of the inference API."""
+        return f"http://{HOST}:{self.ports.inference}"
+
+    def port(self, protocol: str) -> int:
+        """Where "REST" or "gRPC" is answered."""
+        return self.ports.inference if protocol == "REST" else self.ports.grpc
+
+    def worker(self) -> psutil.Process | None:
+        """The process that runs the handler; None while there is none, or two, as in a restart."""
+        found = [one for one in server_processes(self.state) if _has(one, "model_service_worker")]
+        return found[0] if len(found) == 1 else None
+
+    def java(self) -> psutil.Process:
+        """TorchServe itself."""
+        (found,) = [one for one in server_processes(self.state) if one.name() == "java"]
+        return found
+
+    def kill_worker(self, how: signal.Signals) -> int:
+        """Sends the signal to the worker; returns its pid. Raises ValueError where there is none."""
+        worker = self.worker()
+        if worker is None:
+            raise ValueError("there is no worker to send a signal to")
+        os.kill(worker.pid, how)
+        return worker.pid
+
+    def description(self) -> dict[str, Any]:
+        """What the worker says of itself (threads, precision, device)."""
+        connection = http.client.HTTPConnection(HOST, self.ports.management, timeout=60)
+        try:
+            connection.request("GET", "/models/maskx?customized=true")
+            answer = json.loads(connection.getresponse().read())
+        finally:
+            connection.close()
+        content = answer[0]["customizedMetadata"]
+        described: dict[str, Any] = json.loads(content) if isinstance(content, str) else content
+        return described
+
+
+class Memory:
+    """Resident memory of Java and of the worker, looked up once: finding processes by their mark costs time."""
+
+    def __init__(self, served: Served) -> None:
+        self._processes = {"java": served.java(), "worker": served.worker()}
+
+    def now(self) -> dict[str, float]:
+        """MiB of each; one that is gone is left out."""
+        found = {}
+        for name, process in self._processes.items():
+            with contextlib.suppress(psutil.Error):
+                if process is not None:
+                    found[name] = process.memory_info().rss / 2**20
+        return found
+
+
+def _has(process: psutil.Process, part: str) -> bool:
+    try:
+        return any(part in word for word in process.cmdline())
+    except psutil.Error:
+        return False

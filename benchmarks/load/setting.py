@@ -1,0 +1,167 @@
+"""What one load test is about: the networks, the images, how long each turn takes."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.load.client import samples_of
+from benchmarks.load.server import Served, pack
+from benchmarks.load.times import Sample
+from benchmarks.load.worker import LoadRemote
+from benchmarks.pictures import photograph
+from benchmarks.worker import Remote
+
+PROTOCOLS = ("REST", "gRPC")
+CONCURRENCY = 8
+"""Clients of the closed loop that saturates, as the bar of the overhead is set for."""
+BATCH = 4
+"""What `make serve` chooses on a CPU."""
+BATCHES = (1, BATCH, 8)
+DELAY = 1
+"""maxBatchDelay in ms: what is lost where a request is alone."""
+MOST = 200_000
+"""Requests of one turn at most; turns are bounded by time, and this is for a server that answers at once."""
+
+PHOTOGRAPHS = ((640, 480), (640, 427), (480, 640), (500, 375), (640, 360), (427, 640), (612, 612), (640, 425))
+"""Width and height as COCO's photographs have them: the longer side 640 in nearly all."""
+
+TINY, LARGE = "tiny", "ResNet-50 at 800"
+LARGE_CLASSES = 80
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """A maskx.pt and how long it is measured, in seconds.
+
+    turn, rounds: of one turn, and turns. warm_up: of each turn, dropped. run_in: before the first turn, per protocol.
+    """
+
+    name: str
+    path: Path
+    turn: float
+    rounds: int
+    warm_up: float
+    run_in: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadSetting:
+    """folder: for what is made on the way. images: files that are sent. quick: to see that it works."""
+
+    folder: Path
+    images: tuple[str, ...]
+    networks: tuple[Network, ...]
+    quick: bool
+    started: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def tiny(self) -> Network:
+        """The small one, in which the server's own cost shows most."""
+        return self.networks[0]
+
+    def served(
+        self, network: Network, name: str, changes: dict[str, Any] | None = None, **settings: Any
+    ) -> Served:
+        """The network's archive with the shipped model-config.yaml, changed; to be entered.
+
+        `settings` are those of `server.life.start`; without them the server is as `make serve` starts it.
+        """
+        folder = self.folder / name
+        shutil.rmtree(folder, ignore_errors=True)
+        return Served(pack(network.path, folder / "archive", **(changes or {})), folder / "serve", **settings)
+
+    def client(self, served: Served, protocol: str) -> LoadRemote:
+        """A generator of load for a server that runs."""
+        return LoadRemote("client", protocol=protocol, port=served.port(protocol), images=list(self.images))
+
+    def offline(self, network: Network, threads: int) -> LoadRemote:
+        """The in-process side."""
+        return LoadRemote("offline", path=str(network.path), images=list(self.images), threads=threads)
+
+
+def closed(client: LoadRemote, concurrency: int, seconds: float) -> tuple[list[Sample], float]:
+    """Samples of a closed loop, and what the generator took of the processor in seconds."""
+    answer = client.call("closed", concurrency=concurrency, seconds=seconds, most=MOST)
+    return samples_of(answer), answer["cpu"]
+
+
+def opened(client: LoadRemote, rate: float, seconds: float) -> tuple[list[Sample], float]:
+    """Samples of an open loop, and what the generator took of the processor in seconds."""
+    answer = client.call("open", rate=rate, seconds=seconds, most=MOST)
+    return samples_of(answer), answer["cpu"]
+
+
+def drawn_images(folder: Path, count: int) -> tuple[str, ...]:
+    """JPEGs of COCO's sizes, drawn where they are not there yet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for number in range(count):
+        width, height = PHOTOGRAPHS[number % len(PHOTOGRAPHS)]
+        path = folder / f"{number}-{width}x{height}.jpg"
+        if not path.exists():
+            path.write_bytes(photograph(width, height, number))
+        paths.append(str(path))
+    return tuple(paths)
+
+
+def given_images(folder: Path, count: int) -> tuple[str, ...]:
+    """The first JPEGs and PNGs of a folder. Raises ValueError where it has none."""
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    if not paths:
+        raise ValueError(f"--images {folder} holds no .jpg and no .png; name a folder of photographs")
+    return tuple(str(path) for path in paths[:count])
+
+
+def tiny_network(path: Path, *, quick: bool) -> Network:
+    """The trained maskx.pt that `make archive` leaves. Raises ValueError where there is none."""
+    if not path.is_file():
+        raise ValueError(f"there is no {path}; make it with make archive, or name one with --tiny")
+    return Network(
+        name=TINY,
+        path=path,
+        turn=2 if quick else 6,
+        rounds=1 if quick else 3,
+        warm_up=1,
+        run_in=1 if quick else 12,
+    )
+
+
+def large_network(folder: Path, picture: str, *, min_size: int, max_size: int, quick: bool) -> Network:
+    """R-50-FPN with calibrated random weights, made anew: `benchmarks.speed.network.prepare`."""
+    say(f"calibrating ResNet-50 at {min_size}")
+    with Remote("bare") as bare:
+        bare.call(
+            "prepare",
+            folder=str(folder),
+            picture=picture,
+            classes=LARGE_CLASSES,
+            min_size=min_size,
+            max_size=max_size,
+        )
+    return Network(
+        name=LARGE if min_size == 800 else f"ResNet-50 at {min_size}",
+        path=folder / "maskx.pt",
+        turn=4 if quick else 20,
+        rounds=1 if quick else 2,
+        warm_up=1 if quick else 8,
+        run_in=1 if quick else 8,
+    )
+
+
+def merged(parts: Sequence[Sequence[Sample]], window: float) -> list[Sample]:
+    """Samples of turns one behind the other, each moved by `window` seconds."""
+    return [
+        Sample(begin=s.begin + i * window, end=s.end + i * window, outcome=s.outcome)
+        for i, part in enumerate(parts)
+        for s in part
+    ]
+
+
+def say(line: str) -> None:
+    """Progress, beside the result."""
+    print(f"load: {line}", file=sys.stderr, flush=True)

@@ -1,0 +1,1 @@
+"""Time and memory of one request, beside torchvision and the machine's own limit."""

@@ -1,0 +1,160 @@
+"""The network that is measured: R-50-FPN at 800 / 1333, the same calibrated weights for torchvision and in maskx.pt.
+
+`prepare` writes a folder with `peer.pt` (torchvision's state dict), `maskx.pt` (what is served) and `about.json`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import MaskRCNN
+
+from benchmarks.speed.calibration import background_for, calibrate
+from benchmarks.speed.floor import network_flops, run_eagerly
+from benchmarks.speed.peer import SCORE_THRESHOLD, build_peer, decode_to_float, pixels_of
+from export.files import METADATA_NAME
+from export.metadata import build_metadata, metadata_json
+from model.build import build_network
+from model.classes import ClassTable
+from model.config import BackboneConfig, InputConfig, MaskConfig, ModelConfig
+from model.inference import Inference
+from model.serving import prepared_for_serving
+
+PAIRS = 600
+"""(proposal, class) pairs above the threshold on the picture of the calibration."""
+
+CONFIG = ModelConfig(
+    backbone=BackboneConfig(name="resnet50", weights="none", norm="frozen"),
+    # Mask R-CNN's FCN alone, as the peer has it.
+    mask=MaskConfig(mlp="none"),
+)
+
+
+def class_names(count: int) -> ClassTable:
+    """`count` classes, all with masks, under the names that the peer answers with."""
+    numbers = range(1, count + 1)
+    return ClassTable(
+        ids=tuple(numbers), names=tuple(f"class {i}" for i in numbers), has_mask=(True,) * count
+    )
+
+
+def config_of_size(min_size: int, max_size: int) -> ModelConfig:
+    """The network of the bench for another input size."""
+    return dataclasses.replace(CONFIG, input=InputConfig(min_size=min_size, max_size=max_size))
+
+
+@torch.no_grad()
+def with_weights_of(peer: MaskRCNN, config: ModelConfig) -> Inference:
+    """Our network with every weight of `peer`; the peer's mask predictor stands for the table that T is baked into.
+
+    Raises RuntimeError, from torch, where a weight has no counterpart of its shape.
+    """
+    network = build_network(
+        config, num_classes=peer.roi_heads.box_predictor.cls_score.out_features - 1
+    ).eval()
+    backbone = peer.backbone.state_dict()
+    network.backbone.load_state_dict(
+        {key: value for key, value in backbone.items() if not key.endswith("num_batches_tracked")}
+    )
+    network.rpn.head.load_state_dict(peer.rpn.head.state_dict())
+    network.box_head.load_state_dict(peer.roi_heads.box_head.state_dict())
+    network.box_predictor.load_state_dict(peer.roi_heads.box_predictor.state_dict())
+    ours, theirs = (
+        [m for m in branch.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
+        for branch in (
+            network.mask_branch,
+            nn.Sequential(peer.roi_heads.mask_head, peer.roi_heads.mask_predictor),
+        )
+    )
+    last = theirs.pop()
+    for mine, other in zip(ours, theirs, strict=True):
+        mine.load_state_dict(other.state_dict())
+    served = network.inference()
+    assert last.bias is not None
+    served.mask_table.copy_(last.weight[:, :, 0, 0])
+    served.mask_bias.copy_(last.bias[0])
+    return served
+
+
+def write_served(served: Inference, classes: ClassTable, config: ModelConfig, path: Path) -> None:
+    """maskx.pt as `export.torchscript` writes it, without its verification."""
+    metadata = build_metadata(
+        classes,
+        mask_size=2 * config.mask.roi_size,
+        max_detections=config.box.detections_per_image,
+        min_size=config.input.min_size,
+        max_size=config.input.max_size,
+    )
+    scripted = torch.jit.script(prepared_for_serving(served))
+    buffer = io.BytesIO()
+    torch.jit.save(scripted, buffer, _extra_files={METADATA_NAME: metadata_json(metadata)})
+    path.write_bytes(buffer.getvalue())
+
+
+@torch.no_grad()
+def with_as_many_pairs(served: Inference, pixels: Tensor, pairs: int) -> int:
+    """Sets the background's logit so that `pairs` (proposal, class) pairs of an image pass; returns how many do.
+
+    torchvision pools half a cell off (RoIAlign that is not aligned), so that the same weights give some 5 % fewer or
+    more pairs; NMS and box decoding are to have the same work on both sides.
+    """
+    logits: list[Tensor] = []
+    hook = served.box_predictor.register_forward_hook(lambda _m, _i, answer: logits.append(answer.clone()))
+    try:
+        run_eagerly(served, pixels)
+    finally:
+        hook.remove()
+    background, reached = background_for(logits[0], SCORE_THRESHOLD, pairs)
+    served.box_predictor.cls_score.bias[0] = background
+    return reached
+
+
+def prepare(
+    folder: Path,
+    picture: bytes,
+    num_classes: int,
+    *,
+    min_size: int = 800,
+    max_size: int = 1333,
+    pairs: int = PAIRS,
+) -> dict[str, Any]:
+    """Calibrates a network on `picture` and writes it for both sides; returns what about.json holds."""
+    folder.mkdir(parents=True, exist_ok=True)
+    peer = build_peer(num_classes, min_size=min_size, max_size=max_size)
+    reached = calibrate(peer, decode_to_float(picture), pairs=pairs)
+    torch.save(peer.state_dict(), folder / "peer.pt")
+    config = config_of_size(min_size, max_size)
+    served = with_weights_of(peer, config)
+    pairs_ours = with_as_many_pairs(served, pixels_of(picture), pairs)
+    write_served(served, class_names(num_classes), config, folder / "maskx.pt")
+    about = {
+        "classes": num_classes,
+        "min_size": min_size,
+        "max_size": max_size,
+        "score_threshold": SCORE_THRESHOLD,
+        "pairs_asked": pairs,
+        **reached.to_dict(),
+        "pairs_ours": pairs_ours,
+        "flops": network_flops(served, pixels_of(picture)),
+    }
+    (folder / "about.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    return about
+
+
+def prepare_small(path: Path) -> None:
+    """A small network for runs of many requests: SmallResNet at 128 pixels, random weights."""
+    torch.manual_seed(0)
+    config = ModelConfig(
+        input=InputConfig(min_size=128, max_size=160),
+        backbone=BackboneConfig(name="small", weights="none", norm="batch", fpn_channels=64),
+        mask=MaskConfig(width=64, mlp="none"),
+    )
+    network = build_network(config, num_classes=20).eval()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_served(network.inference(), class_names(20), config, path)

@@ -1,0 +1,141 @@
+"""Our side: the handler's own modules around maskx.pt, image bytes -> JSON bytes, the very code that is served."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.speed.peer import DETECTIONS, SCORE_THRESHOLD
+from maskx_answer import Detections, answer_body, image_content
+from maskx_image import DecodedImage, decode_to_fit
+from maskx_model import ServedModel
+from maskx_request import Envelope, Wishes
+from maskx_service import Service
+from maskx_settings import Limits
+from maskx_strings import run_length_strings
+from model.masks.run_lengths import mask_run_lengths
+
+LABELS = {
+    "maskx::resize": "resize",
+    "maskx::backbone": "backbone",
+    "maskx::rpn": "RPN",
+    "maskx::box_head": "box head",
+    "maskx::mask_head": "mask head",
+    "maskx::run_lengths": "run lengths",
+}
+"""The network's own labels in a profile, and what a table calls them."""
+SINGLE = Envelope(kind="single")
+WISHES = Wishes(score_threshold=SCORE_THRESHOLD, max_detections=DETECTIONS)
+
+
+class Ours:
+    """The other side of the comparison."""
+
+    def __init__(self, path: Path, device: torch.device, precision: str) -> None:
+        self.device = device
+        self.model = ServedModel(path, device, precision=precision)
+        self.service = Service(self.model, Limits(), name="maskx", version="bench")
+        self._run_lengths = torch.jit.script(mask_run_lengths)
+
+    def answer(self, data: Sequence[bytes], wishes: Wishes = WISHES) -> list[bytes]:
+        """The bodies of a batch. Raises RuntimeError where one is an error."""
+        parameters = {"score_threshold": wishes.score_threshold, "max_detections": wishes.max_detections}
+        answers = self.service.answer([{"body": one, **parameters} for one in data])
+        for answer in answers:
+            if answer.status != 200:
+                raise RuntimeError(answer.body.decode())
+        return [answer.body for answer in answers]
+
+    def decode(self, data: bytes) -> DecodedImage:
+        """As the service decodes."""
+        return decode_to_fit(data, min_size=self.model.min_size, max_size=self.model.max_size)
+
+    def predict(self, images: Sequence[DecodedImage]) -> list[Detections]:
+        """As the service predicts."""
+        sizes = [(image.height, image.width) for image in images]
+        return self.model.predict([image.pixels for image in images], [WISHES] * len(images), sizes)
+
+    def body(self, image: DecodedImage, found: Detections) -> bytes:
+        """The answer to one image, in JSON."""
+        content = image_content(
+            found, self.model.categories, height=image.height, width=image.width, mask_format="rle"
+        )
+        return answer_body([content], SINGLE, model_name="maskx", model_version="bench")
+
+    def stages(self, data: Sequence[bytes]) -> dict[str, float]:
+        """Seconds of each stage of one batch; those of the network from its labels in a profile.
+
+        "rest of predict" is what no label covers. Images are decoded one after the other here, in threads by the
+        service.
+        """
+        seconds: dict[str, float] = defaultdict(float)
+        begin = time.perf_counter()
+        images = [self.decode(one) for one in data]
+        seconds["decode"] = time.perf_counter() - begin
+        cuda = self.device.type == "cuda"
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
+        with profile(activities=activities, acc_events=True) as profiled:
+            begin = time.perf_counter()
+            found = self.predict(images)
+            whole = time.perf_counter() - begin
+        labelled = label_seconds(profiled, cuda=cuda)
+        seconds.update(labelled)
+        seconds["rest of predict"] = max(whole - sum(labelled.values()), 0.0)
+        for image, one in zip(images, found, strict=True):
+            strings = _least(partial(run_length_strings, one.rle_counts, one.rle_offsets))
+            body = partial(self.body, image, one)
+            seconds["strings"] += strings
+            seconds["JSON"] += max(_least(body) - strings, 0.0)
+        return dict(seconds)
+
+    @torch.inference_mode()
+    def masks_alone(self, probabilities_DMM: Tensor, boxes: Tensor, height: int, width: int) -> list[str]:
+        """Mask probabilities and boxes in the image's pixels -> compressed run lengths."""
+        counts, offsets = self._run_lengths(probabilities_DMM, boxes, height, width)
+        return run_length_strings(counts.cpu().numpy(), offsets.cpu().numpy())
+
+
+def _least(work: Callable[[], object], times: int = 5) -> float:
+    """Seconds of the fastest of a few runs: these stages take milliseconds."""
+    found = []
+    for _ in range(times):
+        begin = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - begin)
+    return min(found)
+
+
+def label_seconds(profiled: profile, *, cuda: bool) -> dict[str, float]:
+    """Seconds under each of the network's labels, zero where a label is absent; on a GPU those of its kernels."""
+    seconds = dict.fromkeys(LABELS.values(), 0.0)
+    for event in profiled.key_averages():
+        # A label stands a second time on the GPU's own time line.
+        if event.key in LABELS and event.device_type == DeviceType.CPU:
+            microseconds = event.device_time_total if cuda else event.cpu_time_total
+            seconds[LABELS[event.key]] += microseconds / 1e6
+    return seconds
+
+
+def runs_per_column(found: Detections) -> float:
+    """Median over the masks of object runs per image column that the box spans: what the cost of strings goes by."""
+    ratios = []
+    for d in range(len(found.labels)):
+        counts = found.rle_counts[found.rle_offsets[d] : found.rle_offsets[d + 1]]
+        columns = max(float(found.boxes[d][2] - found.boxes[d][0]), 1.0)
+        ratios.append(len(counts) / 2 / columns)
+    return float(np.median(ratios)) if ratios else 0.0
+
+
+def describe(model: ServedModel) -> dict[str, Any]:
+    """What was chosen where the setting said auto."""
+    return {"precision": model.precision, "min_size": model.min_size, "max_size": model.max_size}

@@ -1,0 +1,235 @@
+"""The parts about time: stages and whole, image sizes, batches, masks alone, and the floor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.machine import available_gib
+from benchmarks.pictures import SIZES
+from benchmarks.speed.floor import SIDES
+from benchmarks.speed.setting import PEER, SCRIPTED, Setting, interleaved, ours_in, say, started
+from benchmarks.tables import Part, Times, shown, shown_times, speed_up, table
+from benchmarks.worker import Remote
+
+STAGES = (
+    "decode",
+    "resize",
+    "backbone",
+    "RPN",
+    "box head",
+    "mask head",
+    "run lengths",
+    "strings",
+    "JSON",
+    "rest of predict",
+)
+NETWORK_STAGES = ("backbone", "RPN", "box head", "mask head")
+CLASSES = 80
+PEER_12MP_GIB = 14.0
+"""torchvision holds 100 float32 masks of 12 megapixels twice while it pastes them."""
+
+
+def speed(setting: Setting) -> list[Part]:
+    """Whole and stages, sizes, batches, masks alone, floor: all with the same processes."""
+    about = setting.network(CLASSES)
+    with started(setting, CLASSES, scripted=not setting.quick) as sides:
+        parts = [whole(setting, sides), sizes(setting, sides), batches(setting, sides), masks(setting, sides)]
+    return [*parts, floor(setting, parts[0], about)]
+
+
+def whole(setting: Setting, sides: dict[str, Remote]) -> Part:
+    """One 1080p JPEG, 100 detections: whole, and in runs of their own the stages."""
+    file = setting.picture("1080p")
+    say("one 1080p image, whole")
+    times = interleaved(sides, [file], 2 * setting.rounds)
+    say("one 1080p image, stages")
+    staged = [name for name in sides if name != SCRIPTED]
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in staged}
+    for _ in range(setting.rounds):
+        for name in staged:
+            runs[name].append(sides[name].call("stages", files=[file]))
+    stages = {
+        name: {stage: Times(tuple(run.get(stage, 0.0) for run in runs[name])) for stage in STAGES}
+        for name in staged
+    }
+    found = {name: side.call("time", files=[file])["detections"][0] for name, side in sides.items()}
+    pairs = {PEER: sides[PEER].call("pairs", file=file), "maskx": setting.network(CLASSES)["pairs_ours"]}
+    runs_per_column = sides[ours_in(setting.precisions[0])].call("runs_per_column", file=file)
+    rows = [[stage, *[_cell(stages[name][stage]) for name in staged]] for stage in STAGES]
+    rows.append(["**whole**", *[f"**{shown(times[name].median)}**" for name in staged]])
+    rows.append(["fastest whole", *[shown(times[name].least) for name in staged]])
+    others = [
+        f"{SCRIPTED}: {shown_times(times[SCRIPTED])}, {speed_up(times[SCRIPTED], times[name]):.1f} times {name}"
+        for name in staged
+        if SCRIPTED in times and name != PEER
+    ]
+    text = table(["stage", *staged], rows) + "\n"
+    text += "".join(f"- {line}\n" for line in others)
+    text += (
+        f"- detections: {_listed(found)}; (proposal, class) pairs above 0.05: {_listed(pairs)}\n"
+        f"- object runs per image column of a box, median: {runs_per_column:.2f}\n"
+        "- stages are medians of runs of their own (with the profiler on our side, hooks on torchvision's); for "
+        '"run lengths" and "strings" torchvision pastes masks into the image and has pycocotools encode them\n'
+    )
+    return Part(
+        title="Bytes in to JSON out: one 1080p JPEG, batch 1",
+        text=text,
+        numbers={
+            "whole": {name: one.to_dict() for name, one in times.items()},
+            "stages": {
+                name: {stage: one.to_dict() for stage, one in of.items()} for name, of in stages.items()
+            },
+            "detections": found,
+            "pairs": pairs,
+            "runs_per_column": runs_per_column,
+        },
+        ratios={
+            f"1080p whole, torchvision eager / maskx {precision}": speed_up(
+                times[PEER], times[ours_in(precision)]
+            )
+            for precision in setting.precisions
+        },
+    )
+
+
+def sizes(setting: Setting, sides: dict[str, Remote]) -> Part:
+    """One image of every size."""
+    rows, numbers = [], {}
+    chosen = ["480p"] if setting.quick else list(SIZES)
+    for size in chosen:
+        running = dict(sides)
+        enough = size != "12MP" or setting.device != "cpu" or available_gib() > PEER_12MP_GIB
+        if not enough:
+            running = {name: side for name, side in sides.items() if name not in (PEER, SCRIPTED)}
+        if size == "12MP":
+            running.pop(SCRIPTED, None)
+        say(f"one image of {size}")
+        times = interleaved(running, [setting.picture(size)], setting.rounds)
+        cells = [shown_times(times[name]) if name in times else "-" for name in sides]
+        gains = [
+            f"{speed_up(times[PEER], times[ours_in(p)]):.1f}x" if PEER in times else "-"
+            for p in setting.precisions
+        ]
+        rows.append([f"{size} ({SIZES[size].width} x {SIZES[size].height})", *cells, *gains])
+        numbers[size] = {name: one.to_dict() for name, one in times.items()}
+    headers = ["image", *sides, *[f"eager / {p}" for p in setting.precisions]]
+    text = table(headers, rows)
+    text += "\nMedian (fastest). At 12MP the scripted form is left out"
+    text += f", and torchvision wholly where less than {PEER_12MP_GIB:.0f} GiB are free.\n"
+    return Part(title="Image sizes, batch 1", text=text, numbers=numbers)
+
+
+def batches(setting: Setting, sides: dict[str, Remote]) -> Part:
+    """Several 1080p images at once: seconds an image."""
+    rows, numbers = [], {}
+    for batch in (1, 4) if setting.quick else (1, 4, 8):
+        with_peer = batch == 1 or (batch == 4 and not setting.quick)
+        running = {
+            name: side for name, side in sides.items() if name != SCRIPTED and (with_peer or name != PEER)
+        }
+        say(f"batch of {batch}")
+        files = [setting.picture("1080p", seed) for seed in range(batch)]
+        times = interleaved(running, files, max(setting.rounds - 1, 1), warm_up=1)
+        rows.append(
+            [
+                str(batch),
+                *[
+                    f"{shown(times[name].median / batch)} ({batch / times[name].median:.2f}/s)"
+                    if name in times
+                    else "-"
+                    for name in sides
+                    if name != SCRIPTED
+                ],
+            ]
+        )
+        numbers[str(batch)] = {name: one.to_dict() for name, one in times.items()}
+    text = table(["batch", *[name for name in sides if name != SCRIPTED]], rows)
+    return Part(
+        title="Batches of 1080p JPEGs: time an image (images a second)",
+        text=text + "\ntorchvision is left out at 8, for its time and memory.\n"
+        if not setting.quick
+        else text,
+        numbers=numbers,
+    )
+
+
+def masks(setting: Setting, sides: dict[str, Remote]) -> Part:
+    """Mask probabilities and boxes -> COCO's compressed run lengths, the same 100 of them on both sides."""
+    say("masks alone")
+    path = str(setting.folder / "masks.pt")
+    count = sides[PEER].call("write_masks", file=setting.picture("1080p"), out=path)
+    size = SIZES["1080p"]
+    ours = sides[ours_in(setting.precisions[0])]
+    mine: list[float] = []
+    theirs: list[float] = []
+    for _ in range(setting.rounds + 1):
+        arguments = {"masks": path, "height": size.height, "width": size.width}
+        mine += ours.call("masks_alone", **arguments, repeat=20)["seconds"][3:]
+        theirs += sides[PEER].call("masks_alone", **arguments, repeat=1)["seconds"]
+    times = {"maskx": Times(tuple(mine)), "torchvision paste + pycocotools encode": Times(tuple(theirs))}
+    rows = [[name, shown(one.median), shown(one.least)] for name, one in times.items()]
+    ratio = speed_up(*reversed(times.values()))
+    return Part(
+        title=f"Masks to compressed run lengths alone: 1080p, {count} detections",
+        text=table(["", "median", "fastest"], rows),
+        numbers={name: one.to_dict() for name, one in times.items()},
+        ratios={"masks to RLE strings, torchvision paste + encode / maskx": ratio},
+    )
+
+
+def floor(setting: Setting, measured: Part, about: dict[str, Any]) -> Part:
+    """Operations of the network over the best matrix-multiplication rate, against the stages' times."""
+    flops = about["flops"]["whole"]
+    rows, numbers, ratios = [], {}, {}
+    for precision in setting.precisions:
+        say(f"matrix-multiplication rate in {precision}")
+        with Remote("bare") as bare:
+            rates = bare.call("matmul_rates", precision=precision, device=setting.device, sides=SIDES)
+        best = max(rates.values())
+        stages = measured.numbers["stages"][ours_in(precision)]
+        median, least = (sum(stages[stage][which] for stage in NETWORK_STAGES) for which in ("median", "min"))
+        least_time = flops / best
+        rows.append(
+            [
+                precision,
+                *[f"{rates[str(side)] / 1e9:.0f}" for side in SIDES],
+                shown(least_time),
+                shown(median),
+                f"{100 * least_time / median:.0f} %",
+                f"{100 * least_time / least:.0f} %",
+            ]
+        )
+        numbers[precision] = {
+            "rates": rates,
+            "floor_seconds": least_time,
+            "network_median": median,
+            "network_min": least,
+        }
+        ratios[f"network in {precision}, share of the matrix-multiplication rate"] = least_time / median
+    headers = [
+        "precision",
+        *[f"n = {n}, GFLOP/s" for n in SIDES],
+        "floor",
+        "network",
+        "share",
+        "share, fastest",
+    ]
+    text = table(headers, rows)
+    text += (
+        f"\nThe network (backbone, RPN, box head, mask head) at 1080p has {flops / 1e9:.0f} GFLOP, convolutions "
+        "counted by their definition: computed with fewer multiplications (Winograd), a share may pass 100 %. The "
+        "network's time contains RoIAlign, NMS and sorting, which count no operation.\n"
+    )
+    by_part = ", ".join(f"{n} {v / 1e9:.1f}" for n, v in about["flops"].items() if n != "whole")
+    text += f"By module, GFLOP: {by_part}.\n"
+    return Part(
+        title="The floor", text=text, numbers={"flops": about["flops"], "precisions": numbers}, ratios=ratios
+    )
+
+
+def _cell(times: Times) -> str:
+    return shown(times.median) if times.median > 0 else "-"
+
+
+def _listed(values: dict[str, int]) -> str:
+    return ", ".join(f"{value} ({name})" for name, value in values.items())

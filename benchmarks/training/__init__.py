@@ -1,0 +1,1 @@
+"""Images/s of training beside torchvision's reference step."""

@@ -1,0 +1,280 @@
+"""The speed of training: our step beside torchvision's reference step, and the mask loss at 3 000 classes; one table.
+
+    python -m benchmarks.training [--quick] [--parts shapes resnet50 masks] [--device cpu]
+
+writes Markdown and JSON to benchmarks/results. The machine should do nothing else meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import ROOT
+from benchmarks.tables import Part, Times, document, measured_on, shown, speed_up, table
+from benchmarks.training.sides import TrainingRemote
+from benchmarks.worker import Remote
+from training.drawn.shapes import ShapesConfig, write_shapes
+
+REFERENCE = "torchvision"
+SAME = "maskx, as Mask R-CNN"
+MASKX = "maskx, Mask^X"
+MASKX_PRESET = "maskx, Mask^X, bfloat16"
+FORMS: dict[str, dict[str, Any]] = {
+    SAME: {"form": "mask_rcnn"},
+    MASKX: {"form": "maskx"},
+    MASKX_PRESET: {"form": "maskx", "precision": "bfloat16", "channels_last": True},
+}
+"""Our sides: the network of torchvision's own kind, ours of the paper, and that as the presets train it."""
+WAYS = {
+    "ours": "maskx: T and the channel of each RoI's class",
+    "picked": "torchvision: all channels, each RoI's picked",
+    "ignored": "official: all channels, -1 in the others'",
+}
+
+Start = Callable[..., Remote]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Of one network's part: side of the images, images a step, distinct batches, rounds of steps each."""
+
+    side: int
+    batch: int
+    batches: int
+    rounds: int
+    steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskSizes:
+    """classes: without background. rois: of the mask loss. rounds of steps each. options: of `MaskLossSide`."""
+
+    classes: tuple[int, ...]
+    rois: int
+    rounds: int
+    steps: int
+    options: Mapping[str, Any]
+
+
+FULL: dict[str, Sizes] = {
+    "shapes": Sizes(side=128, batch=16, batches=2, rounds=5, steps=4),
+    "resnet50": Sizes(side=256, batch=2, batches=3, rounds=5, steps=2),
+}
+QUICK: dict[str, Sizes] = {
+    "shapes": Sizes(side=64, batch=2, batches=1, rounds=1, steps=2),
+    "resnet50": Sizes(side=64, batch=1, batches=1, rounds=1, steps=1),
+}
+FULL_MASKS = MaskSizes(classes=(80, 3000), rois=32, rounds=4, steps=2, options={})
+QUICK_MASKS = MaskSizes(
+    classes=(4, 300), rois=3, rounds=1, steps=1, options={"width": 8, "cells": 3, "box_width": 8}
+)
+
+
+def steps_part(
+    network: str, sizes: Sizes, folder: Path, device: str, bfloat16: bool, start: Start = TrainingRemote
+) -> Part:
+    """Steps of every side in turns, each in a process of its own; its peak of memory."""
+    data = folder / f"drawn-{sizes.side}"
+    needed = sizes.batch * sizes.batches
+    write_shapes(data, ShapesConfig(train=2 * needed + 8, val=1, size=sizes.side), workers=1)
+    weights = str(folder / f"start-{network}-{sizes.side}.pt")
+    with start("start") as prepared:
+        prepared.call("start", data=str(data), network=network, side=sizes.side, out=weights)
+    common: dict[str, Any] = {
+        "data": str(data),
+        "start": weights,
+        "network": network,
+        "side": sizes.side,
+        "batch": sizes.batch,
+        "batches": sizes.batches,
+        "device": device,
+    }
+    forms = {name: form for name, form in FORMS.items() if bfloat16 or name != MASKX_PRESET}
+    with ExitStack() as stack:
+        say(f"{network}: {REFERENCE}, {', '.join(forms)}")
+        sides = {REFERENCE: stack.enter_context(start("reference", **common))}
+        for name, form in forms.items():
+            sides[name] = stack.enter_context(start("ours", **common, **form))
+        found = in_turns(sides, rounds=sizes.rounds, steps=sizes.steps, warm_up=sizes.batches)
+        memory = {name: side.call("memory") for name, side in sides.items()}
+    times = {name: Times(tuple(one["seconds"])) for name, one in found.items()}
+    peak = "cuda_peak_mib" if device != "cpu" else "peak_mib"
+    rows = []
+    for name, of in times.items():
+        rows.append(
+            [
+                name,
+                f"{sizes.batch / of.median:.2f}",
+                shown(of.median),
+                f"{speed_up(times[REFERENCE], of):.2f}x",
+                f"{memory[name][peak]:.0f} MiB",
+                f"{memory[name][peak] / memory[REFERENCE][peak]:.2f}x",
+                f"{statistics.mean(found[name]['mask_rois']):.0f}",
+                f"{statistics.mean(found[name]['loss']):.2f}",
+            ]
+        )
+    headers = ("side", "images/s", "step", "speed", "peak memory", "of it", "mask RoIs a step", "mean loss")
+    title = {"shapes": "The preset's network", "resnet50": "ResNet-50-FPN"}[network]
+    return Part(
+        title=f"{title}, {sizes.side} pixels, {sizes.batch} images a step, end to end",
+        text=table(headers, rows)
+        + f"\nMedian of {len(times[REFERENCE].seconds)} steps. Peak of a process, weights, PyTorch and images "
+        "included.\n",
+        numbers={
+            "seconds": {name: of.to_dict() for name, of in times.items()},
+            "memory": memory,
+            "mask_rois": {name: one["mask_rois"] for name, one in found.items()},
+            "loss": {name: one["loss"] for name, one in found.items()},
+        },
+        ratios={
+            f"{network}: {REFERENCE} / {name}, seconds of a step": speed_up(times[REFERENCE], times[name])
+            for name in forms
+        },
+    )
+
+
+def masks_part(sizes: MaskSizes, device: str, start: Start = TrainingRemote) -> Part:
+    """T and the mask loss by themselves, forward and backward, in the three ways at few and at many classes."""
+    times: dict[str, dict[int, Times]] = {}
+    above: dict[str, dict[int, float]] = {}
+    for classes in sizes.classes:
+        say(f"mask loss at {classes} classes")
+        with ExitStack() as stack:
+            sides = {
+                way: stack.enter_context(
+                    start(
+                        "mask_loss", way=way, classes=classes, rois=sizes.rois, device=device, **sizes.options
+                    )
+                )
+                for way in WAYS
+            }
+            found = in_turns(sides, rounds=sizes.rounds, steps=sizes.steps, warm_up=1)
+            for way, side in sides.items():
+                memory = side.call("memory")
+                times.setdefault(way, {})[classes] = Times(tuple(found[way]["seconds"]))
+                above.setdefault(way, {})[classes] = memory["peak_mib"] - memory["before_mib"]
+    rows = []
+    for way, name in WAYS.items():
+        cells = [name]
+        for classes in sizes.classes:
+            cells += [shown(times[way][classes].median), f"{above[way][classes]:.0f} MiB"]
+        rows.append(cells)
+    headers = ["way"]
+    for classes in sizes.classes:
+        headers += [f"{classes} classes", "memory"]
+    most = sizes.classes[-1]
+    ratios = {
+        f"{most} classes: {way} / ours, seconds of the mask loss": speed_up(
+            times[way][most], times["ours"][most]
+        )
+        for way in WAYS
+        if way != "ours"
+    }
+    return Part(
+        title=f"T and the mask loss of {sizes.rois} RoIs by themselves, forward and backward, float32",
+        text=table(headers, rows)
+        + "\nMemory is the most above what features, targets and weights take. All three are one number, and have "
+        "the same gradients.\n",
+        numbers={
+            "seconds": {way: {str(n): one.to_dict() for n, one in of.items()} for way, of in times.items()},
+            "above_mib": {way: {str(n): one for n, one in of.items()} for way, of in above.items()},
+        },
+        ratios=ratios,
+    )
+
+
+def in_turns(
+    sides: Mapping[str, Remote], *, rounds: int, steps: int, warm_up: int
+) -> dict[str, dict[str, list[float]]]:
+    """What `steps` of every side found, A B C, C B A, A B C ..., after `warm_up` steps of each that do not count."""
+    found: dict[str, dict[str, list[float]]] = {name: {} for name in sides}
+    for side in sides.values():
+        side.call("steps", count=warm_up)
+    for number in range(rounds):
+        for name in list(sides) if number % 2 == 0 else list(sides)[::-1]:
+            for key, values in sides[name].call("steps", count=steps).items():
+                found[name].setdefault(key, []).extend(values)
+    return found
+
+
+def main(arguments: Sequence[str] | None = None, *, start: Start = TrainingRemote) -> int:
+    """Command line; returns the exit status. `start` starts a side."""
+    options = parser().parse_args(arguments)
+    begin = time.monotonic()
+    with start("start") as bare:
+        machine = bare.call("machine", device=options.device)
+    bfloat16 = "bfloat16" in machine["native_precisions"]
+    say(f"{machine['processor']}, {machine['cores']} cores, load {machine['load_before']}; {options.parts}")
+    sizes = QUICK if options.quick else FULL
+    parts = []
+    for name in options.parts:
+        if name == "masks":
+            parts.append(masks_part(QUICK_MASKS if options.quick else FULL_MASKS, options.device, start))
+        else:
+            folder = options.folder.resolve()
+            folder.mkdir(parents=True, exist_ok=True)
+            parts.append(steps_part(name, sizes[name], folder, options.device, bfloat16, start))
+    minutes = (time.monotonic() - begin) / 60
+    text = document("Training: maskx beside torchvision's reference step", heading(machine, minutes), parts)
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / f"training-{machine['date'][:10]}{'-quick' if options.quick else ''}.md"
+    content = {
+        "machine": machine,
+        "minutes": minutes,
+        "ratios": {name: value for part in parts for name, value in part.ratios.items()},
+        "parts": {part.title: part.numbers for part in parts},
+    }
+    path.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
+    print(text)
+    say(f"{path} and its .json written, {minutes:.1f} minutes")
+    return 0
+
+
+def heading(machine: Mapping[str, Any], minutes: float) -> list[tuple[str, str]]:
+    """What the result was measured on, line by line."""
+    lines = measured_on(machine, minutes)
+    lines.append(
+        (
+            "sides",
+            "the same drawn images in memory, weights at the start, SGD and learning rates; each in a process of its "
+            "own, in turns; forward, backward and the optimiser are in a step; float32 where nothing else is said",
+        )
+    )
+    return lines
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        prog="python -m benchmarks.training", description=(__doc__ or "").splitlines()[0]
+    )
+    names = ("shapes", "resnet50", "masks")
+    made.add_argument(
+        "--quick", action="store_true", help="one short run of each, small: to see that it works"
+    )
+    made.add_argument("--parts", nargs="+", choices=names, default=list(names), help="(default: all)")
+    made.add_argument("--device", default="cpu", help="(default: %(default)s)")
+    made.add_argument(
+        "--folder", type=Path, default=ROOT / "build" / "bench-training", help="for what is made on the way"
+    )
+    made.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="for the result")
+    return made
+
+
+def say(line: str) -> None:
+    """Progress, beside the result."""
+    print(f"bench: {line}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

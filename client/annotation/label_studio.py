@@ -1,0 +1,142 @@
+"""Results -> tasks with predictions for Label Studio, and the labelling configuration that shows them.
+
+A mask is a brush in Label Studio's own run-length format, a stream of bits, the highest first: 32 of the number of
+values, 5 of the bits of a value less 1, four times 4 of the bits of a length less 1; then runs, each 1 bit (a run of
+one value, not single values), 2 bits (which of the four sizes its length has), the length less 1, the value. The values
+are the bytes of an RGBA image, row by row; those of the mask are 255, all others 0.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import numpy as np
+
+from client.annotation.shapes import Picture, Results, Shape
+from maskx_draw import Window
+
+LENGTH_BITS = (3, 4, 8, 16)
+VALUE_BITS = 8
+CHANNELS = 4
+TAGS = {"brushlabels": "BrushLabels", "polygonlabels": "PolygonLabels", "rectanglelabels": "RectangleLabels"}
+
+
+def write_label_studio(results: Results, path: Path, *, url_prefix: str, model_version: str) -> Path:
+    """Writes the tasks; returns the path of the labelling configuration beside them.
+
+    `url_prefix` comes before each file name, as Label Studio finds the images: "/data/local-files/?d=photos/", ...
+    """
+    used: set[str] = set()
+    with path.open("w", encoding="utf-8") as file:
+        file.write("[")
+        for number, picture in enumerate(results.pictures()):
+            task = _task(picture, url_prefix, model_version)
+            used.update(one["type"] for one in task["predictions"][0]["result"])
+            file.write((",\n" if number else "\n") + json.dumps(task, separators=(",", ":")))
+        file.write("\n]\n")
+    configuration = path.with_suffix(".config.xml")
+    configuration.write_text(_configuration(results, used), encoding="utf-8")
+    return configuration
+
+
+def brush_rle(window: Window, *, height: int, width: int) -> list[int]:
+    """The mask as bytes of the stream; nothing of the image's size is made on the way."""
+    bits = [f"{height * width * CHANNELS:032b}", f"{VALUE_BITS - 1:05b}"]
+    bits += [f"{size - 1:04b}" for size in LENGTH_BITS]
+    for value, length in _runs(window, height=height, width=width):
+        for part in _parts(length * CHANNELS):
+            which = next(i for i, size in enumerate(LENGTH_BITS) if part <= 1 << size)
+            bits.append(f"1{which:02b}{part - 1:0{LENGTH_BITS[which]}b}{value:0{VALUE_BITS}b}")
+    stream = "".join(bits)
+    stream += "0" * (-len(stream) % 8)
+    return list(int(stream, 2).to_bytes(len(stream) // 8, "big"))
+
+
+def _parts(length: int) -> Iterator[int]:
+    longest = 1 << LENGTH_BITS[-1]
+    for _ in range(length // longest):
+        yield longest
+    if length % longest:
+        yield length % longest
+
+
+def _runs(window: Window, *, height: int, width: int) -> Iterator[tuple[int, int]]:
+    """Value and number of pixels of each run, row by row over the whole image."""
+    padded = np.pad(window.pixels.astype(np.int8), ((0, 0), (1, 1)))
+    steps = np.diff(padded, axis=1)
+    rows, begins = np.nonzero(steps == 1)
+    ends = np.nonzero(steps == -1)[1]
+    at = (rows + window.top) * width + window.left
+    done = 0
+    for begin, end in zip((at + begins).tolist(), (at + ends).tolist(), strict=True):
+        if begin > done:
+            yield 0, begin - done
+        yield 255, end - begin
+        done = end
+    if done < height * width:
+        yield 0, height * width - done
+
+
+def _task(picture: Picture, url_prefix: str, model_version: str) -> dict[str, Any]:
+    results = [
+        {"id": f"{picture.image_id}-{number}", **one}
+        for number, one in enumerate(one for shape in picture.shapes for one in _results(shape, picture))
+    ]
+    scores = [shape.score for shape in picture.shapes]
+    prediction = {
+        "model_version": model_version,
+        "score": round(sum(scores) / len(scores), 6) if scores else 0.0,
+        "result": results,
+    }
+    return {"data": {"image": url_prefix + picture.file_name}, "predictions": [prediction]}
+
+
+def _results(shape: Shape, picture: Picture) -> list[dict[str, Any]]:
+    """One region, or one for each part of a polygon; coordinates are percents of the image's sides."""
+    x, y = 100.0 / picture.width, 100.0 / picture.height
+    values: list[tuple[str, dict[str, Any]]] = []
+    if shape.window is not None:
+        rle = brush_rle(shape.window, height=picture.height, width=picture.width)
+        values.append(("brushlabels", {"format": "rle", "rle": rle}))
+    for part in shape.polygons:
+        points = [[round(a * x, 4), round(b * y, 4)] for a, b in zip(part[::2], part[1::2], strict=True)]
+        values.append(("polygonlabels", {"points": points, "closed": True}))
+    if not values:
+        left, top, right, bottom = shape.box
+        sides = {"x": left * x, "y": top * y, "width": (right - left) * x, "height": (bottom - top) * y}
+        rounded = {name: round(value, 4) for name, value in sides.items()}
+        values.append(("rectanglelabels", {**rounded, "rotation": 0}))
+    return [
+        {
+            "type": kind,
+            "from_name": _control(kind),
+            "to_name": "image",
+            "original_width": picture.width,
+            "original_height": picture.height,
+            "image_rotation": 0,
+            "score": shape.score,
+            "value": {**value, kind: [shape.category]},
+            "meta": {"text": ["transferred mask" if shape.transferred else "supervised mask"]},
+        }
+        for kind, value in values
+    ]
+
+
+def _control(kind: str) -> str:
+    return kind.removesuffix("labels")
+
+
+def _configuration(results: Results, used: set[str]) -> str:
+    """Label Studio's labelling interface with the controls that the results need."""
+    view = ET.Element("View")
+    ET.SubElement(view, "Image", {"name": "image", "value": "$image", "zoom": "true"})
+    for kind in sorted(used or {"brushlabels"}):
+        control = ET.SubElement(view, TAGS[kind], {"name": _control(kind), "toName": "image"})
+        for name in results.categories.values():
+            ET.SubElement(control, "Label", {"value": name})
+    ET.indent(view)
+    return ET.tostring(view, encoding="unicode") + "\n"

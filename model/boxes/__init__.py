@@ -1,0 +1,1 @@
+"""Boxes: proposals, the box head, suppression, pooling."""

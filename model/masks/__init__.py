@@ -1,0 +1,1 @@
+"""Masks: the head, the weight transfer function, run lengths, what boxes alone teach."""

@@ -1,0 +1,269 @@
+"""Starting TorchServe from a state folder until the model answers, and stopping it so that nothing is left."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+
+from server.archives import MODEL, checked_copy, read_contents
+from server.hardware import core_count, gpu_count, gpu_memory
+from server.java import find_java_home
+from server.management import KEY_FILE
+from server.ports import Ports, require_free
+from server.probe import not_ready_because
+from server.processes import (
+    Running,
+    end_processes,
+    forget_running,
+    load_running,
+    mark_of,
+    save_running,
+)
+from server.settings import (
+    CONFIG,
+    LOGGING,
+    METRICS,
+    batching_for,
+    effective_config,
+    handed_down,
+    threads_of,
+    workers_of_a_gpu,
+)
+
+CLAIM = ".maskx-server"
+"""Marks a state folder, whose content is removed at the next start."""
+STORE = "model-store"
+LONGEST_SOCKET_FOLDER = 80
+"""Workers listen on Unix sockets, whose whole path may have 107 bytes."""
+
+
+def start(
+    *,
+    archive: Path = Path("build/maskx.mar"),
+    state: Path = Path("build/serve"),
+    ports: Ports | None = None,
+    with_tokens: bool = False,
+    timeout: float = 180.0,
+    model_api: bool = False,
+    batch_size: int | None = None,
+    batch_delay: int | None = None,
+    workers: int | None = None,
+) -> Running:
+    """Starts a server and waits until it answers; one that runs from the same state folder is stopped first.
+
+    Args:
+        archive: the .mar; where a file of the same name and `.sha256` lies beside it, the two must agree.
+        state: folder for everything the server writes; a new or an empty one, or one of an earlier server.
+        ports: None for TorchServe's usual ones.
+        with_tokens: leaves TorchServe's own tokens on; they then stand in the state folder's key_file.json.
+        timeout: seconds until the model must answer.
+        model_api: whether versions can be registered and removed while it runs.
+        batch_size, batch_delay (ms), workers: None for what suits the machine, see `batching_for`.
+
+    Raises:
+        ValueError: what is wrong and what to do; nothing is left running.
+    """
+    running, _ = start_process(
+        archive=archive,
+        state=state,
+        ports=ports,
+        with_tokens=with_tokens,
+        timeout=timeout,
+        model_api=model_api,
+        batch_size=batch_size,
+        batch_delay=batch_delay,
+        workers=workers,
+    )
+    return running
+
+
+def start_process(
+    *,
+    archive: Path,
+    state: Path,
+    ports: Ports | None,
+    with_tokens: bool,
+    timeout: float,
+    model_api: bool,
+    batch_size: int | None,
+    batch_delay: int | None,
+    workers: int | None,
+) -> tuple[Running, psutil.Popen]:
+    """As `start`; returns TorchServe's starter too, which ends when Java ends."""
+    if not archive.is_file():
+        raise ValueError(f"there is no {archive}; make it with make archive, or name one with --archive")
+    ports = ports or Ports()
+    claim(state)
+    stop(state=state)
+    require_free(ports)
+    java_home = find_java_home()
+    shutil.rmtree(state / "logs", ignore_errors=True)
+    running = Running(
+        ports=ports, temporary=str(_temporary_folder(state)), tokens=with_tokens, model_api=model_api
+    )
+    save_running(state, running)
+    try:
+        (state / STORE).mkdir()
+        copy = state / STORE / f"{MODEL}.mar"
+        checked_copy(archive, copy)
+        contents = read_contents(copy)
+        gpus = gpu_count()
+        running = replace(
+            running,
+            batching=batching_for(
+                contents.settings,
+                gpus=gpus,
+                for_one_gpu=workers_of_a_gpu(gpus, cores=core_count(), memory=gpu_memory()),
+                batch_size=batch_size,
+                batch_delay=batch_delay,
+                workers=workers,
+            ),
+        )
+        save_running(state, running)
+        shutil.copyfile(METRICS, state / METRICS.name)
+        shutil.copyfile(LOGGING, state / LOGGING.name)
+        config = effective_config(
+            CONFIG.read_text(),
+            ports,
+            state=state,
+            with_tokens=with_tokens,
+            model_api=model_api,
+            version=contents.version,
+            batching=running.batching,
+        )
+        (state / CONFIG.name).write_text(config)
+        process = _launch(state, running, java_home)
+        _wait_until_ready(state, running, process, timeout)
+    except BaseException:  # Ctrl-C too must leave nothing running
+        stop(state=state)
+        raise
+    return running, process
+
+
+def stop(*, state: Path = Path("build/serve")) -> bool:
+    """Ends every process of the server with this state folder; says whether there was one. The logs stay."""
+    ended = end_processes(state)
+    if (state / CLAIM).exists():
+        _clear(state)
+    return ended > 0
+
+
+def ready(*, state: Path = Path("build/serve")) -> str:
+    """Why the server cannot answer, or '' where a prediction was answered just now."""
+    running = load_running(state)
+    if running is None:
+        return f"no server was started from {state}"
+    return not_ready_because(state, running, model=MODEL)
+
+
+def claim(state: Path) -> None:
+    """Makes the state folder, or takes over that of an earlier server; raises ValueError where it is anything else."""
+    state.mkdir(parents=True, exist_ok=True)
+    if any(state.iterdir()) and not (state / CLAIM).exists():
+        raise ValueError(
+            f"{state} holds files that are not a server's; name a new or an empty folder with --state"
+        )
+    (state / CLAIM).touch()
+
+
+def failure_reason(logs: Path) -> str:
+    """The last error of the worker, or of TorchServe itself, in one line out of the logs; '' where there is none."""
+    for name, pattern in (
+        ("model_log.log", r"MODEL_LOG - ((?:\w+\.)*\w+(?:Error|Exception)\b.*)"),
+        ("ts_log.log", r"(?:\[ERROR\].* - |^)((?:\w+\.)*\w*(?:Error|Exception): .*)"),
+        (
+            "torchserve.out",
+            r"^(?:Caused by: |Exception in thread \S+ )?((?:\w+\.)*\w*(?:Error|Exception)\b.*)",
+        ),
+    ):
+        with contextlib.suppress(FileNotFoundError):
+            found = re.findall(pattern, (logs / name).read_text(errors="replace"), re.MULTILINE)
+            if found:
+                return str(found[-1])
+    return ""
+
+
+def _launch(state: Path, running: Running, java_home: Path) -> psutil.Popen:
+    """TorchServe in a session of its own, with little of the environment and without the project on its path."""
+    logs = state / "logs"
+    logs.mkdir()
+    environment = handed_down(os.environ) | mark_of(state) | threads_of(running.batching, os.environ)
+    environment |= {
+        "JAVA_HOME": str(java_home),
+        "TMPDIR": running.temporary,
+        "TEMP": running.temporary,
+        "LOG_LOCATION": str(logs.resolve()),
+        "METRICS_LOCATION": str(logs.resolve()),
+        "PYTHONUNBUFFERED": "1",
+    }
+    command = [sys.executable, "-m", "ts.model_server", "--start", "--foreground", "--no-config-snapshots"]
+    command += ["--ts-config", CONFIG.name, "--log-config", LOGGING.name, "--model-store", STORE]
+    command += ["--models", f"{MODEL}={MODEL}.mar"]
+    with open(logs / "torchserve.out", "wb") as out:
+        return psutil.Popen(
+            command,
+            cwd=state,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def _wait_until_ready(state: Path, running: Running, process: psutil.Popen, timeout: float) -> None:
+    """Returns when the model has answered; raises ValueError with the reason where it cannot."""
+    logs = state / "logs"
+    deadline = time.monotonic() + timeout
+    while True:
+        reason = not_ready_because(state, running, model=MODEL)
+        if not reason:
+            return
+        # TorchServe starts a worker that cannot load again and again; one failure is enough to know why.
+        failure = failure_reason(logs)
+        if failed_loads(logs) > 0:
+            raise ValueError(f"the model cannot be served: {failure or 'no reason given'} (logs: {logs})")
+        if process.poll() is not None:
+            raise ValueError(f"TorchServe ended at once: {failure or 'no reason given'} (logs: {logs})")
+        if time.monotonic() > deadline:
+            raise ValueError(f"not ready after {timeout:.0f} s: {failure or reason} (logs: {logs})")
+        time.sleep(0.1)
+
+
+def failed_loads(logs: Path) -> int:
+    """How often the log says that a worker could not load the model, or TorchServe the archive."""
+    with contextlib.suppress(FileNotFoundError):
+        text = (logs / "ts_log.log").read_text(errors="replace")
+        return len(re.findall(r"Load model failed|Failed to load model", text))
+    return 0
+
+
+def _temporary_folder(state: Path) -> Path:
+    """Where worker sockets and the extracted archive lie: in the state folder, unless its path is too long."""
+    folder = state.resolve() / "tmp"
+    if len(os.fsencode(folder)) > LONGEST_SOCKET_FOLDER:
+        return Path(tempfile.mkdtemp(prefix="maskx-"))
+    folder.mkdir()
+    return folder
+
+
+def _clear(state: Path) -> None:
+    """Removes what a server leaves in its state folder, but for the logs."""
+    running = load_running(state)
+    if running is not None:
+        shutil.rmtree(running.temporary, ignore_errors=True)
+    for name in (STORE, "tmp"):
+        shutil.rmtree(state / name, ignore_errors=True)
+    for name in (CONFIG.name, METRICS.name, LOGGING.name, KEY_FILE):
+        (state / name).unlink(missing_ok=True)
+    forget_running(state)

@@ -1,0 +1,204 @@
+"""config.properties and the environment of one start, made from what is shipped and from the machine.
+
+For batch size, delay and workers TorchServe 0.12 was seen to heed the first of these that says something: the
+parameters of a registration, the archive's model-config.yaml, `models=` in config.properties, its own defaults
+(1 image, 100 ms). So the shipped model-config.yaml leaves them out, and a start sets them here, for its machine.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from server.archives import MODEL
+from server.hardware import core_count
+from server.ports import HOST, Ports
+from server.processes import Batching
+
+SHIPPED = Path(__file__).resolve().parent.parent / "serve_config"
+CONFIG = SHIPPED / "config.properties"
+METRICS = SHIPPED / "metrics.yaml"
+LOGGING = SHIPPED / "log4j2.xml"
+
+CPU_BATCH = 4
+"""More images at once make a CPU no faster per image, and every caller waits for the whole batch."""
+GPU_BATCH = 8
+DELAY = 1
+"""Milliseconds that even a lone request waits for others; what queued while the last batch was computed is batched
+anyway. TorchServe takes 0 for 100."""
+
+MOST_WORKERS = 4
+CORES_A_WORKER = 4
+"""A worker's Python, which feeds the GPU, decoding and answers keep about this many busy."""
+WORKER_MEMORY = 6 << 30
+"""Bytes of a GPU's memory for one worker: 2.7 to 3.7 GiB were seen (ResNet-50-FPN at 800, batches of 8)."""
+
+QUEUE = 100
+MOST_WAITING = 512
+"""Requests that may wait. Each holds its body in Java's memory, 33 MB at most and some 0.2 to 3 MB as a photograph."""
+
+HANDED_DOWN = re.compile(
+    r"PATH|HOME|LANG|LANGUAGE|LC_\w+|TZ|USER|LOGNAME|VIRTUAL_ENV|JAVA_TOOL_OPTIONS|LD_LIBRARY_PATH|LD_PRELOAD|XDG_CACHE_HOME|"
+    r"PYTHON(?!PATH$)\w*|(CUDA|NVIDIA|NCCL|CUBLAS|CUDNN|OMP|GOMP|KMP|MKL|DNNL|ONEDNN|ATEN|TORCH|PYTORCH|MALLOC|MASKX)_\w+"
+)
+"""Variables that Java and the worker get; no other, so that a secret under whatever name stays with who starts them.
+Of these, config.properties hides from the worker what sounds like a secret."""
+
+
+def effective_config(
+    shipped: str,
+    ports: Ports,
+    *,
+    state: Path,
+    with_tokens: bool,
+    model_api: bool = False,
+    version: str = "1.0",
+    batching: Batching | None = None,
+) -> str:
+    """The shipped config.properties with this server's ports, folders and batching, still on loopback.
+
+    Args:
+        shipped: the file's text.
+        ports: of this server.
+        state: its folder; the model store and metrics.yaml lie in it.
+        with_tokens: whether TorchServe asks for its own tokens.
+        model_api: whether models can be registered and removed, out of the model store alone.
+        version: of the archive that is served from the start.
+        batching: of that archive; None leaves it to the archive.
+
+    Raises:
+        ValueError: the shipped file lacks a key that is to be replaced, so that a misspelt key is not left to work.
+    """
+    state = state.resolve()
+    settings = {
+        "inference_address": f"http://{HOST}:{ports.inference}",
+        "management_address": f"http://{HOST}:{ports.management}",
+        "metrics_address": f"http://{HOST}:{ports.metrics}",
+        "grpc_inference_address": HOST,
+        "grpc_inference_port": str(ports.grpc),
+        "grpc_management_address": HOST,
+        "grpc_management_port": str(ports.grpc_management),
+        "disable_token_authorization": "false" if with_tokens else "true",
+        "enable_model_api": "true" if model_api else "false",
+        "allowed_urls": f"file://{_literally(str(state / 'model-store'))}/.*",
+        "job_queue_size": str(QUEUE if batching is None else batching.queue),
+        "metrics_config": str(state / METRICS.name),
+        "models": _models(version, batching),
+    }
+    lines = shipped.splitlines()
+    for key, value in settings.items():
+        places = [place for place, line in enumerate(lines) if line.startswith(f"{key}=")]
+        if len(places) != 1:
+            raise ValueError(f"{CONFIG.name} must set {key} once, and sets it {len(places)} times")
+        escaped = value.replace("\\", "\\\\")  # a backslash begins an escape in such a file
+        lines[places[0]] = f"{key}={escaped}"
+    return "\n".join(lines) + "\n"
+
+
+def batching_for(
+    settings: Mapping[str, Any],
+    *,
+    gpus: int,
+    for_one_gpu: int = 1,
+    batch_size: int | None = None,
+    batch_delay: int | None = None,
+    workers: int | None = None,
+) -> Batching:
+    """Batch size, delay, workers and queue: as asked for, else as the archive says, else what suits the machine.
+
+    A CPU gets one worker, whose threads use all cores, so that a lone request is answered soonest and the network lies
+    in memory once. With several workers a CPU's cores are dealt out, see `threads_of`.
+
+    A GPU gets as many as `workers_of_a_gpu` says. TorchServe's worker takes a batch, answers it, and only then takes
+    the next; so the GPU waits while its only worker decodes and writes, and threads inside the worker cannot help: the
+    next batch has not come yet. (TorchServe's asyncCommunication would hand it over, but in batches of 1.) With
+    several, one computes while the others decode. A lone request is answered by one of them, with all decoding threads
+    and nothing to compile, so it should not be slower than with one worker; on a GPU that is still to be measured.
+
+    What finds no place in the queue is refused at once with 503. Clients that ask again at once are then refused
+    thousands of times a second and take the cores from the workers, so with a GPU there are 16 places for every
+    request that is being computed, up to `MOST_WAITING`.
+
+    Args:
+        settings: the archive's model-config.yaml.
+        gpus: as TorchServe counts them, see `gpu_count`.
+        for_one_gpu: workers that suit each GPU.
+        batch_size, batch_delay (ms), workers: as asked for.
+
+    Raises:
+        ValueError: a number is not positive, or the archive says another, which would win.
+    """
+    on_gpu = gpus > 0 and settings.get("deviceType") != "cpu"
+    chosen = {}
+    for name, key, asked, suits in (
+        ("batch_size", "batchSize", batch_size, GPU_BATCH if on_gpu else CPU_BATCH),
+        ("batch_delay", "maxBatchDelay", batch_delay, DELAY),
+        ("workers", "minWorkers", workers, gpus * for_one_gpu if on_gpu else 1),
+    ):
+        flag, said = f"--{name.replace('_', '-')}", settings.get(key)
+        if asked is not None and asked < 1:
+            raise ValueError(f"{flag} is {asked}; a whole number of at least 1 is expected")
+        if asked is not None and said not in (None, asked):
+            raise ValueError(
+                f"{flag} is {asked}, but the archive's model-config.yaml says {key}: {said}, which TorchServe heeds "
+                f"first; take {key} out of it and make the archive again, or leave {flag} out"
+            )
+        chosen[name] = suits if asked is None and not isinstance(said, int) else (asked or int(said or suits))
+    queue = settings.get("jobQueueSize")
+    if not isinstance(queue, int):
+        in_work = chosen["workers"] * chosen["batch_size"]
+        queue = min(max(16 * in_work, QUEUE), MOST_WAITING) if on_gpu else QUEUE
+    return Batching(**chosen, queue=queue, on_gpu=on_gpu)
+
+
+def workers_of_a_gpu(gpus: int, *, cores: int, memory: int) -> int:
+    """Workers that share one GPU: one for `CORES_A_WORKER` of its share of the cores, as many as its memory has room
+    for, 1 to `MOST_WORKERS`.
+
+    Args:
+        gpus: at least 1, or 0 where there is none, which also gives 1.
+        cores: of the machine.
+        memory: of the smallest GPU, in bytes; 0 where nobody knows, which gives 1.
+    """
+    by_cores = cores // (CORES_A_WORKER * max(gpus, 1))
+    return max(min(by_cores, memory // WORKER_MEMORY, MOST_WORKERS), 1)
+
+
+def threads_of(batching: Batching, environment: Mapping[str, str]) -> dict[str, str]:
+    """What tells several workers to share the cores; nothing for one, or where somebody has said it already.
+
+    PyTorch's threads wait for each other spinning: with as many in every worker as there are cores, two workers on 2
+    cores answered 22 requests a second where they answer 77 with one thread each, and one worker with two answers 47
+    (the small network of `make demo`, batches of 1, one run). Workers of a GPU have next to nothing for those threads
+    to do and get one each; those that decode are others, and each worker has them for all cores, for they do not spin.
+    """
+    if batching.workers == 1 or "OMP_NUM_THREADS" in environment:
+        return {}
+    return {"OMP_NUM_THREADS": "1" if batching.on_gpu else str(max(core_count() // batching.workers, 1))}
+
+
+def handed_down(environment: Mapping[str, str]) -> dict[str, str]:
+    """Of the environment, what TorchServe and its workers get."""
+    return {name: value for name, value in environment.items() if HANDED_DOWN.fullmatch(name)}
+
+
+def _models(version: str, batching: Batching | None) -> str:
+    if batching is None:
+        return "{}"
+    entry = {
+        "defaultVersion": True,
+        "marName": f"{MODEL}.mar",
+        "minWorkers": batching.workers,
+        "maxWorkers": batching.workers,
+        "batchSize": batching.batch_size,
+        "maxBatchDelay": batching.batch_delay,
+    }
+    return json.dumps({MODEL: {version: entry}}, separators=(",", ":"))
+
+
+def _literally(path: str) -> str:
+    """A path as a regular expression that fits it alone."""
+    return re.sub(r"([\\.+*?()\[\]{}^$|])", r"\\\1", path)

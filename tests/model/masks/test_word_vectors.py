@@ -1,0 +1,77 @@
+"""Word vectors of class names from files in GloVe's text format (Table 1a)."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.masks.word_vectors import read_word_vectors
+
+GLOVE = """the 0.1 0.2 0.3
+cat 1 2 3
+dog -1 0 1e-1
+fire 2 2 2
+hydrant 4 0 -2
+t-shirt 7 7 7
+at name@domain.com 5 5 5
+dog 9 9 9
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "glove.3d.txt"
+    path.write_text(GLOVE, encoding="utf-8")
+    return path
+
+
+def test_a_class_has_the_first_vector_of_its_word_and_several_words_have_their_mean(file: Path) -> None:
+    rows = read_word_vectors(file, ["dog", "Fire Hydrant", "cat"], width=3)
+    torch.testing.assert_close(rows, torch.tensor([[-1, 0, 0.1], [3, 1, 0], [1, 2, 3]]))
+
+
+@pytest.mark.parametrize("name", ["fire_hydrant.n.01", "fire-hydrant", "hydrant (fire)", " FIRE hydrant "])
+def test_underscores_hyphens_brackets_capitals_and_the_ending_of_a_synset_are_no_part_of_a_word(
+    name: str, file: Path
+) -> None:
+    assert read_word_vectors(file, [name], width=3).tolist() == [[3, 1, 0]]
+
+
+def test_a_name_that_the_file_has_whole_is_not_taken_apart(file: Path) -> None:
+    assert read_word_vectors(file, ["T-shirt"], width=3).tolist() == [[7, 7, 7]]
+
+
+def test_the_first_line_of_word2vec_is_passed_over(file: Path) -> None:
+    file.write_text("2 3\n" + GLOVE, encoding="utf-8")
+    assert read_word_vectors(file, ["cat"], width=3).tolist() == [[1, 2, 3]]
+
+
+def test_words_that_are_missing_are_one_error_that_names_their_classes(file: Path) -> None:
+    named = (
+        r"words of 3 of 4 classes: 'hair drier' \(hair, drier\); 'fire engine' \(engine\); '\?' \(no word\)"
+    )
+    with pytest.raises(ValueError, match=named):
+        read_word_vectors(file, ["cat", "hair drier", "fire engine", "?"], width=3)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("cat 1 2\n", r"line 1 has 2 numbers after its word, and model\.transfer\.vector_width is 3"),
+        ("the 1 2 3\ncat 1 2\n", "line 2: 2 numbers, 2 of them finite; expected 3"),
+        ("the 1 2 3\ncat 1 2 nan\n", "line 2: 3 numbers, 2 of them finite"),
+        (
+            "the 1 2 3\ncat 1 2 x\n",
+            "line 2: could not convert string to float.*expected a word and 3 numbers",
+        ),
+    ],
+)
+def test_a_line_that_is_no_vector_is_named(text: str, message: str, file: Path) -> None:
+    file.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_word_vectors(file, ["cat"], width=3)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="glove.txt: no such file of word vectors"):
+        read_word_vectors(tmp_path / "glove.txt", ["cat"], width=3)

@@ -1,0 +1,1 @@
+"""COCO files and images, as training and evaluation read them."""

@@ -1,0 +1,188 @@
+"""Any COCO-format set as images and targets (border 1); the masks of set B are never read (Sec. 3.1)."""
+
+from __future__ import annotations
+
+import copy
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from maskx_image import decode, read_header
+from model.classes import ClassTable
+from model.keypoints.layout import KeypointsConfig
+from model.targets import Target, mask_windows
+from training.data.annotations import Progress, Report, annotated_size_is_upright, read_annotations
+from training.data.augment import augment
+from training.data.augment_config import AugmentConfig
+from training.data.masks import NO_MASK, draw_crop
+from training.data.packing import pack_annotations
+from training.data.sides import sides
+from training.data.splits import split_classes
+
+Sample = tuple[Tensor, Target]
+"""Image uint8 [3, H, W] in RGB, and its target."""
+
+
+class CocoDataset(Dataset[Sample]):
+    """Images of a folder with the annotations of a COCO instances file, checked when made (see coco_checks).
+
+    Give either `mask_classes` (see `training.data.splits.split_classes`) or `classes`, the table of the set trained
+    on, whose category ids and names must then hold here too. `report` tells what was found and what was
+    left out. Nothing stays open, so loader workers may fork or spawn.
+    """
+
+    def __init__(
+        self,
+        images_dir: str | Path,
+        annotations: str | Path,
+        *,
+        mask_classes: str | None = None,
+        classes: ClassTable | None = None,
+        augment: AugmentConfig | None = None,
+        require_masks: bool = True,
+        keypoints: KeypointsConfig | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        if (mask_classes is None) == (classes is None):
+            raise ValueError("give either mask_classes or classes, not both and not neither")
+        self._images_dir = Path(images_dir)
+        document = read_annotations(Path(annotations))
+        if classes is None:
+            assert mask_classes is not None
+            try:
+                classes = split_classes(document["categories"], mask_classes)
+            except ValueError as error:
+                raise ValueError(f"{annotations}: {error}") from error
+        self.classes: ClassTable = classes
+        self.report: Report
+        self._packed, self.report = pack_annotations(
+            document,
+            classes,
+            self._images_dir,
+            source=str(annotations),
+            require_masks=require_masks,
+            keypoints=keypoints,
+            progress=progress,
+        )
+        self._mirrored = torch.tensor(() if keypoints is None else keypoints.mirrored, dtype=torch.int64)
+        self._augment = augment
+        self._sides = None if augment is None else sides(augment.swapped_classes, classes)
+
+    def with_classes(self, classes: ClassTable) -> CocoDataset:
+        """The same set, in the same memory, with classes of set A moved to B (`ClassTable.without_masks`).
+
+        These get no mask of the other side in a mirrored image either.
+
+        ValueError where `classes` is another list of classes or has masks that were never read.
+        """
+        if (classes.ids, classes.names) != (self.classes.ids, self.classes.names):
+            raise ValueError("with_classes needs a table of the same ids and names")
+        strangers = set(classes.set_a_labels()) - set(self.classes.set_a_labels())
+        if strangers:
+            names = ", ".join(classes.name_of_label(label) for label in sorted(strangers))
+            raise ValueError(f"masks of {names} were dropped when the set was loaded and cannot come back")
+        view = copy.copy(self)
+        view.classes = classes
+        if self._sides is not None:
+            view._sides = self._sides.holding_out(
+                [label for label in self.classes.set_a_labels() if label in classes.set_b_labels()]
+            )
+        return view
+
+    def __len__(self) -> int:
+        return len(self._packed.image_ids)
+
+    def __getitem__(self, index: int | tuple[int, int]) -> Sample:
+        """Image and target at `index`; (index, seed) augments them by that seed where so configured.
+
+        ValueError naming the file where it no longer decodes.
+        """
+        row, seed = index if isinstance(index, tuple) else (index, None)
+        if not -len(self) <= row < len(self):
+            raise IndexError(f"sample {row} of a set of {len(self)}")
+        row %= len(self)
+        height, width = self.size(row)
+        pixels = read_picture(self.path(row), width=width, height=height)
+        image = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+        target = self.target(row)
+        if seed is not None and self._augment is not None:
+            image, target = augment(image, target, seed, self._augment, self._sides)
+        return image, target
+
+    def target(self, row: int) -> Target:
+        """The target of one image, not augmented, without decoding the image."""
+        packed = self._packed
+        height, width = self.size(row)
+        objects = slice(int(packed.object_starts[row]), int(packed.object_starts[row + 1]))
+        crowds = slice(int(packed.crowd_starts[row]), int(packed.crowd_starts[row + 1]))
+        boxes = torch.from_numpy(packed.boxes[objects].copy())
+        labels = torch.from_numpy(packed.labels[objects].copy())
+        windows = mask_windows(boxes, height, width).tolist()
+        masks = [
+            self._mask(i, window, height, width) for i, window in enumerate(windows, start=objects.start)
+        ]
+        target: Target = {
+            "image_id": self.image_id(row),
+            "boxes": boxes,
+            "labels": labels,
+            "has_mask": torch.tensor([mask.numel() > 0 for mask in masks], dtype=torch.bool),
+            "masks": masks,
+            "crowd_boxes": torch.from_numpy(packed.crowd_boxes[crowds].copy()),
+        }
+        if packed.keypoints is not None:
+            target["keypoints"] = packed.keypoints.of_objects(objects)
+            target["mirrored"] = self._mirrored
+        return target
+
+    def path(self, row: int) -> Path:
+        """File of the image at `row`."""
+        return self._images_dir / os.fsdecode(bytes(self._packed.file_names[row]))
+
+    def image_id(self, row: int) -> int:
+        """Id of the image at `row` in the annotation file."""
+        return int(self._packed.image_ids[row])
+
+    def size(self, row: int) -> tuple[int, int]:
+        """(height, width) of the image at `row`."""
+        height, width = self._packed.sizes[row].tolist()
+        return height, width
+
+    def _mask(self, i: int, window: Sequence[int], height: int, width: int) -> Tensor:
+        """The crop of object `i`; [0, 0] without a mask, or where no pixel of it lies in the window."""
+        packed = self._packed
+        kind = int(packed.mask_kinds[i])
+        if kind != NO_MASK and self.classes.has_mask[int(packed.labels[i]) - 1]:
+            data = packed.mask_data[int(packed.mask_starts[i]) : int(packed.mask_ends[i])].tobytes()
+            crop = draw_crop(kind, data, window, height, width)
+            if crop.any():  # a sliver between pixel centres would teach the class an empty mask
+                return torch.from_numpy(crop)
+        return torch.zeros((0, 0), dtype=torch.uint8)
+
+
+def read_picture(path: Path, *, width: int, height: int) -> NDArray[np.uint8]:
+    """RGB pixels uint8 [height, width, 3] of the picture that annotations of this size were made on.
+
+    That is the upright image, or the stored pixels where only their size fits (see coco_checks). ValueError
+    naming the file where it is missing, broken or of another size.
+    """
+    try:
+        data = path.read_bytes()
+        upright = annotated_size_is_upright(read_header(io.BytesIO(data)), width, height)
+        if upright is None:
+            raise ValueError(f"expected {width} x {height} pixels, as its annotations say")
+        pixels: NDArray[np.uint8] = decode(data, upright=upright)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    return pixels
+
+
+def collate(batch: Sequence[Sample]) -> tuple[list[Tensor], list[Target]]:
+    """Images and targets of a batch as two lists: images differ in size and are padded on the device."""
+    return [image for image, _ in batch], [target for _, target in batch]

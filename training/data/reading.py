@@ -1,0 +1,146 @@
+"""How a training's images are read: by how many processes, and how a batch comes from them in one piece."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from model.host import Layout, packed, unpacked
+from model.targets import Target
+from training.data.coco import CocoDataset, Sample
+from training.data.sampler import SeededBatches
+from training.run import Run
+from training.stopping import ignore_signals
+
+MOST_WORKERS = 10
+PREFETCHED = 4
+"""Batches that each process reads ahead for a GPU."""
+
+
+def number_of_workers(asked: int | None, device: torch.device) -> int:
+    """Reading processes: what was asked for, else 2, or for a GPU what the cores of this process allow."""
+    if asked is not None:
+        return asked
+    if device.type != "cuda":
+        return 2
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    trainings = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(min(cores // trainings - 1, MOST_WORKERS), 1)
+
+
+def loader_options(workers: int, device: torch.device) -> dict[str, Any]:
+    """Arguments of the `DataLoader` that follow from the number of its processes and the device it reads for."""
+    on_gpu = device.type == "cuda"
+    if not workers:
+        return {"num_workers": 0, "pin_memory": on_gpu}
+    return {
+        "num_workers": workers,
+        "pin_memory": on_gpu,
+        "persistent_workers": True,
+        "prefetch_factor": PREFETCHED if on_gpu else 2,
+    }
+
+
+class PackedBatch:
+    """A batch as one tensor, and where its parts lie.
+
+    Between processes every tensor is a file of shared memory; a batch has hundreds, most of them masks of a few pixels.
+    """
+
+    def __init__(self, batch: Sequence[Sample]) -> None:
+        tensors: list[Tensor] = []
+
+        def numbered(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                tensors.append(value)
+                return _Part(len(tensors) - 1)
+            if isinstance(value, list):
+                return [numbered(item) for item in value]
+            return value
+
+        self.images = [numbered(image) for image, _ in batch]
+        self.targets = [{key: numbered(value) for key, value in target.items()} for _, target in batch]
+        self.buffer: Tensor
+        self.layouts: list[Layout]
+        self.buffer, self.layouts = packed(tensors)
+
+    def pin_memory(self) -> PackedBatch:
+        """The same in memory that a GPU reads by itself; the loader calls it."""
+        self.buffer = self.buffer.pin_memory()
+        return self
+
+    def unpacked(self) -> tuple[list[Tensor], list[Target]]:
+        """Images and targets as `training.data.coco.collate` has them, views of the one tensor."""
+        tensors = unpacked(self.buffer, self.layouts)
+
+        def back(value: Any) -> Any:
+            if isinstance(value, _Part):
+                return tensors[value]
+            if isinstance(value, list):
+                return [back(item) for item in value]
+            return value
+
+        targets: Any = [{key: back(value) for key, value in target.items()} for target in self.targets]
+        return [back(image) for image in self.images], targets
+
+
+class _Part(int):
+    """The number of a tensor in a `PackedBatch`, so that it is no number of a target's own."""
+
+
+def batches(run: Run, data: CocoDataset) -> Generator[tuple[list[Tensor], list[Target]]]:
+    """The batches that are left of a run.
+
+    Raises:
+        ValueError: an image could not be read, or a worker was killed.
+    """
+    config = run.config
+    workers = number_of_workers(config.data.workers, run.device)
+    sampler = SeededBatches(
+        size=len(data),
+        batch_size=config.schedule.batch_size,
+        batches=config.schedule.total_steps - run.step,
+        seed=config.seed,
+        position=run.images_seen,
+        rank=run.group.rank,
+        processes=run.group.size,
+    )
+    loader = DataLoader(
+        data,
+        batch_sampler=sampler,
+        collate_fn=PackedBatch,
+        worker_init_fn=ignore_signals,
+        **loader_options(workers, run.device),
+        generator=torch.Generator(),  # else the loader draws from the generator that samples the RoIs
+    )
+    coming = iter(loader)
+    try:
+        for batch in coming:
+            yield batch.unpacked()
+    except (ValueError, OSError) as error:
+        raise ValueError(f"step {run.step + 1}: {without_trace(error)}") from error
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise ValueError(
+            f"step {run.step + 1}: a process that reads images died ({without_trace(error)}). Mostly memory, or "
+            "shared memory (/dev/shm), ran out: try data.workers=0, or a smaller schedule.batch_size"
+        ) from error
+    finally:
+        # The workers ignore SIGTERM, by which Python would end them at its exit, and an error keeps the loader alive.
+        if workers:
+            coming._shutdown_workers()  # type: ignore[attr-defined]
+
+
+def without_trace(error: BaseException) -> str:
+    """The message of an error in one line; of one that a loader's worker passed on, its own last line."""
+    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    if not lines[0].startswith("Caught "):
+        return " ".join(line.strip() for line in lines)
+    kind, colon, message = lines[-1].partition(": ")
+    return message if colon and kind.endswith("Error") else lines[-1]

@@ -1,0 +1,230 @@
+"""What a network says of a COCO set: its detections, and its masks on the ground-truth boxes and labels."""
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.classes import ClassTable
+from training.data.coco import read_picture
+from training.evaluate.precision import (
+    GroundObject,
+    GroundTruth,
+    RunLengths,
+    coco_results,
+    filled_boxes,
+    mask_iou,
+    masks_from_counts,
+)
+from training.progress import progress
+
+Precision = Literal["float32", "bfloat16", "float16"]
+SCORE_THRESHOLD = 0.05
+"""Least score of a detection that is judged, as in the paper's own code."""
+MAX_DETECTIONS = 100
+
+
+class Served(Protocol):
+    """What evaluation asks of `model.inference.Inference`."""
+
+    def __call__(
+        self,
+        images: list[Tensor],
+        sizes: Tensor,
+        score_threshold: Tensor,
+        max_detections: Tensor,
+        class_mask: Tensor,
+        with_masks: Tensor,
+    ) -> list[dict[str, Tensor]]: ...
+
+    def masks_on_boxes(
+        self, images: list[Tensor], boxes: list[Tensor], labels: list[Tensor]
+    ) -> list[tuple[Tensor, Tensor]]: ...
+
+
+class Evaluable(Protocol):
+    """What evaluation asks of `model.network.MaskXRCNN`."""
+
+    def inference(self) -> Served: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectMask:
+    """One ground-truth object's mask, predicted on its own box and label: IoU with the true mask, and the
+    filled box's.
+    """
+
+    image_id: int
+    category_id: int
+    iou: float
+    box_fill: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """What a network said of a set of images, and the truth of the images that could be read."""
+
+    truth: GroundTruth
+    results: list[dict[str, Any]]
+    """COCO results of all images."""
+    object_masks: list[ObjectMask]
+
+
+class NothingRead(ValueError):
+    """No image of a set could be evaluated. `skipped`: what was left out, with counts."""
+
+    def __init__(self, message: str, skipped: dict[str, int]) -> None:
+        super().__init__(message)
+        self.skipped = skipped
+
+
+def nothing_read(skipped: dict[str, int], images_dir: Path) -> NothingRead:
+    """The error where no image of `images_dir` could be evaluated."""
+    return NothingRead(f"no image under {images_dir} could be evaluated: {listed(skipped)}", skipped)
+
+
+@torch.no_grad()
+def predict(
+    network: Evaluable,
+    classes: ClassTable,
+    images_dir: Path,
+    truth: GroundTruth,
+    *,
+    device: torch.device | str = "cpu",
+    batch_size: int = 8,
+    score_threshold: float = SCORE_THRESHOLD,
+    precision: Precision = "float32",
+    detect: bool = True,
+) -> Predictions:
+    """Run the network over the images of `truth`: detections, and masks on the ground-truth boxes.
+
+    With `detect` false only the latter. Images that cannot be read, or whose size is not the annotated one,
+    are left out and counted.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; give 1 or more")
+    served = network.inference()
+    skipped = dict(truth.skipped)
+    done: list[int] = []
+    results: list[dict[str, Any]] = []
+    object_masks: list[ObjectMask] = []
+    batches = _batches(images_dir, truth, batch_size, skipped)
+    for batch in progress(
+        batches, "evaluating", unit="batches", total=-(-len(truth.image_ids) // batch_size)
+    ):
+        ids = [image_id for image_id, _ in batch]
+        images = [torch.from_numpy(pixels).permute(2, 0, 1).contiguous().to(device) for _, pixels in batch]
+        sizes = [truth.sizes[image_id] for image_id in ids]
+        with _autocast(device, precision):
+            if detect:
+                outputs = served(
+                    images,
+                    torch.tensor(sizes, dtype=torch.int64),
+                    torch.full((len(ids),), score_threshold),
+                    torch.full((len(ids),), MAX_DETECTIONS, dtype=torch.int64),
+                    torch.ones((len(ids), classes.num_classes + 1), dtype=torch.bool),
+                    torch.ones(len(ids), dtype=torch.bool),
+                )
+                for image_id, output, size in zip(ids, outputs, sizes, strict=True):
+                    results += coco_results(image_id, output, size, classes)
+            object_masks += _masks_on_truth(served, classes, images, ids, truth, device)
+        done += ids
+    if not done:
+        raise nothing_read(skipped, images_dir)
+    kept = replace(truth.only(set(done)), skipped=skipped)
+    return Predictions(truth=kept, results=results, object_masks=object_masks)
+
+
+def _masks_on_truth(
+    served: Served,
+    classes: ClassTable,
+    images: list[Tensor],
+    ids: list[int],
+    truth: GroundTruth,
+    device: torch.device | str,
+) -> list[ObjectMask]:
+    wanted: list[tuple[Tensor, int, list[tuple[GroundObject, RunLengths]]]] = []
+    for image, image_id in zip(images, ids, strict=True):
+        known = [(one, one.mask) for one in truth.objects[image_id] if one.mask is not None and not one.crowd]
+        if known:
+            wanted.append((image, image_id, known))
+    if not wanted:
+        return []
+    boxes = [torch.tensor([one.box for one, _ in known], device=device) for _, _, known in wanted]
+    labels = [
+        torch.tensor([classes.label_of_id(one.category_id) for one, _ in known], device=device)
+        for _, _, known in wanted
+    ]
+    answers = served.masks_on_boxes([image for image, _, _ in wanted], boxes, labels)
+    found = []
+    for (_, image_id, known), (counts, offsets) in zip(wanted, answers, strict=True):
+        size = truth.sizes[image_id]
+        filled = filled_boxes(np.array([one.box for one, _ in known]), *size)
+        predicted = masks_from_counts(counts, offsets, *size)
+        for (one, mask), mine, box in zip(known, predicted, filled, strict=True):
+            found.append(
+                ObjectMask(
+                    image_id=image_id,
+                    category_id=one.category_id,
+                    iou=mask_iou(mine, mask),
+                    box_fill=mask_iou(box, mask),
+                )
+            )
+    return found
+
+
+def _batches(
+    images_dir: Path, truth: GroundTruth, batch_size: int, skipped: dict[str, int]
+) -> Iterator[list[tuple[int, np.ndarray]]]:
+    """Batches of (image id, uint8 [h, w, 3]); the next images are decoded while the network works on these."""
+
+    def read(image_id: int) -> np.ndarray | str:
+        path = images_dir / truth.file_names[image_id]
+        height, width = truth.sizes[image_id]
+        if not path.is_file():
+            return "images that are missing"
+        try:
+            return read_picture(path, width=width, height=height)
+        except ValueError:
+            return "images that are broken or of another size than annotated"
+
+    batch: list[tuple[int, np.ndarray]] = []
+    waiting: deque[tuple[int, Future[np.ndarray | str]]] = deque()
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        coming = iter(truth.image_ids)
+        while True:
+            for image_id in coming:
+                waiting.append((image_id, pool.submit(read, image_id)))
+                if len(waiting) > 2 * batch_size:
+                    break
+            if not waiting:
+                break
+            image_id, decoded = waiting.popleft()
+            pixels = decoded.result()
+            if isinstance(pixels, str):
+                skipped[pixels] = skipped.get(pixels, 0) + 1
+            else:
+                batch.append((image_id, pixels))
+            if len(batch) == batch_size:
+                yield batch
+                batch = []
+    if batch:
+        yield batch
+
+
+def _autocast(device: torch.device | str, precision: Precision) -> AbstractContextManager[Any]:
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(torch.device(device).type, dtype=getattr(torch, precision))
+
+
+def listed(counts: dict[str, int]) -> str:
+    """Counts of what was left out, in words."""
+    return ", ".join(f"{count} {what}" for what, count in counts.items()) or "nothing was found"

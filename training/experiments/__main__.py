@@ -1,0 +1,319 @@
+"""A grid of experiments: every row trained and evaluated over several seeds, and one table made of it.
+
+    python -m training.experiments shapes [--seeds 3] [--rows box,exact] [--dry-run] [key=value ...]
+
+A grid is a name in training/experiments/grids or a TOML file (see `grid`). Rows that are trained stage by stage
+(Sec. 3.3) share one detector per seed and detector settings. Each finished row is a file under OUT/seed<k>/rows
+and is not made again; what was begun goes on. Several processes may work on one OUT: each takes rows that nobody is at.
+`results.json`, `results.md` and `results.png` in OUT hold what is there so far, of all seeds.
+"""
+
+import argparse
+import fcntl
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model.checkpoint import load_network
+from training.data.splits import split_classes
+from training.distributed import refuse_processes
+from training.drawn.shapes import ShapesConfig, write_shapes
+from training.evaluate.measure import evaluate_network
+from training.experiments.estimate import estimate, kinds, report
+from training.experiments.grid import (
+    Cell,
+    GridConfig,
+    RowConfig,
+    cells_of_seed,
+    load_grid,
+    stage_wise,
+    with_rows,
+)
+from training.experiments.plot import write_plot
+from training.experiments.table import figures_of, markdown, summary, write_text
+from training.experiments.variants import (
+    Train,
+    detector_digest,
+    detector_in,
+    digest,
+    mask_branch_alone,
+    train_in,
+    write_json,
+)
+from training.train import Stopped, chosen_device, train
+
+Row = dict[str, Any]
+
+
+class Experiments:
+    """A grid under way in a folder.
+
+    Args:
+        grid: what is compared.
+        train: trains a configuration, as `training.train.train`.
+        out: folder of all that is made.
+        rows: those of the grid that are wanted.
+        overrides: changes to the grid's configuration, as on the command line.
+    """
+
+    def __init__(
+        self,
+        grid: GridConfig,
+        train: Train,
+        *,
+        out: Path,
+        rows: Sequence[RowConfig],
+        overrides: Sequence[str] = (),
+    ) -> None:
+        self.grid, self.train, self.out = grid, train, out
+        self.rows, self.overrides = tuple(rows), tuple(overrides)
+        self._cells: dict[tuple[int, str], list[Cell]] = {}
+
+    def cells(self, seeds: Sequence[int]) -> list[Cell]:
+        """Everything to be trained and evaluated, seed by seed.
+
+        Raises:
+            ValueError: see `cells_of_seed`.
+        """
+        return [cell for seed in seeds for row in self.rows for cell in self._cells_of(seed, row)]
+
+    def _cells_of(self, seed: int, row: RowConfig) -> list[Cell]:
+        key = seed, row.name
+        if key not in self._cells:
+            self._cells[key] = cells_of_seed(self.grid, [row], self.overrides, seed=seed, out=self.out)
+        return self._cells[key]
+
+    def row_file(self, cell: Cell) -> Path:
+        """Where a cell's row is kept: the same file for all rows of the same settings, another for any others."""
+        name = digest(
+            cell.config,
+            filled=cell.row.box,
+            judged_by=cell.judged_by,
+            val=f"{cell.config.data.val_images} {cell.config.data.val_annotations}",
+            drawing=str(self.grid.drawing) if self.grid.data == "drawn" else "",
+        )
+        return self.out / f"seed{cell.seed}" / "rows" / f"{name}.json"
+
+    def kept(self, cell: Cell) -> Row | None:
+        """A cell's finished row, if it has one."""
+        path = self.row_file(cell)
+        if not path.is_file():
+            return None
+        try:
+            row: Row = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(
+                f"{path} cannot be read ({error}); remove it, and the row is made anew"
+            ) from error
+        return row | {"row": cell.row.name, "split": cell.split}
+
+    def run(self, seeds: Sequence[int]) -> None:
+        """Make every row that is not there yet; those that another process is at come last.
+
+        Raises:
+            ValueError, Stopped: see `training.train.train`.
+        """
+        cells = self.cells(seeds)
+        places = {cell.title: f"{number} of {len(cells)}" for number, cell in enumerate(cells, start=1)}
+        self.write_tables()
+        while cells:
+            busy = [cell for cell in cells if not self._make(cell, places[cell.title], wait=False)]
+            if len(busy) == len(cells):
+                self._make(busy.pop(0), places[cells[0].title], wait=True)
+            cells = busy
+
+    def plan(self, seeds: Sequence[int], *, timed: bool) -> str:
+        """What is kept, what is to be made, and about how long it takes; with `timed`, steps are tried for it."""
+        cells = self.cells(seeds)
+        to_make = [cell for cell in cells if self.kept(cell) is None]
+        words = f"{len(cells)} rows over seeds {', '.join(map(str, seeds))}: {len(cells) - len(to_make)} kept"
+        if not to_make:
+            return f"{words}, none to make"
+        drawn = self.grid.drawing if self.grid.data == "drawn" else None
+        found = estimate(to_make, self.kept_rows(), out=self.out, drawn=drawn, timed=timed)
+        return f"{words}, {len(to_make)} to make, {report(found)}"
+
+    def write_tables(self) -> str:
+        """Write what is there so far, of all seeds in the folder, to results.json, .md and .png; the table."""
+        rows = self.kept_rows()
+        entries = summary(self.grid, rows)
+        write_json(
+            self.out / "results.json",
+            {
+                "about": self.grid.about,
+                "summary": entries,
+                "rows": [{key: value for key, value in row.items() if key != "results"} for row in rows],
+            },
+        )
+        table = markdown(self.grid, entries)
+        write_text(self.out / "results.md", f"{self.grid.about}\n\n{table}")
+        if entries:
+            write_plot(self.out / "results.png", entries)
+        return table
+
+    def kept_rows(self) -> list[Row]:
+        """The finished rows of every seed in the folder, in the grid's order."""
+        names = [path.name.removeprefix("seed") for path in self.out.glob("seed*") if path.is_dir()]
+        found = []
+        for seed in sorted(int(name) for name in names if name.isdigit()):
+            for row in self.grid.rows:
+                try:
+                    cells = self._cells_of(seed, row)
+                except ValueError:
+                    continue  # the changes that were asked for do not suit this row, which so has no results
+                found += [kept for cell in cells if (kept := self.kept(cell)) is not None]
+        order = [row.name for row in self.grid.rows]
+        return sorted(found, key=lambda kept: order.index(kept["row"]))
+
+    def _make(self, cell: Cell, place: str, *, wait: bool) -> bool:
+        """Make a cell's row unless it is there; False where another process is at a part of it and `wait` is not."""
+        path = self.row_file(cell)
+        if path.is_file():
+            return True
+        try:
+            with locked(path.with_suffix(".lock"), wait=wait):
+                if path.is_file():
+                    return True
+                print(f"== {cell.title} ({place})", flush=True)
+                row = self._trained_and_evaluated(cell, wait=wait)
+                write_json(path, row)
+        except Busy as busy:
+            print(f"== {cell.title}: later, another process holds {busy}", flush=True)
+            return False
+        self.write_tables()
+        figures = [("mask IoU A", row["mask_iou_a"]), ("mask IoU B", row["mask_iou_b"])]
+        shown = ", ".join(f"{name} {100 * value:.1f}" for name, value in figures if value is not None)
+        print(f"== {cell.title}: {shown}", flush=True)
+        return True
+
+    def _trained_and_evaluated(self, cell: Cell, *, wait: bool) -> Row:
+        self._draw(cell.seed, wait=wait)
+        config = cell.config
+        runs = self.out / f"seed{cell.seed}" / "runs"
+        seconds: dict[str, float | None] = {"detector": None, "training": None}
+        if cell.row.box or stage_wise(config):
+            checkpoint, seconds["detector"] = self._detector(cell, runs, wait=wait)
+            if not cell.row.box:
+                config = mask_branch_alone(config, checkpoint, steps=config.schedule.mask_steps)
+        if not cell.row.box:
+            with locked(runs / f"{digest(config)}.lock", wait=wait):
+                begun, start = (runs / digest(config) / "checkpoint.pt").exists(), time.monotonic()
+                checkpoint = train_in(runs, config, self.train)
+            seconds["training"] = None if begun else time.monotonic() - start
+        start = time.monotonic()
+        network, classes, _ = load_network(checkpoint)
+        categories = [{"id": i, "name": name} for i, name in zip(classes.ids, classes.names, strict=True)]
+        device = chosen_device(config.device)
+        results = evaluate_network(
+            network.to(device),
+            split_classes(categories, cell.judged_by),
+            Path(config.data.val_images),
+            Path(config.data.val_annotations),
+            device=device,
+        )
+        seconds["evaluation"] = time.monotonic() - start
+        return {
+            "seed": cell.seed,
+            **figures_of(results, filled=cell.row.box),
+            "seconds": seconds,
+            "kinds": kinds(cell),
+            "checkpoint": str(checkpoint),
+            "results": results.to_dict(),
+        }
+
+    def _draw(self, seed: int, *, wait: bool) -> None:
+        if self.grid.data == "drawn":
+            folder, drawing = self.out / f"seed{seed}", self.grid.drawing
+            with locked(folder / "data.lock", wait=wait):
+                write_shapes(folder / "data", ShapesConfig(train=drawing.train, val=drawing.val, seed=seed))
+
+    def _detector(self, cell: Cell, runs: Path, *, wait: bool) -> tuple[Path, float | None]:
+        """The detector a cell stands on; the seconds of its training where all of it was now, else None."""
+        if cell.config.data.detector_from:
+            return Path(cell.config.data.detector_from), None
+        name = detector_digest(cell.detector)
+        with locked(runs / f"{name}.lock", wait=wait):
+            begun, start = (runs / name / "checkpoint.pt").exists(), time.monotonic()
+            checkpoint = detector_in(runs, cell.detector, self.train)
+            return checkpoint, None if begun else time.monotonic() - start
+
+
+class Busy(Exception):
+    """Another process holds a lock."""
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool) -> Iterator[None]:
+    """Hold the lock of a file, which a process that ends gives back.
+
+    Raises:
+        Busy: another process has it, and `wait` is not asked for.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if not wait:
+                raise Busy(str(path)) from error
+            print(f"{path}: waiting for the process that holds it", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; 0 where every row is there."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.experiments", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("grid", help="a name in training/experiments/grids, or a TOML file")
+    parser.add_argument("--out", type=Path, help="folder (default: build/experiments/GRID)")
+    parser.add_argument("--seeds", type=int, help="how many (default: the grid's)")
+    parser.add_argument("--first-seed", type=int, default=0, help="the first of them (default: %(default)s)")
+    parser.add_argument(
+        "--rows", default="", help="names with commas between, * for any letters (default: all)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="say what is to be made and how long it takes")
+    parser.add_argument(
+        "--no-timing",
+        action="store_true",
+        help="no timed steps first: the estimate knows finished rows alone",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the configuration")
+    options = parser.parse_intermixed_args(arguments)
+    try:
+        refuse_processes("training.experiments")
+        grid = load_grid(options.grid)
+        count = grid.seeds if options.seeds is None else options.seeds
+        if count < 1 or options.first_seed < 0:
+            raise ValueError(
+                f"--seeds {count}, --first-seed {options.first_seed}: give 1 or more, and 0 or more"
+            )
+        out = options.out or Path("build/experiments") / Path(options.grid).stem
+        experiments = Experiments(
+            grid, train, out=out, rows=with_rows(grid, options.rows), overrides=options.overrides
+        )
+        seeds = range(options.first_seed, options.first_seed + count)
+        print(experiments.plan(seeds, timed=not options.no_timing), flush=True)
+        if options.dry_run:
+            return 0
+        experiments.run(seeds)
+        print(experiments.write_tables())
+    except (ValueError, OSError, torch.OutOfMemoryError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Stopped as stopped:
+        print(f"{stopped}; the same command goes on from there", file=sys.stderr)
+        return 128 + stopped.by
+    print(f"{out / 'results.md'} and {out / 'results.json'} written")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

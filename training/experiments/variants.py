@@ -1,0 +1,159 @@
+"""Variants of one training: the same configuration with some keys changed, each run in a folder of its own.
+
+The experiments (`training.experiments.transfer_form`, `training.experiments`) train one detector and then the mask
+branch in several forms on top of it (stage-wise training, Sec. 3.3).
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from model.checkpoint import load_checkpoint
+from training.config import MAY_CHANGE, TrainingConfig, config_from_dict, flat, to_dict
+
+
+class Train(Protocol):
+    """`training.train.train`: trains to the end and returns the checkpoint. Given from outside, because
+    that module calls `training.experiments.transfer_form`."""
+
+    def __call__(self, config: TrainingConfig, *, resume: bool = False) -> Path: ...
+
+
+def changed(config: TrainingConfig, changes: Mapping[str, Any]) -> TrainingConfig:
+    """`config` with dotted keys set, such as {"model.transfer.residual": True}; ValueError names an unknown
+    one.
+    """
+    values = to_dict(config)
+    for dotted, value in changes.items():
+        *tables, key = dotted.split(".")
+        table = values
+        for name in tables:
+            table = table.setdefault(name, {})
+        table[key] = value
+    return config_from_dict(values)
+
+
+def digest(config: TrainingConfig, **more: Any) -> str:
+    """Eight hexadecimal digits that differ where the training, or anything given beside it, differs.
+
+    Settings at their defaults are left out: a run keeps its digits when a new setting is added to the program.
+    """
+    usual = flat(to_dict(TrainingConfig()))
+    relevant = {
+        key: value
+        for key, value in flat(to_dict(config)).items()
+        if not key.startswith(MAY_CHANGE) and value != usual.get(key)
+    }
+    text = json.dumps([relevant, more], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def detector_alone(config: TrainingConfig) -> TrainingConfig:
+    """The stage-wise training's first part: the detector, for its own or else the end-to-end number of
+    steps.
+
+    Settings of the mask branch and the transfer function, which the detector never uses, are the same in all,
+    so that one detector serves every form. Raises ValueError where the schedule has neither number of steps.
+    """
+    steps = config.schedule.detector_steps or config.schedule.end_to_end_steps
+    if not steps:
+        raise ValueError(
+            "the schedule has no steps for a detector; set schedule.detector_steps, or data.detector_from to a "
+            "checkpoint that has one"
+        )
+    changes: dict[str, Any] = {
+        "schedule.end_to_end_steps": 0,
+        "schedule.detector_steps": steps,
+        "schedule.mask_steps": 0,
+        "schedule.classes_steps": 0,
+    }
+    changes |= {"optimiser.mask_learning_rate": None, "optimiser.transfer_weight_decay": None}
+    changes |= {"box_losses": {}, "teacher": {}}  # nor anything else that the mask branch alone learns by
+    changes |= {"model.transfer": {"kind": "class_agnostic"}, "model.mask": {}}
+    return changed(config, changes)
+
+
+def finished_detector(config: TrainingConfig) -> Path | None:
+    """The checkpoint of `data.detector_from`, or the run's own where its detector stage is done; None
+    without either.
+
+    An end-to-end run's own is not taken: the masks that an experiment holds out have shaped its features.
+    """
+    if config.data.detector_from:
+        return Path(config.data.detector_from)
+    own = Path(config.output.dir) / "checkpoint.pt"
+    if not own.is_file() or not config.schedule.detector_steps:
+        return None
+    contents = load_checkpoint(own)
+    before = config_from_dict(contents["training_config"])
+    done = before.schedule.steps_done(contents["step"])["detector"] == config.schedule.detector_steps
+    if not done or before.schedule.end_to_end_steps:
+        return None
+    return own if digest(detector_alone(before)) == digest(detector_alone(config)) else None
+
+
+def mask_branch_alone(config: TrainingConfig, detector: Path, *, steps: int) -> TrainingConfig:
+    """The stage-wise training's second part: the mask branch and T on the frozen detector of a checkpoint."""
+    stages = {"schedule.end_to_end_steps": 0, "schedule.detector_steps": 0, "schedule.mask_steps": steps}
+    stages |= {"schedule.classes_steps": 0}
+    return changed(config, {**stages, "data.detector_from": str(detector)})
+
+
+def detector_in(folder: Path, config: TrainingConfig, train: Train) -> Path:
+    """As `train_in` with the detector alone of `config`; it is the same one for every split of the classes."""
+    out = folder / detector_digest(config)
+    detector = changed(detector_alone(config), {"output.dir": str(out)})
+    return train(detector, resume=(out / "checkpoint.pt").is_file())
+
+
+def detector_digest(config: TrainingConfig) -> str:
+    """The name of the folder in which `detector_in` trains the detector of `config`."""
+    return digest(changed(detector_alone(config), {"data.mask_classes": "all"}))
+
+
+def train_in(folder: Path, config: TrainingConfig, train: Train) -> Path:
+    """Train `config` in `folder`/<digest>, or go on with what an earlier run began there. The checkpoint's
+    path.
+    """
+    out = folder / digest(config)
+    return train(changed(config, {"output.dir": str(out)}), resume=(out / "checkpoint.pt").is_file())
+
+
+def mean_and_deviation(values: list[float]) -> tuple[float, float | None]:
+    """Mean and sample standard deviation; of a single value there is no deviation (None)."""
+    mean = sum(values) / len(values)
+    if len(values) < 2:
+        return mean, None
+    return mean, (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
+
+
+def kept_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows an earlier run has written to `path`; none where there is no such file."""
+    if not path.is_file():
+        return []
+    try:
+        rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); remove it to begin anew") from error
+    return rows
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """Write `document` whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.unfinished-{os.getpid()}")
+    unfinished.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    unfinished.replace(path)
+
+
+def row_of(rows: list[dict[str, Any]], settings: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The kept row of these settings, or a new one, which is added to `rows`."""
+    for row in rows:
+        if row["settings"] == settings:
+            return row
+    row = {**make(), "settings": settings}
+    rows.append(row)
+    return row

@@ -1,0 +1,190 @@
+"""New classes from boxes alone, with masks at once: the step that the transfer function makes possible (Sec. 5).
+
+    python -m training.recipes.grow build/train/checkpoint.pt --images DIR --annotations new.json --out build/grown
+
+The rows of the new classes in the last layer of the box branch are learned, and nothing else is: T stays as it
+is and makes their mask weights of these rows. Boxes and masks of the classes of before stay the same; their
+scores only share with more classes. The file needs boxes of the new classes alone: objects of the others that
+it leaves out cannot be unlearned.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model.checkpoint import load_checkpoint
+from model.classes import ClassTable, class_table
+from training.config import TrainingConfig, config_from_dict, with_overrides
+from training.data.annotations import read_annotations
+from training.data.reading import without_trace
+from training.distributed import refuse_processes
+from training.experiments.variants import changed, write_json
+from training.train import Stopped, train
+
+STEPS = 300
+Document = dict[str, Any]
+
+
+def grown_config(
+    checkpoint: Path,
+    *,
+    images: Path,
+    annotations: Path,
+    out: Path,
+    val_images: Path | None = None,
+    val_annotations: Path | None = None,
+    steps: int = STEPS,
+    overrides: Sequence[str] = (),
+) -> TrainingConfig:
+    """The training that teaches the network of `checkpoint` the classes of `annotations` that it does not know.
+
+    Writes `out`/train.json, the annotations with the categories of both, and `out`/mask_classes.txt, set A of
+    before. Everything else is as it was for the checkpoint, but for `overrides` ("key=value").
+
+    Args:
+        val_images, val_annotations: for evaluation afterwards, which then reads `out`/val.json.
+
+    Raises:
+        ValueError: a file is missing or broken; no class is new; class-specific mask weights, which no box teaches.
+    """
+    contents = load_checkpoint(checkpoint)
+    try:
+        config = config_from_dict(contents["training_config"])
+        classes = ClassTable.from_dict(contents["classes"])
+    except ValueError as error:
+        raise ValueError(f"{checkpoint}: {error}") from error
+    if config.model.transfer.kind == "class_specific":
+        raise ValueError(
+            f"{checkpoint}: model.transfer.kind is class_specific, where each class's masks are learned from masks; "
+            "classes with boxes alone want transfer or class_agnostic"
+        )
+    document = merged(annotations, classes)
+    known = [category["name"] for category in document["categories"]]
+    if len(known) == classes.num_classes:
+        raise ValueError(
+            f"{annotations}: has no class that {checkpoint} does not know; new ones are told by their names "
+            f"({', '.join(known[:8])}{', ...' if len(known) > 8 else ''} are known)"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "train.json", document)
+    of_val: dict[str, Any] = {}
+    if val_annotations is not None:
+        table = class_table(document["categories"], "all")
+        val = merged(val_annotations, table)
+        if len(val["categories"]) > table.num_classes:
+            further = [category["name"] for category in val["categories"][table.num_classes :]]
+            raise ValueError(
+                f"{val_annotations}: {', '.join(further[:8])}: no class of {annotations} or before"
+            )
+        write_json(out / "val.json", val)
+        of_val = {"data.val_images": str(val_images or images), "data.val_annotations": str(out / "val.json")}
+    of_a = [classes.name_of_label(label) for label in classes.set_a_labels()]
+    (out / "mask_classes.txt").write_text("".join(f"{name}\n" for name in of_a), encoding="utf-8")
+    changes = {
+        "data.train_images": str(images),
+        "data.train_annotations": str(out / "train.json"),
+        "data.mask_classes": str(out / "mask_classes.txt"),
+        "data.start_from": str(checkpoint),
+        "data.detector_from": "",
+        "model.transfer.kept_mean": config.model.transfer.normalise,
+        "schedule.end_to_end_steps": 0,
+        "schedule.detector_steps": 0,
+        "schedule.mask_steps": 0,
+        "schedule.classes_steps": steps,
+        "output.dir": str(out),
+        **of_val,
+    }
+    return with_overrides(changed(config, changes), overrides)
+
+
+def merged(annotations: Path, classes: ClassTable) -> Document:
+    """The annotation file `with_classes_before`; ValueError where it is none."""
+    document = read_annotations(annotations)
+    try:
+        class_table(document["categories"], "all")  # which names categories that are none
+    except ValueError as error:
+        raise ValueError(f"{annotations}: {error}") from error
+    return with_classes_before(document, classes)
+
+
+def with_classes_before(document: Mapping[str, Any], classes: ClassTable) -> Document:
+    """A COCO document with the categories of `classes` first, under their ids, and its own new ones after them.
+
+    Categories are the same where their names are. A new one keeps its id where that is above all before it, and
+    else gets the next one, so that labels of before stay.
+    """
+    own = sorted(document["categories"], key=lambda category: category["id"])
+    by_name = {str(category["name"]).strip(): category for category in own}
+    categories = [
+        {**by_name.get(name, {}), "id": category_id, "name": name}
+        for category_id, name in zip(classes.ids, classes.names, strict=True)
+    ]
+    id_of = {category["name"]: category["id"] for category in categories}
+    for name, category in by_name.items():
+        if name not in id_of:
+            id_of[name] = max(category["id"], categories[-1]["id"] + 1)
+            categories.append({**category, "id": id_of[name], "name": name})
+    new_id = {category["id"]: id_of[str(category["name"]).strip()] for category in own}
+    annotations = [
+        {**one, "category_id": new_id.get(one.get("category_id"), one.get("category_id"))}
+        for one in document["annotations"]
+    ]
+    return {**document, "categories": categories, "annotations": annotations}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line. 0: trained; 2: a mistake, named; 130 or 143: stopped by Ctrl-C or SIGTERM."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.recipes.grow", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument(
+        "checkpoint", type=Path, help="of training.train, or of an earlier training.recipes.grow"
+    )
+    parser.add_argument("--images", type=Path, required=True, help="folder of the images with new classes")
+    parser.add_argument("--annotations", type=Path, required=True, help="COCO file; boxes are enough")
+    parser.add_argument("--val-images", type=Path, help="for evaluation afterwards; default: --images")
+    parser.add_argument("--val-annotations", type=Path, help="for evaluation afterwards")
+    parser.add_argument("--out", type=Path, default=Path("build/grown"))
+    parser.add_argument("--steps", type=int, default=STEPS, help=f"of training (default: {STEPS})")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+    how.add_argument("--restart", action="store_true", help="train anew, replacing the checkpoint in --out")
+    parser.add_argument(
+        "changes", nargs="*", metavar="key=value", help="such as optimiser.learning_rate=0.001"
+    )
+    options = parser.parse_intermixed_args(arguments)
+    try:
+        refuse_processes("training.recipes.grow")
+        if options.steps < 1:
+            raise ValueError(f"--steps is {options.steps}; give 1 or more")
+        if options.out.resolve() == options.checkpoint.parent.resolve():
+            raise ValueError(
+                f"--out {options.out} is the folder of the checkpoint to start from; give another"
+            )
+        config = grown_config(
+            options.checkpoint,
+            images=options.images,
+            annotations=options.annotations,
+            out=options.out,
+            val_images=options.val_images,
+            val_annotations=options.val_annotations,
+            steps=options.steps,
+            overrides=options.changes,
+        )
+        path = train(config, resume=options.resume, restart=options.restart)
+    except (ValueError, OSError, torch.OutOfMemoryError) as error:
+        print(f"error: {without_trace(error)}", file=sys.stderr)
+        return 2
+    except Stopped as stopped:
+        print(f"{stopped}; go on with the same command and --resume")
+        return 128 + stopped.by
+    print(f"done: {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
