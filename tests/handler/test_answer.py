@@ -1,4 +1,4 @@
-"""The body of an answer (border 5)."""
+"""The body of an answer (handler/README.md)."""
 
 import json
 from dataclasses import replace
@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from pycocotools.coco import COCO
 
 from maskx_answer import Detections, answer_body, compact, image_content, mask_areas
-from maskx_categories import Category
-from maskx_envelopes import Envelope
 from maskx_errors import INVALID_IMAGE, MaskxError
+from maskx_json import Envelope
+from maskx_parameters import Category
 
 CATEGORIES = {
     1: Category(id=7, name="red", mask_supervised=True),

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from maskx_categories import LONGEST_TEXT, Category, CategoryIndex
 from maskx_errors import INVALID_REQUEST, RequestError
+from maskx_parameters import LONGEST_TEXT, Category, CategoryIndex
 
 INDEX = CategoryIndex(
     {

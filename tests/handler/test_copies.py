@@ -10,18 +10,17 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import maskx_copies
+import maskx_model
 from maskx_answer import Detections
-from maskx_copies import InPlace, KeptCopies, copies_for
 from maskx_forward import predict_each
 from maskx_image import DecodedImage
-from maskx_model import ServedModel
-from maskx_request import Wishes
+from maskx_model import InPlace, KeptCopies, ServedModel, copies_for
+from maskx_parameters import Parameters
 from tests.handler.packed_standin import write_packed_standin
 from tests.served.standin import scene, write_standin
 
 CPU = torch.device("cpu")
-WISHES = Wishes(score_threshold=0.5, max_detections=10)
+WISHES = Parameters(score_threshold=0.5, max_detections=10)
 REDS = [scene(width=30 + i, red=(i, 2, 9, 7)) for i in range(6)]
 
 
@@ -102,7 +101,7 @@ def test_words_are_waited_for_and_stay_when_the_next_come() -> None:
 def test_a_batch_above_the_most_that_is_kept_goes_through_ordinary_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(maskx_copies, "MOST_KEPT", 1000)
+    monkeypatch.setattr(maskx_model, "MOST_KEPT", 1000)
     device = Device()
     (image,) = device.copies().inwards([scene()])
     np.testing.assert_array_equal(image.numpy(), scene())

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-import maskx_cores
-from maskx_cores import usable_cores
+import maskx_engine
+from maskx_engine import usable_cores
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def test_cores_are_those_of_the_affinity_and_no_more_than_the_control_groups_sha
     file = tmp_path / "cpu.max"
     if given is not None:
         file.write_text(given + "\n")
-    monkeypatch.setattr(maskx_cores, "CPU_MAX", file)
+    monkeypatch.setattr(maskx_engine, "CPU_MAX", file)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: affinity, raising=False)
     assert usable_cores() == cores
 
@@ -37,7 +37,7 @@ def test_cores_are_those_of_the_affinity_and_no_more_than_the_control_groups_sha
 def test_a_system_that_tells_nothing_counts_as_one_core(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(maskx_cores, "CPU_MAX", tmp_path / "none")
+    monkeypatch.setattr(maskx_engine, "CPU_MAX", tmp_path / "none")
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: None)
     assert usable_cores() == 1

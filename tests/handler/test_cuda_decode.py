@@ -16,7 +16,7 @@ import maskx_warm_up
 from maskx_cuda_decode import CudaDecoder, cuda_decoder, is_ordinary
 from maskx_image import decode
 from maskx_model import ServedModel
-from maskx_request import Wishes
+from maskx_parameters import Parameters
 from maskx_service import Service
 from maskx_settings import Limits
 from maskx_warm_up import choose_decoding
@@ -284,7 +284,7 @@ def test_a_cpu_is_never_asked_to_decode_like_a_gpu(service: Service, model: Serv
 
 def test_images_that_lie_on_the_device_are_predicted_as_arrays_are(model: ServedModel) -> None:
     pixels = scene(red=(3, 3, 9, 9))
-    wishes = [Wishes(score_threshold=0.5, max_detections=3)]
+    wishes = [Parameters(score_threshold=0.5, max_detections=3)]
     there = torch.from_numpy(pixels).permute(2, 0, 1).contiguous().permute(1, 2, 0)
     for image in (pixels, there):
         assert model.predict([image], wishes)[0].boxes.tolist() == [[3, 3, 12, 12]]

@@ -12,9 +12,8 @@ from pycocotools import mask as coco_mask
 
 import maskx_draw as draw
 from maskx_draw import TINT, color_of, draw_detections, label_text, mask_window, run_lengths
-from maskx_png import png_masks
+from maskx_masks import png_masks, run_length_strings
 from maskx_polygons import polygons
-from maskx_strings import run_length_strings
 
 WIDTH, HEIGHT = 120, 90
 

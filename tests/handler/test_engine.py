@@ -13,7 +13,7 @@ from export.metadata import build_metadata
 from export.torchscript import export_network
 from maskx_engine import choose_precision, ready_to_run
 from maskx_model import ServedModel
-from maskx_request import Wishes
+from maskx_parameters import Parameters
 from tests.export.tiny import CLASSES, tiny_network
 from tests.served.standin import scene
 
@@ -82,7 +82,7 @@ def test_only_the_reducible_parts_are_cast_and_no_parameter_is_left() -> None:
 def test_precisions_answer_alike_and_float32_by_winograd_within_1e_4(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    image, wishes = scene(width=90, height=70), [Wishes(score_threshold=0.0, max_detections=20)]
+    image, wishes = scene(width=90, height=70), [Parameters(score_threshold=0.0, max_detections=20)]
     quick = ServedModel(path, CPU, precision="float32").predict([image], wishes)[0]
     monkeypatch.setattr(torch, "_nnpack_available", lambda: False)
     plain = ServedModel(path, CPU, precision="float32").predict([image], wishes)[0]
@@ -97,7 +97,7 @@ def test_precisions_answer_alike_and_float32_by_winograd_within_1e_4(
 
 def test_an_image_scaled_down_is_answered_in_the_originals_pixels(path: Path) -> None:
     model = ServedModel(path, CPU, precision="float32")
-    image, wishes = scene(width=90, height=70), [Wishes(score_threshold=0.0, max_detections=20)]
+    image, wishes = scene(width=90, height=70), [Parameters(score_threshold=0.0, max_detections=20)]
     own = model.predict([image], wishes)[0]
     doubled = model.predict([image], wishes, [(140, 180)])[0]
     assert abs(doubled.boxes - 2 * own.boxes).max() < 1e-3
@@ -112,7 +112,7 @@ def test_float32_answers_of_an_image_do_not_depend_on_its_company(
     monkeypatch.setattr(maskx_engine, "PIXELS_TOGETHER_ON_CPU", together)
     model = ServedModel(path, CPU, precision="float32")
     images = [scene(width=w, height=h) for w, h in ((90, 70), (70, 90), (88, 70), (200, 64), (90, 70))]
-    wishes = [Wishes(score_threshold=0.0, max_detections=20)] * len(images)
+    wishes = [Parameters(score_threshold=0.0, max_detections=20)] * len(images)
     batch = model.predict(images, wishes)
     assert len({answer.scores.tobytes() for answer in batch}) == 4, "the images are too alike to tell"
     for image, together_with_others in zip(images, batch, strict=True):

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 import maskx_errors
-from maskx_categories import Category, CategoryIndex
 from maskx_errors import INVALID_REQUEST, KINDS, OUT_OF_MEMORY, ErrorKind, MaskxError, RequestError, shown
-from maskx_request import ImageRequest, Wishes, parse_request
+from maskx_parameters import Category, CategoryIndex, Parameters
+from maskx_request import ImageRequest, parse_request
 
 ROOT = Path(__file__).resolve().parents[2]
 HANDLER = ROOT / "handler"
@@ -150,7 +150,7 @@ def test_every_json_that_readme_shows_as_a_request_is_understood() -> None:
         request = parse_request(
             {"body": body},
             {"Content-Type": "application/json"},
-            Wishes(score_threshold=0.5, max_detections=100),
+            Parameters(score_threshold=0.5, max_detections=100),
             CATEGORIES,
             max_images=8,
             max_image_bytes=99,
@@ -159,5 +159,5 @@ def test_every_json_that_readme_shows_as_a_request_is_understood() -> None:
         for one in request.images:
             assert isinstance(one, ImageRequest), one
             assert one.image == b"image"
-            assert one.wishes != Wishes(score_threshold=0.5, max_detections=100), json.loads(body)
+            assert one.parameters != Parameters(score_threshold=0.5, max_detections=100), json.loads(body)
     assert kinds == ["single", "several", "v1", "v2"]

@@ -10,11 +10,10 @@ import torch
 
 from maskx_answer import Detections
 from maskx_errors import MaskxError
-from maskx_faults import is_lost_device, is_out_of_memory
-from maskx_forward import DeviceLost, predict_each
+from maskx_forward import DeviceLost, is_lost_device, is_out_of_memory, predict_each
 from maskx_image import DecodedImage
 from maskx_model import ServedModel
-from maskx_parameters import Wishes
+from maskx_parameters import Parameters
 from maskx_service import Service
 from maskx_settings import Limits
 from tests.served.standin import (
@@ -28,7 +27,7 @@ from tests.served.standin import (
     write_standin,
 )
 
-WISHES = Wishes(score_threshold=0.5, max_detections=100)
+WISHES = Parameters(score_threshold=0.5, max_detections=100)
 
 
 @pytest.fixture

@@ -28,8 +28,8 @@ from ts.protocol.otf_message_handler import retrieve_msg
 from ts.utils.util import PredictionException, list_classes_from_module
 
 import maskx_handler
+from maskx_answer import LEAST_COMPRESSED
 from maskx_handler import MaskXHandler, choose_device, end_after_answering
-from maskx_headers import LEAST_COMPRESSED
 from maskx_metrics import KINDS
 from tests.served.standin import DEVICE_FAULT, plain, png, scene, write_standin
 

@@ -4,7 +4,8 @@ import gzip
 
 import pytest
 
-from maskx_headers import accepts_gzip, compressed, header, queue_seconds
+from maskx_answer import compressed
+from maskx_request import accepts_gzip, header, queue_seconds
 
 
 @pytest.mark.parametrize(

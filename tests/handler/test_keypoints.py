@@ -12,9 +12,9 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from maskx_answer import Detections, image_content
-from maskx_categories import Category
 from maskx_draw import draw_detections
 from maskx_model import ServedModel
+from maskx_parameters import Category
 from maskx_service import Service
 from maskx_settings import Limits
 from model.checkpoint import load_network

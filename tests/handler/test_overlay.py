@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskx_answer import Detections, image_content
-from maskx_categories import Category
+from maskx_answer import OVERLAY_SIDE, Detections, image_content, overlay_png
 from maskx_draw import draw_detections
 from maskx_errors import ANSWER_TOO_LARGE, MaskxError
-from maskx_overlay import OVERLAY_SIDE, overlay_png
+from maskx_parameters import Category
 from tests.handler.masks import blob, run_lengths_of
 
 CATEGORIES = {

@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maskx_answer import Detections
-from maskx_model import ServedModel
-from maskx_packed import unpack
-from maskx_request import Wishes
+from maskx_model import ServedModel, unpack
+from maskx_parameters import Parameters
 from tests.handler.packed_standin import write_packed_standin
 from tests.served.standin import scene, write_standin
 
@@ -115,8 +114,8 @@ IMAGES = [
     scene(),
     scene(red=(3, 3, 9, 9)),
 ]
-ALL = Wishes(score_threshold=0.5, max_detections=10)
-WISHES = [ALL, ALL, ALL, Wishes(score_threshold=0.5, max_detections=10, mask_format="none")]
+ALL = Parameters(score_threshold=0.5, max_detections=10)
+WISHES = [ALL, ALL, ALL, Parameters(score_threshold=0.5, max_detections=10, mask_format="none")]
 
 
 def test_a_file_that_packs_answers_as_the_one_that_does_not(tmp_path: Path) -> None:

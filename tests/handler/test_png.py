@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from maskx_png import png_masks
+from maskx_masks import png_masks
 from tests.handler.masks import blob, drawn_masks, run_lengths_of
 
 

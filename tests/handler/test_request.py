@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from maskx_categories import Category, CategoryIndex
-from maskx_errors import IMAGE_TOO_LARGE, INVALID_REQUEST, TOO_MANY_IMAGES
-from maskx_request import ImageRequest, Request, RequestError, Wishes, parse_request
+from maskx_errors import IMAGE_TOO_LARGE, INVALID_REQUEST, TOO_MANY_IMAGES, RequestError
+from maskx_parameters import Category, CategoryIndex, Parameters
+from maskx_request import ImageRequest, Request, parse_request
 
-DEFAULTS = Wishes(score_threshold=0.5, max_detections=100)
+DEFAULTS = Parameters(score_threshold=0.5, max_detections=100)
 CATEGORIES = CategoryIndex(
     {
         1: Category(id=7, name="red", mask_supervised=True),
@@ -85,7 +85,7 @@ def test_every_road_of_a_single_image_carries_it_and_the_defaults(
     request = parsed(request_, headers)
     assert request.envelope.kind == "single"
     assert only(request).image == IMAGE and type(only(request).image) is bytes
-    assert only(request).wishes == DEFAULTS
+    assert only(request).parameters == DEFAULTS
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ AS_TEXT = {
     "mask_format": "png",
     "output": "json",
 }
-WISHED = Wishes(score_threshold=0.25, max_detections=7, labels=frozenset([2]), mask_format="png")
+WISHED = Parameters(score_threshold=0.25, max_detections=7, labels=frozenset([2]), mask_format="png")
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ WISHED = Wishes(score_threshold=0.25, max_detections=7, labels=frozenset([2]), m
     ],
 )
 def test_every_road_carries_the_same_parameters(request_: dict[str, Any], headers: dict[str, str]) -> None:
-    assert only(parsed(request_, headers)).wishes == WISHED
+    assert only(parsed(request_, headers)).parameters == WISHED
 
 
 def test_an_images_own_parameters_go_before_those_of_the_request() -> None:
@@ -179,7 +179,7 @@ def test_an_images_own_parameters_go_before_those_of_the_request() -> None:
         body({"images": [{"image": TEXT, "max_detections": 3}, TEXT_2], "max_detections": 9}),
         {"Score-Threshold": "0.125"},
     )
-    wishes = [one.wishes for one in request.images if isinstance(one, ImageRequest)]
+    wishes = [one.parameters for one in request.images if isinstance(one, ImageRequest)]
     assert [one.max_detections for one in wishes] == [3, 9]
     assert [one.score_threshold for one in wishes] == [0.125, 0.125]
 
@@ -221,7 +221,9 @@ def test_headers_that_are_no_parameters_and_parts_content_types_are_left_alone()
         "url_path": "",
         "describe": "True",
     }
-    assert only(parsed({"data": IMAGE, "score_threshold": b"0.25"}, headers)).wishes.score_threshold == 0.25
+    assert (
+        only(parsed({"data": IMAGE, "score_threshold": b"0.25"}, headers)).parameters.score_threshold == 0.25
+    )
 
 
 INPUT = {"name": "a", "shape": [1], "datatype": "BYTES", "data": [TEXT]}
@@ -418,7 +420,7 @@ def test_a_packed_body_is_unpacked_no_further_than_an_image_may_need() -> None:
 
 def test_an_overlay_is_for_one_image_sent_by_itself() -> None:
     for request in ({"body": IMAGE, "output": b"overlay"}, body({"image": TEXT, "output": "overlay"})):
-        assert only(parsed(request)).wishes.output == "overlay"
+        assert only(parsed(request)).parameters.output == "overlay"
     for request in (
         {"data_1": IMAGE, "output": b"overlay"},
         body({"images": [TEXT], "output": "overlay"}),
@@ -437,5 +439,5 @@ def test_a_form_that_the_server_kept_only_a_part_of_is_refused() -> None:
 
 
 def test_a_default_that_a_request_does_not_name_stays() -> None:
-    wishes = only(parsed({"body": IMAGE, "mask_format": b"none"})).wishes
-    assert wishes == Wishes(score_threshold=0.5, max_detections=100, mask_format="none")
+    wishes = only(parsed({"body": IMAGE, "mask_format": b"none"})).parameters
+    assert wishes == Parameters(score_threshold=0.5, max_detections=100, mask_format="none")

@@ -8,20 +8,20 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from maskx_body import MOST_JSON_PARTS
-from maskx_categories import Category, CategoryIndex
-from maskx_request import (
+from maskx_errors import RequestError
+from maskx_json import MOST_JSON_PARTS
+from maskx_parameters import (
     MASK_FORMATS,
     MAX_DETECTIONS,
     OUTPUTS,
     PARAMETERS,
-    ImageRequest,
-    RequestError,
-    Wishes,
-    parse_request,
+    Category,
+    CategoryIndex,
+    Parameters,
 )
+from maskx_request import ImageRequest, parse_request
 
-DEFAULTS = Wishes(score_threshold=0.5, max_detections=100)
+DEFAULTS = Parameters(score_threshold=0.5, max_detections=100)
 CATEGORIES = CategoryIndex(
     {label: Category(id=label * 7, name=f"n\u00e4me {label}", mask_supervised=True) for label in range(1, 40)}
 )
@@ -125,11 +125,13 @@ def check(request: dict[str, Any], headers: dict[str, Any]) -> None:
 
 def check_allowed(one: ImageRequest, kind: str) -> None:
     assert 1 <= len(one.image) <= MAX_IMAGE_BYTES and type(one.image) is bytes
-    assert 0.0 <= one.wishes.score_threshold <= 1.0 and type(one.wishes.score_threshold) is float
-    assert 1 <= one.wishes.max_detections <= MAX_DETECTIONS and type(one.wishes.max_detections) is int
-    assert one.wishes.labels is None or (one.wishes.labels and one.wishes.labels <= set(range(1, 40)))
-    assert one.wishes.mask_format in MASK_FORMATS
-    assert one.wishes.output in (OUTPUTS if kind == "single" else ("json",))
+    assert 0.0 <= one.parameters.score_threshold <= 1.0 and type(one.parameters.score_threshold) is float
+    assert 1 <= one.parameters.max_detections <= MAX_DETECTIONS and type(one.parameters.max_detections) is int
+    assert one.parameters.labels is None or (
+        one.parameters.labels and one.parameters.labels <= set(range(1, 40))
+    )
+    assert one.parameters.mask_format in MASK_FORMATS
+    assert one.parameters.output in (OUTPUTS if kind == "single" else ("json",))
 
 
 @many

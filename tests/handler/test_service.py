@@ -14,12 +14,11 @@ from PIL import Image
 
 import maskx_service
 from maskx_answer import Detections
-from maskx_categories import Category
 from maskx_model import ServedModel
-from maskx_request import Wishes
+from maskx_parameters import Category, Parameters
 from maskx_service import Answer, Service
 from maskx_settings import Limits
-from maskx_warm_up import warm_up
+from maskx_warm_up import warm_up_service
 from tests.served.standin import METADATA, png, scene, write_standin
 
 
@@ -38,7 +37,7 @@ class Recorder:
     """In the model's place: keeps what it is given, and finds one box of the whole original in every image."""
 
     categories: ClassVar = {1: Category(id=5, name="all", mask_supervised=True)}
-    defaults = Wishes(score_threshold=0.5, max_detections=10)
+    defaults = Parameters(score_threshold=0.5, max_detections=10)
     min_size, max_size = 64, 200
     keypoint_lines: ClassVar[tuple[tuple[int, int], ...]] = ()
     device = torch.device("cpu")
@@ -54,7 +53,7 @@ class Recorder:
     def predict(
         self,
         images: Sequence[np.ndarray],
-        wishes: Sequence[Wishes],
+        wishes: Sequence[Parameters],
         sizes: Sequence[tuple[int, int]] | None = None,
     ) -> list[Detections]:
         assert sizes is not None and len(images) == len(wishes) == len(sizes)
@@ -370,7 +369,7 @@ def test_the_service_is_warmed_up_through_all_that_answers_a_request_and_in_the_
 
     monkeypatch.setattr(Service, "_encode", watched)
     service, model = recording()
-    warm_up(service)
+    warm_up_service(service)
     assert set(seen) == {("polygon", "json"), ("png", "json"), ("rle", "overlay")}
     assert model.together[0] == 2 and len(service._threads._threads) >= 1
     assert [height > width for height, width in model.sizes[:2]] == [False, True]
@@ -380,8 +379,8 @@ def test_a_model_that_fails_while_it_is_warmed_up_is_not_served(monkeypatch: pyt
     service, model = recording()
     monkeypatch.setattr(model, "predict", lambda *arguments: 1 / 0)
     with pytest.raises(ValueError, match="the model cannot be warmed up: .*InternalError"):
-        warm_up(service)
-    warm_up(recording(Limits(max_side=64))[0])  # refused by a limit: no failure
+        warm_up_service(service)
+    warm_up_service(recording(Limits(max_side=64))[0])  # refused by a limit: no failure
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from maskx_strings import run_length_strings
+from maskx_masks import run_length_strings
 
 
 def strings_of(masks: list[list[int]]) -> list[str]:

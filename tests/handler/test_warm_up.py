@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from maskx_model import MOST_TOGETHER, ServedModel
-from maskx_request import Wishes
+import maskx_handler
+from maskx_model import ServedModel
+from maskx_parameters import Parameters
+from maskx_warm_up import MOST_TOGETHER, warm_up_network
 from tests.served.standin import write_standin
 
 
@@ -18,26 +20,26 @@ def model(tmp_path: Path) -> ServedModel:
     return ServedModel(write_standin(tmp_path / "maskx.pt"), torch.device("cpu"), precision="float32")
 
 
-Seen = tuple[tuple[int, ...], tuple[Wishes, ...]]
+Seen = tuple[tuple[int, ...], tuple[Parameters, ...]]
 
 
 def runs(model: ServedModel, batch_size: int, monkeypatch: pytest.MonkeyPatch) -> list[Seen]:
     """Of each run the shape of its images, which is one, and its wishes."""
     seen: list[Seen] = []
 
-    def predict(images: Sequence[np.ndarray], wishes: Sequence[Wishes]) -> Any:
+    def predict(images: Sequence[np.ndarray], wishes: Sequence[Parameters]) -> Any:
         (shape,) = {image.shape for image in images}
         assert len(images) == len(wishes)
         seen.append((shape, tuple(wishes)))
 
     monkeypatch.setattr(model, "predict", predict)
-    assert model.warm_up(batch_size) == len(seen)
+    assert warm_up_network(model, batch_size) == len(seen)
     return seen
 
 
-OBJECTS = Wishes(score_threshold=0.0, max_detections=100)
-NOTHING = Wishes(score_threshold=2.0, max_detections=100)
-NO_MASKS = Wishes(score_threshold=0.0, max_detections=100, mask_format="none")
+OBJECTS = Parameters(score_threshold=0.0, max_detections=100)
+NOTHING = Parameters(score_threshold=2.0, max_detections=100)
+NO_MASKS = Parameters(score_threshold=0.0, max_detections=100, mask_format="none")
 
 
 def test_on_a_cpu_three_runs_with_objects_without_and_without_masks(
@@ -75,12 +77,12 @@ def test_a_batch_that_memory_is_too_small_for_ends_the_warm_up_and_not_the_start
     freed: list[bool] = []
     monkeypatch.setattr(model, "free_memory", lambda: freed.append(True))
 
-    def predict(images: Sequence[np.ndarray], wishes: Sequence[Wishes]) -> None:
+    def predict(images: Sequence[np.ndarray], wishes: Sequence[Parameters]) -> None:
         if len(images) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     monkeypatch.setattr(model, "predict", predict)
-    assert model.warm_up(8) == 5 + 2 * 6 and freed == [True]
+    assert warm_up_network(model, 8) == 5 + 2 * 6 and freed == [True]
 
 
 @pytest.mark.parametrize(
@@ -91,13 +93,13 @@ def test_a_network_that_fails_otherwise_or_with_one_image_is_not_served(
 ) -> None:
     monkeypatch.setattr(model, "device", torch.device("cuda", 0))
 
-    def predict(images: Sequence[np.ndarray], wishes: Sequence[Wishes]) -> None:
+    def predict(images: Sequence[np.ndarray], wishes: Sequence[Parameters]) -> None:
         if len(images) >= from_how_many:
             raise RuntimeError(message)
 
     monkeypatch.setattr(model, "predict", predict)
     with pytest.raises(RuntimeError, match=message):
-        model.warm_up(8)
+        warm_up_network(model, 8)
 
 
 def test_the_runs_of_the_warm_up_find_something_nothing_and_something_without_masks(
@@ -111,7 +113,7 @@ def test_the_runs_of_the_warm_up_find_something_nothing_and_something_without_ma
         return [found[-1]]
 
     monkeypatch.setattr(model, "predict", watched)
-    model.warm_up()
+    warm_up_network(model)
     objects, nothing, no_masks = found
     assert len(objects.labels) == len(no_masks.labels) > 0 == len(nothing.labels)
     assert len(objects.rle_counts) > 0 == len(no_masks.rle_counts)
@@ -120,16 +122,15 @@ def test_the_runs_of_the_warm_up_find_something_nothing_and_something_without_ma
 def test_the_handler_warms_up_for_the_batches_that_torchserve_was_started_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from maskx_handler import MaskXHandler
     from tests.handler.test_handler import context_of
 
     write_standin(tmp_path / "maskx.pt")
     asked: list[int] = []
 
-    def warm_up(self: ServedModel, batch_size: int = 1) -> int:
+    def warmed(model: ServedModel, batch_size: int = 1) -> int:
         asked.append(batch_size)
         return 0
 
-    monkeypatch.setattr(ServedModel, "warm_up", warm_up)
-    MaskXHandler().initialize(context_of(tmp_path, {"deviceType": "cpu"}))
+    monkeypatch.setattr(maskx_handler, "warm_up_network", warmed)
+    maskx_handler.MaskXHandler().initialize(context_of(tmp_path, {"deviceType": "cpu"}))
     assert asked == [8]
