@@ -97,21 +97,24 @@ def test_sides_that_are_nearly_parallel_do_not_meet_far_from_the_mask(seed: int,
     assert np.hypot(*np.moveaxis(points[:, None] - corners, 2, 0)).min(axis=1).max() < 2.1
 
 
-def test_one_pixel_is_the_square_around_it_clockwise_on_the_screen() -> None:
-    assert of(mask_of("...", "..#")) == [[2, 1, 3, 1, 3, 2, 2, 2]]
-    assert of(mask_of("#")) == [[0, 0, 1, 0, 1, 1, 0, 1]]
+COLUMNS = np.repeat([[False] * 10 + [True] * 30 + [False] * 30], 50, axis=0)
 
 
-def test_a_column_and_a_row_of_one_pixel_are_rectangles_however_long() -> None:
-    assert of(np.ones((900, 1), bool)) == [[0, 0, 1, 0, 1, 900, 0, 900]]
-    assert of(np.ones((1, 900), bool)) == [[0, 0, 900, 0, 900, 1, 0, 1]]
-
-
-def test_a_mask_of_the_whole_image_or_of_full_columns_is_a_rectangle_though_its_runs_never_end() -> None:
-    assert of(np.ones((50, 70), bool)) == [[0, 0, 70, 0, 70, 50, 0, 50]]
-    mask = np.zeros((50, 70), bool)
-    mask[:, 10:40] = True
-    assert of(mask) == [[10, 0, 40, 0, 40, 50, 10, 50]]
+@pytest.mark.parametrize(
+    ("mask", "polygon"),
+    [
+        (mask_of("...", "..#"), [2, 1, 3, 1, 3, 2, 2, 2]),  # clockwise on the screen
+        (mask_of("#"), [0, 0, 1, 0, 1, 1, 0, 1]),
+        (np.ones((900, 1), bool), [0, 0, 1, 0, 1, 900, 0, 900]),
+        (np.ones((1, 900), bool), [0, 0, 900, 0, 900, 1, 0, 1]),
+        (np.ones((50, 70), bool), [0, 0, 70, 0, 70, 50, 0, 50]),  # runs that never end
+        (COLUMNS, [10, 0, 40, 0, 40, 50, 10, 50]),
+    ],
+)
+def test_a_rectangle_of_one_pixel_or_many_is_the_four_corners_of_its_edges(
+    mask: np.ndarray, polygon: list[int]
+) -> None:
+    assert of(mask) == [polygon]
 
 
 def test_runs_with_no_background_between_them_are_one() -> None:

@@ -19,7 +19,7 @@ from maskx_parameters import (
     CategoryIndex,
     Parameters,
 )
-from maskx_request import ImageRequest, parse_request
+from maskx_request import ImageRequest, Request, parse_request
 
 DEFAULTS = Parameters(score_threshold=0.5, max_detections=100)
 CATEGORIES = CategoryIndex(
@@ -28,46 +28,12 @@ CATEGORIES = CategoryIndex(
 MAX_IMAGES = 3
 MAX_IMAGE_BYTES = 64
 
-NAMES = [
-    "body",
-    "data",
-    "data_1",
-    "data1",
-    "image",
-    "images",
-    "instances",
-    "inputs",
-    "parameters",
-    "b64",
-    "id",
-    "name",
-    "shape",
-    "datatype",
-    "outputs",
-    "x",
-    "host",
-    *PARAMETERS,
-]
-HEADERS = [
-    "Content-Type",
-    "content-type",
-    "Content-Length",
-    "Content-Encoding",
-    "Score-Threshold",
-    "OUTPUT",
-    "categories",
-    "X",
-]
-HEADER_VALUES = [
-    "application/json",
-    "multipart/form-data",
-    "application/x-www-form-urlencoded",
-    "gzip",
-    "12",
-    "99999",
-    "0.5",
-    "overlay",
-]
+FIELDS = ["body", "data", "data_1", "data1", "image", "images", "instances", "inputs", "parameters", "b64"]
+NAMES = [*FIELDS, "id", "name", "shape", "datatype", "outputs", "x", "host", *PARAMETERS]
+OF_BODY = ["Content-Type", "content-type", "Content-Length", "Content-Encoding"]
+HEADERS = [*OF_BODY, "Score-Threshold", "OUTPUT", "categories", "X"]
+KINDS = ["application/json", "multipart/form-data", "application/x-www-form-urlencoded"]
+HEADER_VALUES = [*KINDS, "gzip", "12", "99999", "0.5", "overlay"]
 
 names = st.sampled_from(NAMES) | st.text(max_size=5)
 scalars = (
@@ -95,18 +61,16 @@ headers_ = st.dictionaries(st.sampled_from(HEADERS) | st.text(max_size=5), heade
 many = settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 
 
+def parsed_by(request: dict[str, Any], headers: dict[str, Any]) -> Request:
+    limits = {"max_images": MAX_IMAGES, "max_image_bytes": MAX_IMAGE_BYTES}
+    return parse_request(request, headers, DEFAULTS, CATEGORIES, **limits)
+
+
 def check(request: dict[str, Any], headers: dict[str, Any]) -> None:
     """Understood within the limits, or refused with one short line."""
     errors: list[RequestError] = []
     try:
-        parsed = parse_request(
-            request,
-            headers,
-            DEFAULTS,
-            CATEGORIES,
-            max_images=MAX_IMAGES,
-            max_image_bytes=MAX_IMAGE_BYTES,
-        )
+        parsed = parsed_by(request, headers)
     except RequestError as refusal:
         errors.append(refusal)
     else:
@@ -185,9 +149,7 @@ def test_any_json_is_understood_or_refused(content: dict[str, Any]) -> None:
 def test_any_value_of_any_parameter_is_read_or_refused_by_name(name: str, value: Any) -> None:
     check({"body": b"image", name: value}, {})
     try:
-        parse_request(
-            {"body": b"image", name: value}, {}, DEFAULTS, CATEGORIES, max_images=1, max_image_bytes=9
-        )
+        parsed_by({"body": b"image", name: value}, {})
     except RequestError as error:
         message = error.message
     else:
@@ -200,15 +162,7 @@ def test_any_value_of_any_parameter_is_read_or_refused_by_name(name: str, value:
 def test_any_image_comes_through_json_as_it_was(image: bytes) -> None:
     text = base64.b64encode(image).decode()
     for content in ({"image": text}, {"images": [text]}, {"instances": [{"b64": text}]}):
-        parsed = parse_request(
-            {"body": content},
-            {},
-            DEFAULTS,
-            CATEGORIES,
-            max_images=1,
-            max_image_bytes=MAX_IMAGE_BYTES,
-        )
-        (one,) = parsed.images
+        (one,) = parsed_by({"body": content}, {}).images
         assert isinstance(one, ImageRequest) and one.image == image
 
 

@@ -4,7 +4,6 @@ import io
 import json
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,18 +18,7 @@ from maskx_parameters import Category, Parameters
 from maskx_service import Answer, Service
 from maskx_settings import Limits
 from maskx_warm_up import warm_up_service
-from tests.served.standin import METADATA, png, scene, write_standin
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> ServedModel:
-    path = write_standin(tmp_path_factory.mktemp("standin") / "maskx.pt")
-    return ServedModel(path, torch.device("cpu"), precision="float32")
-
-
-@pytest.fixture
-def service(model: ServedModel) -> Service:
-    return Service(model, Limits(), name="maskx", version="1.0")
+from tests.served.standin import png, scene
 
 
 class Recorder:
@@ -53,10 +41,10 @@ class Recorder:
     def predict(
         self,
         images: Sequence[np.ndarray],
-        wishes: Sequence[Parameters],
+        parameters: Sequence[Parameters],
         sizes: Sequence[tuple[int, int]] | None = None,
     ) -> list[Detections]:
-        assert sizes is not None and len(images) == len(wishes) == len(sizes)
+        assert sizes is not None and len(images) == len(parameters) == len(sizes)
         self.images += images
         self.sizes += sizes
         self.together.append(len(images))
@@ -239,7 +227,7 @@ def test_one_bad_image_of_several_has_its_error_in_its_place_and_only_where_all_
     )
 
 
-def test_each_request_of_a_batch_has_its_own_wishes(service: Service) -> None:
+def test_each_request_of_a_batch_has_its_own_parameters(service: Service) -> None:
     image = png(scene(red=(1, 1, 5, 5), blue=(20, 10, 6, 6)))
     answers = service.answer([{"body": image}, {"data": image, "max_detections": b"1"}, {"body": image}])
     assert [len(json.loads(answer.body)["detections"]) for answer in answers] == [2, 1, 2]
@@ -319,7 +307,7 @@ def test_an_image_turned_by_exif_is_answered_in_upright_pixels(service: Service)
     assert answer["detections"][0]["bbox"] == [25, 5, 10, 8]
 
 
-def test_the_network_is_asked_for_the_categories_and_the_masks_wished_for_and_no_more(
+def test_the_network_is_asked_for_the_categories_and_the_masks_asked_for_and_no_more(
     service: Service, model: ServedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[Any, ...]] = []
@@ -381,29 +369,3 @@ def test_a_model_that_fails_while_it_is_warmed_up_is_not_served(monkeypatch: pyt
     with pytest.raises(ValueError, match="the model cannot be warmed up: .*InternalError"):
         warm_up_service(service)
     warm_up_service(recording(Limits(max_side=64))[0])  # refused by a limit: no failure
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"format_version": 2}, "format_version 2, this handler reads 1; export the checkpoint"),
-        ({"categories": None}, "lacks \\['categories'\\]"),
-    ],
-)
-def test_metadata_that_is_not_understood_is_refused(
-    tmp_path: Path, change: dict[str, Any], message: str
-) -> None:
-    metadata = {name: value for name, value in {**METADATA, **change}.items() if value is not None}
-    path = write_standin(tmp_path / "maskx.pt", metadata)
-    with pytest.raises(ValueError, match=message):
-        ServedModel(path, torch.device("cpu"))
-
-
-def test_a_file_that_is_no_torchscript_or_has_no_metadata_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "maskx.pt"
-    path.write_bytes(b"not a model")
-    with pytest.raises(ValueError, match=r"maskx\.pt cannot be loaded as TorchScript"):
-        ServedModel(path, torch.device("cpu"))
-    torch.jit.save(torch.jit.script(torch.nn.Identity()), str(path))
-    with pytest.raises(ValueError, match=r"no metadata\.json inside"):
-        ServedModel(path, torch.device("cpu"))
