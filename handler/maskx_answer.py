@@ -84,13 +84,13 @@ def image_content(
     """
     boxes = detections.boxes.astype(np.float64)
     boxes[:, 2:] -= boxes[:, :2]
-    found = []
+    contents = []
     for label, (x, y, w, h), score in zip(
         detections.labels.tolist(), boxes.tolist(), detections.scores.tolist(), strict=True
     ):
         category = categories[label]
         w, h = round(w, 2), round(h, 2)
-        found.append(
+        contents.append(
             {
                 "category_id": category.id,
                 "category": category.name,
@@ -103,16 +103,16 @@ def image_content(
     if mask_format != "none":
         areas = mask_areas(detections.rle_counts, detections.rle_offsets, height=height, width=width)
         segmentations = _segmentations(detections, mask_format, height=height, width=width)
-        for one, area, segmentation in zip(found, areas.tolist(), segmentations, strict=True):
+        for one, area, segmentation in zip(contents, areas.tolist(), segmentations, strict=True):
             one["area"] = area
             one["segmentation"] = segmentation
     if detections.keypoints is not None:
         for one, label, keypoints in zip(
-            found, detections.labels.tolist(), detections.keypoints.tolist(), strict=True
+            contents, detections.labels.tolist(), detections.keypoints.tolist(), strict=True
         ):
             if categories[label].keypoints:
                 one["keypoints"] = flat_keypoints(keypoints)
-    return {"image": {"height": height, "width": width}, "detections": found}
+    return {"image": {"height": height, "width": width}, "detections": contents}
 
 
 def flat_keypoints(keypoints: Sequence[Sequence[float]]) -> list[float]:
@@ -212,7 +212,7 @@ def overlay_png(
 
     Args:
         pixels: uint8 [h, w, 3], RGB, upright; perhaps scaled down.
-        content: what was found in it, `image_content` in any of its mask formats.
+        content: its `image_content`, in any of the mask formats.
         height, width: of the upright original, in pixels, which `content` is about.
         max_bytes: that the PNG may have.
         lines: pairs of keypoints to join.

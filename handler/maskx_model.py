@@ -46,7 +46,7 @@ Pixels = np.ndarray | Tensor
 class ServedModel:
     """The network of one maskx.pt on one device, frozen.
 
-    `categories` maps labels to what they stand for; `defaults` are the parameters of a request that has none;
+    `categories` maps labels to what they stand for; `defaults` are the parameters of a request that names none;
     `precision` is what the network computes in; the network brings an image's shorter side to `min_size` pixels, its
     longer within `max_size`. `keypoint_names` are empty without keypoints; `keypoint_lines` join them by their numbers.
     """
@@ -255,7 +255,7 @@ def copies_for(device: torch.device) -> Copies:
 
 
 class InPlace:
-    """For a CPU: the very pixels, the very words."""
+    """`Copies` for a CPU: the very pixels, the very words."""
 
     def inwards(self, images: Sequence[Pixels]) -> list[Tensor]:
         """See `Copies`."""
@@ -268,7 +268,7 @@ class InPlace:
 
 
 class KeptCopies:
-    """For a GPU: through pinned memory that is kept, one copy each way.
+    """`Copies` for a GPU: through pinned memory that is kept, one copy each way.
 
     Not for two threads at a time.
     """

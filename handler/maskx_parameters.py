@@ -18,7 +18,7 @@ MASK_FORMATS = ("rle", "polygon", "png", "none")
 OUTPUTS = ("json", "overlay")
 
 LONGEST_TEXT = 200_000
-"""Characters of the parameter as text; the 1203 names of LVIS take 15 thousand."""
+"""Characters of the parameter `categories` as text; the 1203 names of LVIS take 15 thousand."""
 
 _LONGEST_NAME = 200
 """Characters of a name for which similar names are looked for; the search is quadratic in them."""
@@ -120,7 +120,9 @@ def _items(value: Any, where: str) -> list[Any]:
     try:
         items = json.loads(value)
     except (ValueError, RecursionError) as error:
-        raise RequestError(f"{where} is {shown(value)}, which begins like a JSON list and is none") from error
+        raise RequestError(
+            f"{where} is {shown(value)}, which begins like a JSON list but is not one"
+        ) from error
     assert isinstance(items, list)  # what begins with a bracket
     return items
 

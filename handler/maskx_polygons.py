@@ -50,16 +50,16 @@ _FARTHEST = 2.0
 
 
 def polygons(counts: np.ndarray, offsets: np.ndarray, *, height: int, width: int) -> list[list[Polygon]]:
-    """The polygons of each of D masks; NO_PIXELS of a mask that has none.
+    """The polygons of each of D masks; NO_PIXELS for a mask without a pixel.
 
     Args:
         counts, offsets: run lengths as `maskx_answer.Detections` has them.
         height, width: of the image, in pixels.
     """
-    found: list[list[Polygon]] = [[] for _ in range(len(offsets) - 1)]
+    of_masks: list[list[Polygon]] = [[] for _ in range(len(offsets) - 1)]
     rings = outlines(column_intervals(counts, offsets, height=height))
     if len(rings.masks) == 0:
-        return [NO_PIXELS for _ in found]
+        return [NO_PIXELS for _ in of_masks]
     tenths, starts = _simplified(rings, _tolerances(rings), height=height, width=width)
     bounds = starts.tolist()
     holes: dict[int, list[int]] = {}
@@ -71,8 +71,8 @@ def polygons(counts: np.ndarray, offsets: np.ndarray, *, height: int, width: int
             for hole in holes.get(ring, []):
                 outline = _with_hole(outline, tenths[bounds[hole] : bounds[hole + 1]])
             numbers = outline.reshape(-1).tolist()
-            found[mask].append([n / 10 if n % 10 else n // 10 for n in numbers])
-    return [one or NO_PIXELS for one in found]
+            of_masks[mask].append([n / 10 if n % 10 else n // 10 for n in numbers])
+    return [one or NO_PIXELS for one in of_masks]
 
 
 def _tolerances(rings: Outlines) -> np.ndarray:
@@ -232,12 +232,11 @@ class Outlines:
 
 
 def outlines(intervals: Intervals) -> Outlines:
-    """The outlines of all masks; none of a mask without a pixel."""
+    """The outlines of all masks; a mask without a pixel has no ring."""
     count = len(intervals.tops)
     if count == 0:
-        none = np.zeros(0, np.int64)
-        one = np.zeros(1, np.int64)
-        return Outlines(x=none, y=none, starts=one, masks=none, outer=none, areas=none, lengths=none)
+        empty, starts = np.zeros(0, np.int64), np.zeros(1, np.int64)
+        return Outlines(x=empty, y=empty, starts=starts, masks=empty, outer=empty, areas=empty, lengths=empty)
     # Edges: 2i above interval i, from left to right; 2i + 1 below it, from right to left.
     edge_y = np.stack([intervals.tops, intervals.bottoms], axis=1).reshape(-1)
     ring_edges, ring_starts = _rings(_next_edges(intervals, edge_y))

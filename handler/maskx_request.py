@@ -97,7 +97,7 @@ def parse_request(
     """
     limits = ImageLimits(max_images=max_images, max_image_bytes=max_image_bytes)
     given = given_in_headers(headers)
-    check_form(request, header(headers, "content-type"), header(headers, "content-length"))
+    check_form(request, headers)
     fields = images_in(request)
     if not fields:
         seen = ", ".join(shown(name) for name in list(request)[:5]) or "none"
@@ -218,8 +218,12 @@ def unpacked(data: bytes, encoding: str, *, max_bytes: int) -> bytes:
 
 
 def _says_json(headers: Mapping[str, Any]) -> bool:
-    kind = header(headers, "content-type").split(";")[0].strip().lower()
-    return re.fullmatch(r"application/([a-z0-9.-]{1,100}\+)?json", kind) is not None
+    return re.fullmatch(r"application/([a-z0-9.-]{1,100}\+)?json", _media_type(headers)) is not None
+
+
+def _media_type(headers: Mapping[str, Any]) -> str:
+    """Content-Type without its parameters, in lower case; "" where there is none."""
+    return header(headers, "content-type").split(";")[0].strip().lower()
 
 
 def images_in(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -256,15 +260,9 @@ def take_parameters(request: Mapping[str, Any], given: GivenParameters) -> None:
             raise unknown(name, "parameter", ["data", *PARAMETERS])
 
 
-def check_form(request: Mapping[str, Any], content_type: str, length: str) -> None:
-    """Raises RequestError where the content type says that TorchServe misread the body, or lost a part of it.
-
-    Args:
-        request: the fields.
-        content_type: the header's value, "" where there was none.
-        length: that of Content-Length, in digits; anything else is not looked at.
-    """
-    kind = content_type.split(";")[0].strip().lower()
+def check_form(request: Mapping[str, Any], headers: Mapping[str, Any]) -> None:
+    """Raises RequestError where Content-Type and Content-Length say that TorchServe misread the body, or lost some."""
+    kind, length = _media_type(headers), header(headers, "content-length")
     if kind == "application/x-www-form-urlencoded":
         raise RequestError(
             "the body came as application/x-www-form-urlencoded (as curl -d and --data-binary send it), which cannot "
@@ -274,7 +272,7 @@ def check_form(request: Mapping[str, Any], content_type: str, length: str) -> No
         return
     if "body" in request and bytes_of(request["body"])[:2] == b"--":
         raise RequestError(
-            f"the Content-Type is {shown(content_type)}, which is not read as a form; "
+            f"the Content-Type is {shown(header(headers, 'content-type'))}, which is not read as a form; "
             "'multipart/form-data; boundary=...' is, in small letters"
         )
     if not request:

@@ -37,7 +37,7 @@ DECODES = ("auto", "cpu", "gpu")
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Of section `maskx`: what a single request may cost.
+    """What a single request may cost, from section `maskx`.
 
     max_pixels, max_side: of an image, checked from its header before it is decoded. max_image_bytes: of an image as it
     is sent, base64 undone; the server's max_request_size must leave room for it. max_images: of one request.

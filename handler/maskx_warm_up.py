@@ -39,6 +39,7 @@ MOST_TOGETHER = 16
 """The largest batch that a GPU is warmed up with."""
 
 PHOTOGRAPH = (640, 480)
+"""Width and height of the photographs that the service is warmed up with."""
 
 LARGE = (1920, 1080)
 """Width and height of the photograph that both ways of decoding are tried with."""
@@ -171,7 +172,7 @@ def choose_decoding(
 
 
 def _seconds(service: Service, model: ServedModel, photographs: list[ImageRequest]) -> float:
-    """From files to pixels that lie on the device; limits that refuse the photograph make it short, and no error."""
+    """How long it takes from files to pixels on the device; a photograph that the limits refuse counts as short."""
     begin = time.perf_counter()
     decoded = service.decoded(photographs)
     model.bring([one[0].pixels for one in decoded if not isinstance(one, MaskxError)])
