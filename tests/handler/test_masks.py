@@ -1,7 +1,5 @@
 """The forms of masks: COCO's strings against those of pycocotools, PNGs as Pillow reads them."""
 
-from __future__ import annotations
-
 import base64
 import io
 from typing import Any

@@ -1,7 +1,5 @@
 """Polygons of masks, against COCO's own rasteriser and against the masks."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 
