@@ -132,7 +132,7 @@ test: $(VENV)/.stamp-dev $(GENERATED)  ## every test, the served ones with a rea
 	@$(PY) -m pytest -n 2 --dist loadfile $(TEST_ARGS)
 
 docs: $(VENV)/.stamp-docs  ## the pages of docs/ as a site with a search, which opens from the disk -> build/site
-	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --strict --clean
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --clean
 	@echo "open build/site/index.html"
 
 tools: build/tools/nginx/sbin/nginx  ## Debian's nginx for the proxy's tests, without being root -> build/tools

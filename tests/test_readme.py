@@ -19,7 +19,7 @@ import pytest
 import yaml
 from pycocotools import mask as coco_mask
 
-from tests.test_arrows import modules
+from tests.test_arrows import FOLDERS, modules
 from training.config import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -183,7 +183,7 @@ def test_what_the_examples_in_python_import_exists() -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_file_that_a_page_names_exists(page: str) -> None:
-    folders = "model|training|export|handler|server|serve_config|client|offline|benchmarks|deploy|docs|tests|requirements"
+    folders = "|".join((*FOLDERS, "serve_config", "deploy", "docs", "requirements"))
     named = set(re.findall(rf"\b((?:{folders})/[\w./-]*)", PAGES[page]))
     assert {path for path in named if not (ROOT / path).exists()} == set()
 
