@@ -6,11 +6,13 @@ key that is silently ignored is an experiment silently not made.
 """
 
 import dataclasses
-import difflib
 import math
 import types
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from model.files import did_you_mean
 
 T = TypeVar("T")
 _NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
@@ -109,8 +111,7 @@ def _choice(choices: tuple[Any, ...], value: Any, path: str) -> Any:
     for choice in choices:
         if type(choice) is type(value) and choice == value:
             return choice
-    near = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(str(value), map(str, choices), shown=repr)
     listed = ", ".join(repr(choice) for choice in choices)
     raise ValueError(f"{path}: expected one of {listed}, got {_shown(value)}{hint}")
 
@@ -141,10 +142,8 @@ def _items(hints: tuple[Any, ...], values: Sequence[Any], path: str, hint: Any) 
 
 
 def _nearest(key: str, known: list[str], where: str) -> str:
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    if near:
-        return f"did you mean {_join(where, near[0])}?"
-    return f"known here are {', '.join(sorted(known))}"
+    near = did_you_mean(key, known, before="", cutoff=0.5, shown=partial(_join, where))
+    return near or f"known here are {', '.join(sorted(known))}"
 
 
 def _expected(hint: Any) -> str:

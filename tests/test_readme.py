@@ -136,7 +136,7 @@ def test_a_module_of_the_readme_takes_the_options_that_are_shown(command: str) -
 def test_drawing_and_reading_the_default_data_set_works_as_it_is_written(tmp_path: Path) -> None:
     """The cheap half of `make data`, run for real; the rest of the steps are the served tests' and the demo's."""
     done = run("make", "--dry-run", "--always-make", "data", "DATA_ARGS=--train 6 --val 3")
-    drawing = [line for line in done.stdout.splitlines() if " -m training.drawn.shapes " in line]
+    drawing = [line for line in done.stdout.splitlines() if " -m training.drawn shapes " in line]
     assert len(drawing) == 1, done.stdout + done.stderr
     words = shlex.split(drawing[0].replace("build/shapes", str(tmp_path / "shapes")))
     drawn = run(sys.executable, *words[1:])

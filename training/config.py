@@ -200,11 +200,23 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainingConf
     return from_plain(TrainingConfig, values)
 
 
-def with_overrides(config: TrainingConfig, overrides: Sequence[str]) -> TrainingConfig:
-    """`config` with changes such as "schedule.mask_steps=800"; the errors of `load_config`."""
+def changed(config: TrainingConfig, changes: Mapping[str, Any] | Sequence[str]) -> TrainingConfig:
+    """`config` with dotted keys set: {"schedule.mask_steps": 800}, or ["schedule.mask_steps=800"] as on command lines.
+
+    A table in a mapping takes the place of the whole one, so that {} is its defaults; one in a text changes the keys
+    that it has. The errors are those of `load_config`.
+    """
     values = to_dict(config)
-    for override in overrides:
-        _apply(values, override)
+    if isinstance(changes, Mapping):
+        for dotted, value in changes.items():
+            *tables, key = dotted.split(".")
+            table = values
+            for name in tables:
+                table = table.setdefault(name, {})
+            table[key] = value
+    else:
+        for override in changes:
+            _apply(values, override)
     return from_plain(TrainingConfig, values)
 
 

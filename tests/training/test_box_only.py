@@ -15,8 +15,8 @@ from model.network import MaskXRCNN
 from tests.model.small_network import small_network
 from tests.training.tiny_set import tiny_changes, write_tiny_set
 from training.box_only import BoxLossesConfig, TeacherConfig, box_only_weights
-from training.config import load_config
-from training.experiments.variants import changed, detector_alone
+from training.config import changed, load_config
+from training.experiments.variants import detector_alone
 from training.run import Run
 from training.teacher import Teacher
 from training.train import main

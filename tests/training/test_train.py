@@ -15,7 +15,6 @@ from torch import Tensor
 
 from model.checkpoint import load_checkpoint, load_network
 from tests.training.tiny_set import tiny_changes, write_tiny_set
-from training.data.reading import without_trace
 from training.train import main, train
 
 Words = list[str]
@@ -189,6 +188,40 @@ def test_a_run_made_longer_goes_on_and_the_rest_of_a_finished_one_is_nothing(
     assert [row["step"] for row in rows(out)] == ["1", "2", "3", "4", "5"]
 
 
+def test_a_run_goes_on_with_the_configuration_of_its_checkpoint_wherever_it_lies_now(
+    run: Callable[..., int], out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run() == 0
+    moved = [f"output.dir={out.rename(tmp_path / 'moved')}", "--resume"]
+    assert main(moved) == 0
+    assert "going on at step 4 of 4" in capsys.readouterr().out
+    assert main([*moved, "schedule.mask_steps=3"]) == 0
+    assert [row["step"] for row in rows(tmp_path / "moved")] == ["1", "2", "3", "4", "5"]
+    assert main([*moved, "seed=5"]) == 2
+    assert "seed was 0, is 5" in capsys.readouterr().err
+    assert main([*moved, "--config", "training/presets/shapes.toml"]) == 2
+    assert "with another configuration" in capsys.readouterr().err
+
+
+def test_make_gives_a_run_that_was_begun_only_the_settings_that_it_is_given(tmp_path: Path) -> None:
+    def commands(*words: str) -> list[list[str]]:
+        done = subprocess.run(
+            ["make", "--dry-run", "train", f"RUN={tmp_path}", *words],
+            capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2],
+        )  # fmt: skip
+        lines = done.stdout.splitlines()
+        return [line.partition("training.train")[2].split() for line in lines if "-m training.train" in line]
+
+    there = ["--resume", f"output.dir={tmp_path}"]
+    assert commands() == [["--config", "training/presets/shapes.toml", *there]]
+    (tmp_path / "checkpoint.pt").touch()
+    assert commands() == [there]
+    (tmp_path / "finished").touch()
+    assert commands() == []
+    assert commands("ARGS=seed=1") == [[*there, "seed=1"]]
+    assert commands("CONFIG=a.toml") == [["--config", "a.toml", *there]]
+
+
 def test_a_run_that_is_there_is_neither_overwritten_nor_mixed_up(
     run: Callable[..., int], out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -353,14 +386,6 @@ def test_a_gpu_that_was_asked_for_and_is_not_there_is_an_error(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert run("--device", "cuda") == 2
     assert "device is cuda, but torch" in capsys.readouterr().err
-
-
-def test_an_error_of_a_loader_worker_is_shown_by_its_own_message() -> None:
-    trace = "Original Traceback (...):\n  File x\na.b.ImageError: 7.png: broken"
-    passed_on = f"Caught ImageError in DataLoader worker process 0.\n{trace}"
-    assert without_trace(ValueError(passed_on)) == "7.png: broken"
-    assert without_trace(ValueError("two\n  lines")) == "two lines"
-    assert without_trace(KeyError()) == "KeyError"
 
 
 def test_training_from_python_returns_the_checkpoint(tiny_set: Path, out: Path) -> None:

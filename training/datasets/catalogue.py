@@ -166,7 +166,7 @@ def _voc(root: Path, options: ConvertOptions) -> list[str]:
 
 def _vg(root: Path, options: ConvertOptions) -> list[str]:
     folder = root / "vg"
-    with progress(2 * 108_077, "reading objects.json") as shown:
+    with progress(range(2 * 108_077), "reading objects.json") as shown:
         return write_visual_genome(folder, _minival(root, options), folder, progress=shown.advance)
 
 

@@ -15,13 +15,13 @@ from PIL import Image
 from model.classes import ClassTable
 from tests.conftest import ROOT
 from tests.training.data.coco_scene import CLASSES, KnowingNetwork, usual_scene
-from training.config import DEFAULT_CONFIG, TrainingConfig, config_from_dict, load_config, to_dict
+from training.config import DEFAULT_CONFIG, TrainingConfig, changed, config_from_dict, load_config, to_dict
 from training.evaluate import measure as evaluate
 from training.experiments import __main__ as experiments
 from training.experiments import transfer_form as validate_transfer
 from training.experiments.__main__ import Experiments, locked
 from training.experiments.grid import DrawingConfig, GridConfig, RowConfig, drawn_data
-from training.experiments.variants import changed, detector_digest
+from training.experiments.variants import detector_digest
 from training.train import Stopped
 from training.train import train as real_train
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.training.tiny_set import tiny_changes, write_tiny_set
-from training.config import load_config
+from training.config import changed, load_config
 from training.evaluate.measure import GroupResults, Results
 from training.evaluate.precision import AveragePrecision
 from training.experiments import estimate as experiments_estimate
@@ -18,7 +18,7 @@ from training.experiments.estimate import Estimate, estimate, kinds, report, wri
 from training.experiments.grid import Cell, GridConfig, RowConfig, cells_of_seed
 from training.experiments.plot import COLOURS, MARGIN, PANEL, write_plot
 from training.experiments.table import FIGURES, figures_of, markdown, summary, with_gaps
-from training.experiments.variants import changed, mean_and_deviation
+from training.experiments.variants import mean_and_deviation
 
 ROWS = (
     RowConfig(name="low"),
