@@ -248,11 +248,7 @@ class Run:
                 "stage": self.stage,
                 "finished": self.finished,
                 "optimizer": None if self.optimiser is None else self.optimiser.state_dict(),
-                "sampler": {
-                    "seed": self.config.seed,
-                    "size": self.images,
-                    "position": self.images_seen,
-                },
+                "sampler": {"seed": self.config.seed, "size": self.images, "position": self.images_seen},
                 "random": random_state(),
                 "new_labels": self.new_labels,
                 "threads": torch.get_num_threads(),

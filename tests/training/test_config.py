@@ -6,14 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from training.config import (
-    TrainingConfig,
-    config_from_dict,
-    differing_keys,
-    flat,
-    load_config,
-    to_dict,
-)
+from training.config import TrainingConfig, config_from_dict, differing_keys, flat, load_config, to_dict
 
 PRESETS = sorted(Path("training/presets").glob("*.toml"))
 Write = Callable[[str], Path]

@@ -97,10 +97,7 @@ def _draw(config: SetConfig, split: str, index: int) -> Drawn:
     pairs: dict[int, list[IntBox]] = {}
     for drawn in drawing.objects:
         record = annotation(
-            drawn.mask,
-            drawn.category.id,
-            crowd=drawn.crowd,
-            segmentation=_segmentation(drawn, split, index),
+            drawn.mask, drawn.category.id, crowd=drawn.crowd, segmentation=_segmentation(drawn, split, index)
         )
         annotations.append(record)
         if not drawn.crowd:

@@ -39,10 +39,7 @@ from training.distributed import refuse_processes
 
 UNUSED = "N/A"
 """What torchvision calls the labels that COCO has no class for."""
-HUB_NAMES = (
-    str(MaskRCNN_ResNet50_FPN_Weights.COCO_V1),
-    str(MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1),
-)
+HUB_NAMES = (str(MaskRCNN_ResNet50_FPN_Weights.COCO_V1), str(MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1))
 
 
 def convert(
