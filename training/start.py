@@ -7,8 +7,6 @@ What export has changed in an archive is changed back: normalisations were folde
 fc6 reads cell by cell, and T is a table of mask weights by then, so that T itself is not to be had.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import zipfile

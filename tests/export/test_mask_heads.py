@@ -10,9 +10,8 @@ import torch
 
 from export.torchscript import export_checkpoint
 from model.build import build_network
-from model.checkpoint import save_checkpoint
-from model.config import MaskConfig, TransferConfig, to_dict
-from tests.export.tiny import CLASSES, CONFIG
+from model.config import MaskConfig, TransferConfig
+from tests.export.tiny import CLASSES, CONFIG, save_network
 
 
 @pytest.mark.parametrize(
@@ -39,15 +38,7 @@ def test_a_checkpoint_becomes_a_file_that_predicts_at_its_own_mask_side(
         network.box_predictor.cls_score.weight.mul_(100)
         for name, parameter in network.mask_weights.named_parameters():
             parameter.copy_(torch.randn_like(parameter) * (0.1 if name == "bias" else 1.0))
-    contents = {
-        "format": 1,
-        "model": network.state_dict(),
-        "model_config": to_dict(config),
-        "training_config": {},
-        "classes": CLASSES.to_dict(),
-        "step": 0,
-    }
-    save_checkpoint(tmp_path / "checkpoint.pt", contents)
+    save_network(tmp_path / "checkpoint.pt", network, config)
     export_checkpoint(tmp_path / "checkpoint.pt", tmp_path / "maskx.pt")  # which compares before it writes
     extra: dict[str, str | bytes] = {"metadata.json": ""}
     model = torch.jit.load(tmp_path / "maskx.pt", _extra_files=extra)

@@ -7,9 +7,8 @@ import torch
 
 from export.torchscript import export_checkpoint
 from model.build import build_network
-from model.checkpoint import load_network, save_checkpoint
-from model.config import to_dict
-from tests.export.tiny import CLASSES, CONFIG
+from model.checkpoint import load_network
+from tests.export.tiny import CLASSES, CONFIG, save_network
 
 
 def test_a_network_with_torchvisions_box_head_rounding_and_pooling_is_exported_as_it_is(
@@ -25,15 +24,7 @@ def test_a_network_with_torchvisions_box_head_rounding_and_pooling_is_exported_a
     network = build_network(config, num_classes=CLASSES.num_classes)
     with torch.no_grad():
         network.box_predictor.cls_score.weight.mul_(100)
-    contents = {
-        "format": 1,
-        "model": network.state_dict(),
-        "model_config": to_dict(config),
-        "training_config": {},
-        "classes": CLASSES.to_dict(),
-        "step": 0,
-    }
-    save_checkpoint(tmp_path / "checkpoint.pt", contents)
+    save_network(tmp_path / "checkpoint.pt", network, config)
     export_checkpoint(tmp_path / "checkpoint.pt", tmp_path / "maskx.pt")  # scripted == eager before it writes
     scripted = torch.jit.load(tmp_path / "maskx.pt")
     eager, _, _ = load_network(tmp_path / "checkpoint.pt")

@@ -1,6 +1,5 @@
 """The training loop on a tiny set: what it writes, how it stops, and that it goes on as if it had never stopped."""
 
-import csv
 import json
 import signal
 import subprocess
@@ -11,10 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from model.checkpoint import load_checkpoint, load_network
-from tests.training.tiny_set import tiny_changes, write_tiny_set
+from tests.training.tiny_set import equal, rows, tiny_changes, weights, write_tiny_set
 from training.train import main, train
 
 Words = list[str]
@@ -29,20 +27,6 @@ def run(tiny_set: Path, tmp_path: Path) -> Callable[..., int]:
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
     return tmp_path / "run"
-
-
-def rows(out: Path) -> list[dict[str, str]]:
-    with (out / "log.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def weights(out: Path) -> dict[str, Tensor]:
-    state: dict[str, Tensor] = load_checkpoint(out / "checkpoint.pt")["model"]
-    return state
-
-
-def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
 # ---- what a run writes ----

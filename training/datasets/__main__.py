@@ -6,8 +6,6 @@ alone, for files that lie there already; `keys` prints what a training needs:
     python -m training.train --config training/presets/paper.toml $(python -m training.datasets keys coco_2017)
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

@@ -5,8 +5,6 @@ object_detection/lvis/checksums.tsv), the MD5 of VOC is torchvision's (datasets/
 were published by users of it, not by its authors.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path

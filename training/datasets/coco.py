@@ -4,8 +4,6 @@ COCO 2017 is the same images under other names: its val is minival, its train is
 paper's own code, lib/datasets/data). So the list of minival is taken from instances_val2017.json.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Annotation files read and written piece by piece, since the whole of them may not fit the memory."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack

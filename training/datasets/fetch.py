@@ -4,8 +4,6 @@ A download grows in NAME.part; it gets its name only when size and digest are th
 goes on where the first ended (HTTP Range, with If-Range so that parts of two versions are never joined).
 """
 
-from __future__ import annotations
-
 import hashlib
 import http.client
 import shutil

@@ -6,8 +6,6 @@ its annotations have no `iscrowd`. All else is COCO's and stays, also `neg_categ
 goes by these two lists, at 100 detections an image where LVIS's own has 300; training does not.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

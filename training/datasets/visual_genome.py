@@ -14,8 +14,6 @@ they come in the file (Python 2's order was arbitrary); the first 80 are called 
 are matched by name ("person", not "person.n.01.coco"; `synset` keeps the rest); annotations are numbered anew.
 """
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -6,8 +6,6 @@ last pixel. Objects marked difficult are not judged in VOC: they become crowd re
 are neither learnt nor judged.
 """
 
-from __future__ import annotations
-
 import math
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping, Sequence

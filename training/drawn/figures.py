@@ -5,8 +5,6 @@ bend and cross, and only the side of the trunk that a limb begins on says left o
 crates, a class without keypoints, and grey sticks that belong to nobody.
 """
 
-from __future__ import annotations
-
 import colorsys
 import math
 from dataclasses import dataclass

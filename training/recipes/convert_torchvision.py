@@ -6,8 +6,6 @@ state dict, or a checkpoint of torchvision's own training script; with
 can be evaluated, exported and trained on like any other.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys
