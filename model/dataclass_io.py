@@ -18,6 +18,20 @@ T = TypeVar("T")
 _NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
 
 
+def require_at_least(least: int, **values: float | None) -> None:
+    """ValueError that names the first value below `least`; None is no value."""
+    for name, value in values.items():
+        if value is not None and value < least:
+            raise ValueError(f"{name} is {value}; give {least} or more")
+
+
+def require_shares(**values: float) -> None:
+    """ValueError that names the first value that is not between 0 and 1, both included."""
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} is {value}; it is a share, between 0 and 1")
+
+
 def to_plain(value: Any) -> Any:
     """Dataclasses become dictionaries and tuples become lists; scalars and ``None`` stay.
 

@@ -20,8 +20,7 @@ from model.host import read
 from model.masks.box_only import BoxOnly
 from model.network import MaskXRCNN
 from model.targets import Target
-from training.box_only import box_only_weights
-from training.config import TrainingConfig, to_dict
+from training.config import TrainingConfig, box_only_weights, to_dict
 from training.data.colour import coloured
 from training.data.sampler import image_seed, step_seed
 from training.data.scales import scaled

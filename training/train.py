@@ -19,10 +19,10 @@ import torch
 from model.checkpoint import load_checkpoint
 from model.files import one_line, remove_unfinished
 from model.keypoints.layout import keypoint_labels
-from training.box_only import box_only_weights
 from training.config import (
     DEFAULT_CONFIG,
     TrainingConfig,
+    box_only_weights,
     changed,
     config_from_dict,
     differing_keys,

@@ -12,8 +12,7 @@ from model.checkpoint import load_checkpoint, load_network
 from model.network import MaskXRCNN
 from tests.model.small_network import small_network
 from tests.training.tiny_set import equal, rows, tiny_changes, weights, write_tiny_set
-from training.box_only import BoxLossesConfig, TeacherConfig, box_only_weights
-from training.config import changed, load_config
+from training.config import BoxLossesConfig, TeacherConfig, box_only_weights, changed, load_config
 from training.experiments.variants import detector_alone
 from training.run import Run
 from training.teacher import Teacher

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from model.dataclass_io import require_at_least
 from model.files import exit_status
 from training.drawn.figures import FIGURES
 from training.drawn.shapes import SHAPES
@@ -35,8 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         of_kind.add_argument("--workers", type=int, help="processes; None: one per processor")
     options = parser.parse_args(arguments)
     with exit_status() as status:
-        if options.workers is not None and options.workers < 1:
-            raise ValueError(f"workers is {options.workers}; give 1 or more")
+        require_at_least(1, workers=options.workers)
         kind, _ = KINDS[options.kind]
         config = kind.config(train=options.train, val=options.val, seed=options.seed, size=options.size)
         drawn = write_set(kind, options.out, config, workers=options.workers)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from model.dataclass_io import require_at_least
 from training.progress import progress
 
 Bools = NDArray[np.bool_]
@@ -46,8 +47,7 @@ class SetConfig:
                 raise ValueError(
                     f"{name} is {getattr(self, name)}; at least one image is needed: give 1 or more"
                 )
-        if self.seed < 0:
-            raise ValueError(f"seed is {self.seed}; give 0 or more")
+        require_at_least(0, seed=self.seed)
         if not 64 <= self.size <= self.largest:
             raise ValueError(f"size is {self.size}; the images' side must be 64 to {self.largest} pixels")
 

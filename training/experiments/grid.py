@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
-from model.dataclass_io import from_plain
+from model.dataclass_io import from_plain, require_at_least
 from model.files import did_you_mean
 from training.config import TrainingConfig, changed, load_config
 from training.drawn.shapes import ShapesConfig
@@ -76,8 +76,7 @@ class GridConfig:
     rows: tuple[RowConfig, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.seeds < 1:
-            raise ValueError(f"seeds is {self.seeds}; give 1 or more")
+        require_at_least(1, seeds=self.seeds)
         names = [row.name for row in self.rows]
         if not names:
             raise ValueError("a grid without rows: add [[rows]], each with a name")
