@@ -13,7 +13,7 @@ import torch
 
 from model.checkpoint import load_checkpoint, load_network
 from tests.training.tiny_set import equal, rows, tiny_changes, weights, write_tiny_set
-from training.train import main, train
+from training.train import main
 
 Words = list[str]
 
@@ -53,7 +53,7 @@ def test_a_run_ends_with_a_checkpoint_that_loads_and_a_row_for_every_step(
 
 
 def test_the_loss_is_the_sum_of_the_losses_times_their_weights(run: Callable[..., int], out: Path) -> None:
-    assert run("loss_weights.loss_box=10", "loss_weights.loss_class=0") == 0
+    assert run("loss_weights.loss_box=10", "loss_weights.loss_class=0", "optimiser.clip_norm=0") == 0
     row = {key: float(value) for key, value in rows(out)[0].items() if key != "stage" and value}
     wanted = row["loss_objectness"] + row["loss_rpn_box"] + 10 * row["loss_box"]
     assert row["loss"] == pytest.approx(wanted, rel=1e-4)
@@ -103,18 +103,6 @@ def test_a_finished_detector_is_taken_from_another_run(
     detector, whole = weights(out), weights(other)
     taken = [key for key in whole if not key.startswith(("mask_branch.", "mask_weights."))]
     assert taken and all(torch.equal(whole[key], detector[key]) for key in taken)
-
-
-@pytest.mark.parametrize(
-    "words",
-    [["precision=bfloat16"], ["channels_last=true"], ["optimiser.name=sgd"], ["optimiser.clip_norm=0"]],
-    ids=lambda words: words[0],
-)
-def test_every_way_to_compute_trains_to_finite_weights(
-    run: Callable[..., int], out: Path, words: Words
-) -> None:
-    assert run(*words) == 0
-    assert all(bool(value.isfinite().all()) for value in weights(out).values())
 
 
 def test_clipping_keeps_the_step_of_sgd_within_rate_times_norm(run: Callable[..., int], out: Path) -> None:
@@ -370,10 +358,3 @@ def test_a_gpu_that_was_asked_for_and_is_not_there_is_an_error(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert run("--device", "cuda") == 2
     assert "device is cuda, but torch" in capsys.readouterr().err
-
-
-def test_training_from_python_returns_the_checkpoint(tiny_set: Path, out: Path) -> None:
-    from training.config import load_config
-
-    config = load_config("training/presets/shapes.toml", tiny_changes(tiny_set, out))
-    assert train(config) == out / "checkpoint.pt"
