@@ -111,9 +111,10 @@ def exit_status(
         shown: the message of an error.
     """
     status = ExitStatus()
+    named: tuple[type[BaseException], ...] = (ValueError, OSError, *mistakes)
     try:
         yield status
-    except (ValueError, OSError, *mistakes) as error:
+    except named as error:
         print(f"error: {shown(error)}", file=sys.stderr)
         status.code = 2
     except KeyboardInterrupt:

@@ -236,7 +236,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
     [
         ("training.train", ["--validate-transfer"], "--validate-transfer"),
         ("training.experiments.mask_threshold", [], "training.experiments.mask_threshold"),
-        ("training.experiments", ["shapes"], "training.experiments"),
+        ("training.experiments.__main__", ["shapes"], "training.experiments"),
         (
             "training.recipes.grow",
             ["a.pt", "--images", "b", "--annotations", "c.json"],

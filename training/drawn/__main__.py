@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from model.dataclass_io import require_at_least
@@ -24,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     kinds = parser.add_subparsers(dest="kind", required=True)
     for name, (kind, about) in KINDS.items():
-        defaults = kind.config  # a class
+        defaults = kind.defaults
         of_kind = kinds.add_parser(
             name, help=about, description=about, formatter_class=argparse.ArgumentDefaultsHelpFormatter
         )
@@ -38,7 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with exit_status() as status:
         require_at_least(1, workers=options.workers)
         kind, _ = KINDS[options.kind]
-        config = kind.config(train=options.train, val=options.val, seed=options.seed, size=options.size)
+        config = replace(
+            kind.defaults, train=options.train, val=options.val, seed=options.seed, size=options.size
+        )
         drawn = write_set(kind, options.out, config, workers=options.workers)
         print(
             f"{options.out}: {'written' if drawn else 'already drawn from the same settings, nothing to do'}"

@@ -242,6 +242,6 @@ class FiguresConfig(SetConfig):
     largest: ClassVar[int] = 1024
 
 
-FIGURES = Kind(config=FiguresConfig, draw=_draw, document=_document, sources=(__file__,))
+FIGURES = Kind(defaults=FiguresConfig(), draw=_draw, document=_document, sources=(__file__,))
 write_figures = partial(write_set, FIGURES)
 """`write_set` of this kind."""

@@ -140,7 +140,7 @@ def summary(split: str, written: Sequence[Written]) -> str:
 
 
 SHAPES = Kind(
-    config=ShapesConfig,
+    defaults=ShapesConfig(),
     draw=_draw,
     document=_document,
     sources=(__file__, shapes_drawing.__file__, shapes_forms.__file__),

@@ -72,12 +72,12 @@ class Written(NamedTuple):
 class Kind:
     """What one kind of drawn set has of its own.
 
-    `config` has its defaults; `draw` makes an image of (configuration, name of the split, index), the same for the same
-    arguments; `document` is the COCO file of (configuration, split, images, annotations); `sources` are the files that
-    the pixels follow from.
+    `defaults` is its configuration; `draw` makes an image of (configuration, name of the split, number), the same for
+    the same arguments; `document` is the COCO file of (configuration, split, images, annotations); `sources` are the
+    files that the pixels follow from.
     """
 
-    config: type[SetConfig]
+    defaults: SetConfig
     draw: Callable[[SetConfig, str, int], Drawn]
     document: Callable[[SetConfig, str, list[Any], list[Any]], dict[str, Any]]
     sources: Sequence[str]
@@ -92,7 +92,7 @@ class _Task(NamedTuple):
     config: SetConfig
     folder: Path
     split: str
-    index: int
+    number: int
 
 
 def mask_box(mask: Bools) -> IntBox:
@@ -168,10 +168,10 @@ def write_set(kind: Kind, out: Path, config: SetConfig, *, workers: int | None =
 
 
 def _write_image(task: _Task) -> Written:
-    drawn = task.draw(task.config, task.split, task.index)
-    name, (height, width) = f"{task.index:06d}.png", drawn.pixels.shape[:2]
+    drawn = task.draw(task.config, task.split, task.number)
+    name, (height, width) = f"{task.number:06d}.png", drawn.pixels.shape[:2]
     Image.fromarray(drawn.pixels).save(task.folder / name, compress_level=1)
-    image = {"id": task.index + 1, "file_name": name, "width": width, "height": height}
+    image = {"id": task.number + 1, "file_name": name, "width": width, "height": height}
     return Written(image, drawn.annotations, drawn.about)
 
 
