@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.datasets.coco import write_2014
-from training.datasets.coco_files import require_files
+from training.datasets.coco_2014 import write_2014
 from training.datasets.fetch import Download
+from training.datasets.files import require_files
 from training.datasets.lvis import write_lvis
 from training.datasets.visual_genome import write_visual_genome
 from training.datasets.voc import ImageSet, Names, write_voc

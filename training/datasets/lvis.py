@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from training.data.annotations import is_id, read_annotations, refuse
-from training.datasets.coco_files import CocoWriter, annotations_of
+from training.datasets.files import CocoWriter, annotations_of
 
 PARTS = ("train", "val")
 

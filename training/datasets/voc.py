@@ -19,7 +19,7 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 
 from training.data.annotations import Tally, refuse
-from training.datasets.coco_files import CocoWriter
+from training.datasets.files import CocoWriter
 
 Names = Literal["voc", "coco"]
 ImageSet = Literal["Segmentation", "Main"]

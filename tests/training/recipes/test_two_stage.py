@@ -15,7 +15,7 @@ from tests.training.datasets.small_sets import write_coco_2014, write_visual_gen
 from tests.training.tiny_set import tiny_changes
 from training.config import DEFAULT_CONFIG, TrainingConfig, load_config
 from training.datasets import visual_genome as vg
-from training.datasets.coco import COCO_IDS, COCO_NAMES
+from training.datasets.coco_2014 import COCO_IDS, COCO_NAMES
 from training.recipes import two_stage
 from training.train import Stopped
 

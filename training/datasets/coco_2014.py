@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from training.data.annotations import check_image_entries, read_annotations
-from training.datasets.coco_files import CocoWriter, annotations_of, image_ids
+from training.datasets.files import CocoWriter, annotations_of, image_ids
 
 COCO_NAMES: tuple[str, ...] = (
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
