@@ -237,26 +237,15 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
         ("training.train", ["--validate-transfer"], "--validate-transfer"),
         ("training.experiments.mask_threshold", [], "training.experiments.mask_threshold"),
         ("training.experiments.__main__", ["shapes"], "training.experiments"),
-        (
-            "training.recipes.grow",
-            ["a.pt", "--images", "b", "--annotations", "c.json"],
-            "training.recipes.grow",
-        ),
-        (
-            "training.recipes.convert_torchvision",
-            ["--weights", "a.pth"],
-            "training.recipes.convert_torchvision",
-        ),
+        ("training.recipes.grow", ["a.pt", "--images", "b", "--annotations", "c"], "training.recipes.grow"),
+        ("training.recipes.convert_torchvision", ["--weights", "a"], "training.recipes.convert_torchvision"),
     ],
     ids=lambda value: value.rpartition(".")[2] if isinstance(value, str) else "",
 )
 def test_what_one_process_does_is_not_started_as_several(
-    module: str,
-    arguments: Words,
-    what: str,
-    monkeypatch: pytest.MonkeyPatch,
+    module: str, arguments: Words, what: str, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:
+) -> None:  # fmt: skip
     """Each before it looks for its files, of which there are none."""
     command = import_module(module)
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -264,19 +253,17 @@ def test_what_one_process_does_is_not_started_as_several(
     assert f"{what} runs in one process, and 2 were started" in capsys.readouterr().err
 
 
+GPU_FULL = "CUDA out of memory. Tried to allocate 2 GiB"
+
+
 @pytest.mark.parametrize(
     ("message", "error", "more", "advice"),
     [
-        (
-            "CUDA out of memory. Tried to allocate 2 GiB",
-            torch.OutOfMemoryError,
-            [],
-            "Try schedule.accumulate=2 (",
-        ),
+        (GPU_FULL, torch.OutOfMemoryError, [], "Try schedule.accumulate=2 ("),
         ("DefaultCPUAllocator: can't allocate memory", RuntimeError, [], "Try schedule.accumulate=2 ("),
-        ("CUDA out of memory.", torch.OutOfMemoryError, ["schedule.accumulate=2"], "Try precision=bfloat16,"),
+        (GPU_FULL, torch.OutOfMemoryError, ["schedule.accumulate=2"], "Try precision=bfloat16,"),
         (
-            "CUDA out of memory.",
+            GPU_FULL,
             torch.OutOfMemoryError,
             ["augment.min_sizes=[48, 64]"],
             "max_size and smaller augment.min_sizes",
@@ -284,15 +271,9 @@ def test_what_one_process_does_is_not_started_as_several(
     ],
 )
 def test_where_memory_runs_out_the_setting_to_change_is_named(
-    tiny_set: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    message: str,
-    error: type[RuntimeError],
-    more: Words,
-    advice: str,
-) -> None:
+    tiny_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    message: str, error: type[RuntimeError], more: Words, advice: str,
+) -> None:  # fmt: skip
     def full(*arguments: object, **options: object) -> None:
         raise error(message)
 
