@@ -1,7 +1,8 @@
 """Train Mask^X R-CNN: `python -m training.train --config training/presets/shapes.toml [key=value ...]`.
 
 End to end, or stage by stage (Sec. 3.3): the detector first, then the mask branch and the weight transfer
-function on top of it. A run that was stopped or killed goes on with `--resume`, to the same weights.
+function on top of it. A run that was stopped or killed goes on with `--resume output.dir=...`, to the same weights:
+its checkpoint has its configuration.
 With `torchrun --nproc-per-node 8 -m training.train ...` several processes train together (`training.distributed`).
 """
 
@@ -109,18 +110,15 @@ def prepared(config: TrainingConfig, group: Group, *, resume: bool, restart: boo
     network = network.to(device)
     if config.channels_last:
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    classes = data.classes
-    new: tuple[int, ...] = ()
-    if saved is None and config.schedule.classes_steps:
-        new = new_labels(read_start(config.data.start_from), classes)
+    starts_classes = saved is None and config.schedule.classes_steps
     run = Run(
         config=config,
         network=network,
-        classes=classes,
+        classes=data.classes,
         images=len(data),
         saved=saved,
         group=group,
-        new_labels=new,
+        new_labels=new_labels(read_start(config.data.start_from), data.classes) if starts_classes else (),
     )
     describe(run, data, device, saved)
     return run, data
