@@ -3,9 +3,10 @@
 
 PYTHON ?= python3
 RUN    ?= build/train
--include $(RUN)/settings.mk
-CONFIG ?= $(or $(TRAINED_CONFIG),training/presets/shapes.toml)
-ARGS   ?= $(TRAINED_ARGS)
+# A run that was begun has its configuration in its checkpoint: it needs neither CONFIG nor ARGS to go on.
+BEGUN  := $(wildcard $(RUN)/checkpoint.pt)
+CONFIG ?= $(if $(BEGUN),,training/presets/shapes.toml)
+ARGS   ?=
 IMAGE  ?= $(wildcard build/shapes/val/000001.png)
 OUT    ?= build/overlay.png
 ARCHIVE ?=
@@ -35,8 +36,9 @@ PY := $(VENV)/bin/python
 GENERATED := client/generated/inference_pb2.py
 SHAPES := build/shapes/train.json
 FIGURES := build/figures/train.json
-# Presets named shapes*.toml and figures*.toml train on drawn data sets; any other file names data of its own.
-DATA := $(if $(filter shapes%,$(notdir $(CONFIG))),$(SHAPES)) $(if $(filter figures%,$(notdir $(CONFIG))),$(FIGURES))
+# Presets named shapes*.toml and figures*.toml train on drawn data sets; any other file names data of its own. A run that
+# goes on without CONFIG looks at what is drawn, and refuses other data than its own.
+DATA := $(if $(CONFIG),$(if $(filter shapes%,$(notdir $(CONFIG))),$(SHAPES)) $(if $(filter figures%,$(notdir $(CONFIG))),$(FIGURES)),$(wildcard $(SHAPES) $(FIGURES)))
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
@@ -200,26 +202,15 @@ $(GENERATED): client/inference.proto client/compile_proto.py $(VENV)/.stamp-run
 
 # Drawn whole or not at all, and not again from the same settings; so its time stamp stays where nothing changed.
 $(SHAPES): $(if $(DATA_ARGS),FORCE) | setup
-	@$(PY) -m training.drawn.shapes --out build/shapes $(DATA_ARGS)
+	@$(PY) -m training.drawn shapes --out build/shapes $(DATA_ARGS)
 
 $(FIGURES): | setup
-	@$(PY) -m training.drawn.figures --out build/figures
+	@$(PY) -m training.drawn figures --out build/figures
 
-# CONFIG and ARGS are kept beside the run: a later `make train RUN=...` needs neither, and does something only with
-# other ones.
-export CONFIG ARGS
-remember = printf 'TRAINED_CONFIG := %s\nTRAINED_ARGS := %s\n' "$$CONFIG" "$$ARGS" > $(RUN)/settings.mk
-ifneq ($(CONFIG)|$(ARGS),$(TRAINED_CONFIG)|$(TRAINED_ARGS))
-OTHER_SETTINGS := FORCE
-endif
-
-$(RUN)/finished: $(DATA) $(OTHER_SETTINGS) | setup
-	@mkdir -p $(RUN)
-	@test -e $(RUN)/checkpoint.pt || $(remember)
-	@$(PY) -m training.train --config $(CONFIG) --resume output.dir=$(RUN) $(ARGS) || { status=$$?; \
-	  test -e $(RUN)/checkpoint.pt || rm -f $(RUN)/settings.mk; exit $$status; }
-	@$(remember)
-	@touch $@
+# Settings for a run that was begun are compared with its own, which makes it longer, does nothing, or is an error.
+$(RUN)/finished: $(DATA) $(if $(BEGUN),$(if $(CONFIG)$(ARGS),FORCE)) | setup
+	@$(PY) -m training.train $(if $(CONFIG),--config $(CONFIG)) --resume output.dir=$(RUN) $(ARGS)
+	@test -z "$(filter-out FORCE,$?)" && test $@ -nt $(RUN)/checkpoint.pt || touch $@
 
 # Which run the files below were made from.
 build/run.txt: FORCE

@@ -19,7 +19,8 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from export.files import METADATA_NAME, records_of, write_whole
+from export.files import METADATA_NAME, records_of
+from model.files import exit_status, write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL_NAME = "maskx"
@@ -60,7 +61,7 @@ def build_archive(
         data = normalised_archive(raw)
     digest = hashlib.sha256(data).hexdigest()
     write_whole(out, data)
-    write_whole(out.with_name(out.name + ".sha256"), f"{digest}  {out.name}\n".encode())
+    write_whole(out.with_name(out.name + ".sha256"), f"{digest}  {out.name}\n")
     return digest
 
 
@@ -157,14 +158,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--version", default="1.0", help="the model's version in TorchServe (default: %(default)s)"
     )
     options = parser.parse_args(arguments)
-    try:
+    with exit_status() as status:
         digest = build_archive(options.torchscript, options.out, version=options.version)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    size = options.out.stat().st_size / 2**20
-    print(f"wrote {options.out} ({size:.1f} MiB), sha256 {digest}")
-    return 0
+        size = options.out.stat().st_size / 2**20
+        print(f"wrote {options.out} ({size:.1f} MiB), sha256 {digest}")
+    return status.code
 
 
 if __name__ == "__main__":

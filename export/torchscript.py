@@ -16,11 +16,12 @@ from typing import Any
 
 import torch
 
-from export.files import METADATA_NAME, records_of, write_whole
+from export.files import METADATA_NAME, records_of
 from export.metadata import build_metadata, metadata_json
 from export.verify import ExportError, verify
 from model.checkpoint import load_network
 from model.config import model_config_from_dict
+from model.files import exit_status, write_whole
 from model.network import MaskXRCNN
 from model.serving import prepared_for_serving
 
@@ -97,17 +98,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(
         f"exporting {options.checkpoint}: scripting, then comparing with the trained network ...", flush=True
     )
-    try:
-        export_checkpoint(options.checkpoint, options.out)
-    except ExportError as error:
-        print(f"error: not exported, {options.out} is untouched: {error}", file=sys.stderr)
-        return 1
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    size = options.out.stat().st_size / 2**20
-    print(f"wrote {options.out} ({size:.1f} MiB), verified, in {time.monotonic() - begin:.0f} s")
-    return 0
+    with exit_status() as status:
+        try:
+            export_checkpoint(options.checkpoint, options.out)
+        except ExportError as error:
+            print(f"error: not exported, {options.out} is untouched: {error}", file=sys.stderr)
+            return 1
+        size = options.out.stat().st_size / 2**20
+        print(f"wrote {options.out} ({size:.1f} MiB), verified, in {time.monotonic() - begin:.0f} s")
+    return status.code
 
 
 if __name__ == "__main__":

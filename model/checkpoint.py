@@ -4,10 +4,7 @@ A file is written whole or not at all, and holds only tensors and plain values, 
 `weights_only=True`: a checkpoint from somebody else runs no code.
 """
 
-import contextlib
-import os
 import pickle
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ from torch import Tensor
 from model.build import build_network
 from model.classes import ClassTable
 from model.config import ModelConfig, model_config_from_dict
+from model.files import first_few, whole
 from model.keypoints.layout import keypoint_labels
 from model.network import MaskXRCNN
 
@@ -30,10 +28,7 @@ _MASK_SIDE = ("mask_branch.", "mask_weights.", "keypoint_branch.")
 
 
 def save_checkpoint(path: str | Path, contents: dict[str, Any]) -> None:
-    """Write `contents` (tensors and plain values, with `KEYS`) to `path`, whole or not at all.
-
-    Written beside the target, brought to the disk, then renamed: whoever reads `path`, at whatever moment
-    the writer is killed, finds the old file or the new one.
+    """Write `contents` (tensors and plain values, with `KEYS`) to `path`, whole or not at all (`model.files.whole`).
 
     Raises:
         ValueError: the file cannot be written (no room, no right); the old one is still there.
@@ -41,32 +36,11 @@ def save_checkpoint(path: str | Path, contents: dict[str, Any]) -> None:
     path = Path(path)
     missing = [key for key in KEYS if key not in contents]
     assert not missing, f"a checkpoint needs {missing}"
-    temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=f".{path.name}.", suffix=".unfinished", delete=False
-        ) as file:
-            temporary = Path(file.name)
+        with whole(path) as file:
             torch.save(contents, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
     except OSError as error:
         raise ValueError(f"{path} could not be written: {error.strerror or error}") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-
-
-def remove_unfinished(path: str | Path) -> None:
-    """Take away what writers of `path` that were killed have left beside it."""
-    path = Path(path)
-    for left in path.parent.glob(f".{path.name}.*.unfinished"):
-        with contextlib.suppress(OSError):
-            left.unlink()
 
 
 def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:
@@ -122,8 +96,8 @@ def load_detector(network: MaskXRCNN, path: str | Path, classes: ClassTable) -> 
     theirs = ClassTable.from_dict(contents["classes"])
     if (theirs.ids, theirs.names) != (classes.ids, classes.names):
         raise ValueError(
-            f"{path}: a detector of {theirs.num_classes} classes ({_few(theirs.names)}); "
-            f"the data has {classes.num_classes} ({_few(classes.names)}), and ids and names must be the same"
+            f"{path}: a detector of {theirs.num_classes} classes ({first_few(theirs.names, 5)}); "
+            f"the data has {classes.num_classes} ({first_few(classes.names, 5)}), and ids and names must be the same"
         )
     own = network.state_dict()
     weights = {key: value for key, value in contents["model"].items() if not key.startswith(_MASK_SIDE)}
@@ -139,7 +113,7 @@ def load_weights(network: MaskXRCNN, weights: dict[str, Tensor], *, source: str)
     if differing:
         raise ValueError(
             f"{source}: {len(differing)} weights are missing, left over or of another shape than the "
-            f"configuration asks for ({_few(differing)}); set the [model] that these weights were trained with"
+            f"configuration asks for ({first_few(differing, 5)}); set the [model] that these weights were trained with"
         )
     network.load_state_dict(weights)
 
@@ -147,23 +121,3 @@ def load_weights(network: MaskXRCNN, weights: dict[str, Tensor], *, source: str)
 def without_pretrained(config: ModelConfig) -> ModelConfig:
     """The same network, with nothing downloaded: for weights that come from a checkpoint."""
     return replace(config, backbone=replace(config.backbone, weights="none"))
-
-
-def _few(names: list[str] | tuple[str, ...]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _sync_folder(folder: Path) -> None:
-    """Bring the renaming itself to the disk, where the system can do that for folders."""
-    if hasattr(os, "O_DIRECTORY"):
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

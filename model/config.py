@@ -5,12 +5,12 @@ Only `model.build` reads these classes; the leaves of the network take plain arg
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from model.dataclass_io import from_plain, to_plain
+from model.files import did_you_mean
 from model.keypoints.layout import KeypointsConfig
 
 
@@ -59,10 +59,9 @@ class BackboneConfig:
     def __post_init__(self) -> None:
         known = get_args(BackboneName)
         if self.name not in known and not self.name.startswith("timm:"):
-            near = difflib.get_close_matches(self.name, known, n=1)
             raise ValueError(
                 f"name is {self.name!r}; allowed are {', '.join(known)}, and timm:NAME"
-                + (f"; did you mean {near[0]!r}?" if near else "")
+                + did_you_mean(self.name, known, shown=repr)
             )
 
 

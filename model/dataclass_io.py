@@ -6,14 +6,30 @@ key that is silently ignored is an experiment silently not made.
 """
 
 import dataclasses
-import difflib
 import math
 import types
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from model.files import did_you_mean
 
 T = TypeVar("T")
 _NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
+
+
+def require_at_least(least: int, **values: float | None) -> None:
+    """ValueError that names the first value below `least`; None is no value."""
+    for name, value in values.items():
+        if value is not None and value < least:
+            raise ValueError(f"{name} is {value}; give {least} or more")
+
+
+def require_shares(**values: float) -> None:
+    """ValueError that names the first value that is not between 0 and 1, both included."""
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} is {value}; it is a share, between 0 and 1")
 
 
 def to_plain(value: Any) -> Any:
@@ -109,8 +125,7 @@ def _choice(choices: tuple[Any, ...], value: Any, path: str) -> Any:
     for choice in choices:
         if type(choice) is type(value) and choice == value:
             return choice
-    near = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(str(value), map(str, choices), shown=repr)
     listed = ", ".join(repr(choice) for choice in choices)
     raise ValueError(f"{path}: expected one of {listed}, got {_shown(value)}{hint}")
 
@@ -141,10 +156,8 @@ def _items(hints: tuple[Any, ...], values: Sequence[Any], path: str, hint: Any) 
 
 
 def _nearest(key: str, known: list[str], where: str) -> str:
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    if near:
-        return f"did you mean {_join(where, near[0])}?"
-    return f"known here are {', '.join(sorted(known))}"
+    near = did_you_mean(key, known, before="", cutoff=0.5, shown=partial(_join, where))
+    return near or f"known here are {', '.join(sorted(known))}"
 
 
 def _expected(hint: Any) -> str:

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from model.config import ModelConfig
-from model.dataclass_io import from_plain, to_plain
-from training.box_only import BoxLossesConfig, TeacherConfig
+from model.dataclass_io import from_plain, require_at_least, require_shares, to_plain
 from training.data.augment_config import AugmentConfig
 from training.schedule import STAGES, ScheduleConfig
 
@@ -41,8 +40,7 @@ class DataConfig:
     are taken over, the rows of classes by their names (`training.start`). Empty: none."""
 
     def __post_init__(self) -> None:
-        if self.workers is not None and self.workers < 0:
-            raise ValueError(f"workers is {self.workers}; give 0 or more")
+        require_at_least(0, workers=self.workers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +65,12 @@ class OptimiserConfig:
         for name in ("learning_rate", "mask_learning_rate"):
             if (rate := getattr(self, name)) is not None and rate <= 0:
                 raise ValueError(f"{name} is {rate}; it must be above 0")
-        for name in ("weight_decay", "transfer_weight_decay", "clip_norm"):
-            if (value := getattr(self, name)) is not None and value < 0:
-                raise ValueError(f"{name} is {value}; give 0 or more")
+        require_at_least(
+            0,
+            weight_decay=self.weight_decay,
+            transfer_weight_decay=self.transfer_weight_decay,
+            clip_norm=self.clip_norm,
+        )
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum is {self.momentum}; it is at least 0 and below 1")
 
@@ -87,9 +88,86 @@ class LossWeightsConfig:
     """Of a network with keypoints (Mask R-CNN, Sec. 5)."""
 
     def __post_init__(self) -> None:
-        for name, weight in vars(self).items():
-            if weight < 0:
-                raise ValueError(f"{name} is {weight}; give 0 or more")
+        require_at_least(0, **vars(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoxLossesConfig:
+    """Losses of BoxInst (Tian et al., 2021) for objects without masks; weights of 0, as in the paper, are off."""
+
+    projection: float = 0.0
+    """Weight of the projection loss: rows and columns of the mask fill those of the box. BoxInst: 1."""
+    pairwise: float = 0.0
+    """Weight of the pairwise loss: neighbours of like colour get the same label. BoxInst: 1."""
+    warmup_steps: int = 10_000
+    """Steps over which the pairwise loss rises linearly; at most half of a stage is taken. BoxInst: 10 000."""
+    colour_threshold: float = 0.3
+    """Least similarity of two colours that are alike, in [0, 1] (tau of BoxInst, Sec. 3.2)."""
+    margin: float = 0.1
+    """RoIs of objects without masks reach beyond each side by this fraction (ours). At 0 and on ground-truth boxes no
+    cell is known to be background, and a mask that fills its box has neither loss."""
+
+    def __post_init__(self) -> None:
+        require_at_least(
+            0, projection=self.projection, pairwise=self.pairwise, warmup_steps=self.warmup_steps
+        )
+        require_shares(colour_threshold=self.colour_threshold, margin=self.margin)
+
+    @property
+    def used(self) -> bool:
+        """Whether either loss has a weight."""
+        return self.projection > 0 or self.pairwise > 0
+
+    def weights(self, step: int, *, of: int) -> dict[str, float]:
+        """Weight of each loss at `step` (0 first) of a stage of `of` steps; none while not used."""
+        if not self.used:
+            return {}
+        warmup = min(self.warmup_steps, of // 2)
+        share = min((step + 1) / warmup, 1.0) if warmup else 1.0
+        return {"loss_projection": self.projection, "loss_pairwise": self.pairwise * share}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """A moving average of the network, whose masks of objects without masks become targets (BoxTeacher,
+    Cheng et al., 2023).
+    """
+
+    weight: float = 0.0
+    """Of the loss to the teacher's masks. 0: no teacher. BoxTeacher: 0.5."""
+    momentum: float = 0.999
+    """What the average keeps in a step (BoxTeacher); less at a stage's beginning, see `training.teacher`."""
+    warmup_steps: int = 10_000
+    """Steps of a stage before the teacher's masks count; at most half of a stage is taken. BoxTeacher: 10 000, over
+    which their weight rises linearly."""
+    mask_threshold: float = 0.5
+    """Probability from which a pixel belongs to the teacher's mask (BoxTeacher: 0.5)."""
+
+    def __post_init__(self) -> None:
+        require_at_least(0, weight=self.weight, warmup_steps=self.warmup_steps)
+        require_shares(momentum=self.momentum)
+        if not 0 < self.mask_threshold < 1:
+            raise ValueError(f"mask_threshold is {self.mask_threshold}; it is above 0 and below 1")
+        if self.momentum == 1:
+            raise ValueError("momentum is 1: the teacher would stay as it began; give less")
+
+    @property
+    def used(self) -> bool:
+        """Whether there is a teacher."""
+        return self.weight > 0
+
+    def weights(self, step: int, *, of: int) -> dict[str, float]:
+        """Weight of its loss at `step` (0 first) of a stage of `of` steps; none without a teacher."""
+        if not self.used:
+            return {}
+        return {"loss_pseudo_mask": self.weight if step >= min(self.warmup_steps, of // 2) else 0.0}
+
+
+def box_only_weights(
+    box_losses: BoxLossesConfig, teacher: TeacherConfig, step: int, *, of: int
+) -> dict[str, float]:
+    """Weight of every loss that objects without masks give at `step` (0 first) of a stage of `of` steps."""
+    return box_losses.weights(step, of=of) | teacher.weights(step, of=of)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,9 +182,7 @@ class OutputConfig:
     tensorboard: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("checkpoint_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; give 1 or more")
+        require_at_least(1, checkpoint_every=self.checkpoint_every, log_every=self.log_every)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,8 +203,7 @@ class TransferValidationConfig:
             raise ValueError(f"groups is {self.groups}; give 2 or more, since one group is held out")
         if not 1 <= self.folds <= self.groups:
             raise ValueError(f"folds is {self.folds}; give 1 to {self.groups}, the number of groups")
-        if self.steps < 1:
-            raise ValueError(f"steps is {self.steps}; give 1 or more")
+        require_at_least(1, steps=self.steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,11 +275,23 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainingConf
     return from_plain(TrainingConfig, values)
 
 
-def with_overrides(config: TrainingConfig, overrides: Sequence[str]) -> TrainingConfig:
-    """`config` with changes such as "schedule.mask_steps=800"; the errors of `load_config`."""
+def changed(config: TrainingConfig, changes: Mapping[str, Any] | Sequence[str]) -> TrainingConfig:
+    """`config` with dotted keys set: {"schedule.mask_steps": 800}, or ["schedule.mask_steps=800"] as on command lines.
+
+    A table in a mapping takes the place of the whole one, so that {} is its defaults; one in a text changes the keys
+    that it has. The errors are those of `load_config`.
+    """
     values = to_dict(config)
-    for override in overrides:
-        _apply(values, override)
+    if isinstance(changes, Mapping):
+        for dotted, value in changes.items():
+            *tables, key = dotted.split(".")
+            table = values
+            for name in tables:
+                table = table.setdefault(name, {})
+            table[key] = value
+    else:
+        for override in changes:
+            _apply(values, override)
     return from_plain(TrainingConfig, values)
 
 

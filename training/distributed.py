@@ -15,8 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from model.losses import own_total
 
@@ -55,10 +54,10 @@ class Group:
         if self.size == 1:
             return own_total(count)
         if isinstance(count, Tensor):
-            mine = count.to(torch.float32)
+            own = count.to(torch.float32)
         else:  # filled in on the GPU; a tensor made here would be copied there, for which the host waits
-            mine = torch.full((), float(count), device=_device())
-        return self.summed(mine).clamp(min=1) / self.size
+            own = torch.full((), float(count), device=_device())
+        return self.summed(own).clamp(min=1) / self.size
 
     def summed(self, values: Tensor) -> Tensor:
         """The sum of a tensor over all processes, of the same shape in each."""
@@ -103,8 +102,8 @@ class Group:
             ValueError: in the first process, where they are not.
             FailedElsewhere: in the others.
         """
-        for rank, theirs in enumerate(self.gathered(values)):
-            differing = [name for name, value in values.items() if theirs.get(name) != value]
+        for rank, others in enumerate(self.gathered(values)):
+            differing = [name for name, value in values.items() if others.get(name) != value]
             if differing and self.first:
                 raise ValueError(
                     f"process {rank} has another {differing[0]} than process 0; all machines must see the same "
@@ -115,12 +114,6 @@ class Group:
     def wait(self) -> None:
         """Until all processes are here."""
         self.largest(0)
-
-    def wrapped(self, module: nn.Module) -> nn.Module:
-        """A module whose gradients are averaged over the processes, and whose weights are the first one's."""
-        if self.size == 1:
-            return module
-        return DistributedDataParallel(module, gradient_as_bucket_view=True)
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -133,21 +126,21 @@ class Group:
         if self.size == 1:
             yield
             return
-        mine: Exception | None = None
+        failure: Exception | None = None
         try:
             yield
         except (ValueError, OSError) as error:
-            mine = error
+            failure = error
         failed = [
             (rank, text)
-            for rank, text in enumerate(self.gathered(None if mine is None else str(mine)))
+            for rank, text in enumerate(self.gathered(None if failure is None else str(failure)))
             if text is not None
         ]
         if failed and not self.first:
             raise FailedElsewhere
         if failed:
             rank, text = failed[0]
-            raise ValueError(text if rank == 0 else f"process {rank}: {text}") from mine
+            raise ValueError(text if rank == 0 else f"process {rank}: {text}") from failure
 
     @contextmanager
     def one_voice(self) -> Iterator[None]:
@@ -176,6 +169,18 @@ def refuse_processes(what: str) -> None:
         raise ValueError(f"{what} runs in one process, and {size} were started; start it without torchrun")
 
 
+def chosen_device(name: str) -> torch.device:
+    """ "auto", "cpu" or "cuda" as a device; ValueError where CUDA was asked for and is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"device is cuda, but torch {torch.__version__} finds no usable GPU here; "
+            "use device=cpu, or install a torch built for this machine's driver"
+        )
+    return torch.device(name)
+
+
 @contextmanager
 def process_group(device: str) -> Iterator[Group]:
     """The processes that `torchrun` started this one among; `ALONE` where it did not.
@@ -184,14 +189,14 @@ def process_group(device: str) -> Iterator[Group]:
         device: "auto", "cpu" or "cuda". With CUDA each process takes the GPU of its number on its machine.
 
     Raises:
-        ValueError: a machine has fewer GPUs than processes.
+        ValueError: a machine has fewer GPUs than processes, or none where CUDA was asked for.
         FailedElsewhere: another process ended while this one waited for it.
     """
     rank, size = started_together()
     if size == 1:
         yield ALONE
         return
-    on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    on_gpu = chosen_device(device).type == "cuda"
     if on_gpu:
         local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
         if local >= gpus:

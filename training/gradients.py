@@ -45,7 +45,9 @@ class Gradients:
         self.network = network
         self.group = group
         self.parts = parts
-        self._losses = group.wrapped(Losses(network))
+        self._wrapped: DistributedDataParallel | None = None
+        if group.size > 1:
+            self._wrapped = DistributedDataParallel(Losses(network), gradient_as_bucket_view=True)
 
     def add(
         self,
@@ -71,37 +73,40 @@ class Gradients:
         """
         assert len(images) >= self.parts
         shares = [
-            (images[i :: self.parts], targets[i :: self.parts], seeds[i :: self.parts])
+            (images[i :: self.parts], targets[i :: self.parts], {**options, "seeds": seeds[i :: self.parts]})
             for i in range(self.parts)
         ]
-
-        def losses(which: nn.Module, part: int, total: Total) -> dict[str, Tensor]:
-            some, of_some, seeds_of_some = shares[part]
-            torch.manual_seed(seed)
-            with autocast():
-                answer: dict[str, Tensor] = which(some, of_some, seeds=seeds_of_some, total=total, **options)
-            return answer
-
         totals: list[Total] = [self.group.total]
         if self.parts > 1:
-            counts = torch.tensor([self._counts(losses, part) for part in range(self.parts)])
+            counts = torch.tensor([self._counts(*share, seed=seed, autocast=autocast) for share in shares])
             whole = self.group.summed(counts.sum(0)).clamp(min=1) / self.group.size
-            totals = [_Told(whole.tolist()) for _ in shares]
+            totals = [_Counted(whole.tolist()) for _ in shares]
+        losses_of = self.network.losses if self._wrapped is None else self._wrapped
         sums: dict[str, Tensor] = {}
-        for part, total in enumerate(totals):
-            waits = part < self.parts - 1 and isinstance(self._losses, DistributedDataParallel)
-            with self._losses.no_sync() if waits else nullcontext():  # type: ignore[operator]
-                found = losses(self._losses, part, total)
-                loss = weighted(found)
+        for part, ((some, of_some, more), total) in enumerate(zip(shares, totals, strict=True)):
+            waits = part < self.parts - 1 and self._wrapped is not None
+            with self._wrapped.no_sync() if waits else nullcontext():  # type: ignore[union-attr]
+                torch.manual_seed(seed)
+                with autocast():
+                    losses = losses_of(some, of_some, total=total, **more)
+                loss = weighted(losses)
                 loss.backward()  # type: ignore[no-untyped-call]
-            for name, value in {**found, "loss": loss}.items():
+            for name, value in {**losses, "loss": loss}.items():
                 value = value.detach().float()
                 sums[name] = sums[name] + value if name in sums else value
         means = self.group.mean(torch.stack(list(sums.values())))
         return dict(zip(sums, means.unbind(), strict=True))
 
     @torch.no_grad()
-    def _counts(self, losses: Callable[[nn.Module, int, Total], Any], part: int) -> list[float]:
+    def _counts(
+        self,
+        images: list[Tensor],
+        targets: list[Target],
+        options: dict[str, Any],
+        *,
+        seed: int,
+        autocast: Callable[[], AbstractContextManager[Any]],
+    ) -> list[float]:
         """What a part counts, in the order in which it asks for the totals; known only once it was gone through."""
         counts: list[int | Tensor] = []
 
@@ -109,19 +114,15 @@ class Gradients:
             counts.append(count)
             return 1.0
 
-        with statistics_kept(self.network):
-            losses(self._plain, part, note)
+        torch.manual_seed(seed)
+        with statistics_kept(self.network), autocast():
+            self.network.losses(images, targets, total=note, **options)
         on_device = [count.double() for count in counts if isinstance(count, Tensor)]
         values = iter(read(torch.stack(on_device)) if on_device else [])
         return [next(values) if isinstance(count, Tensor) else float(count) for count in counts]
 
-    @property
-    def _plain(self) -> nn.Module:
-        wrapped = self._losses
-        return wrapped.module if isinstance(wrapped, DistributedDataParallel) else wrapped
 
-
-class _Told:
+class _Counted:
     """A `Total` that was counted before, in the order it is asked in."""
 
     def __init__(self, totals: list[float]) -> None:

@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from types import TracebackType
-from typing import Any, Generic, Self, TextIO, TypeVar, overload
+from typing import Any, Generic, Self, TextIO, TypeVar
 
 from tqdm import tqdm
 
@@ -13,40 +13,52 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress(Generic[T]):
-    """Counts the items of a step and shows how far it is; made by `progress`.
+    """Shows the progress of a long step: on a terminal a bar, elsewhere a plain line now and then and one at the end.
 
-    Used as an iterator over the items, or as a context manager with `advance`.
+        for image in progress(images, "evaluating"): ...
+        with progress(range(1000), "training", unit="steps") as shown:
+            shown.advance()
+
+    Args:
+        items: what to go through; of a range the caller may count by `advance`.
+        total: number of items, where `items` has no length.
+        done: items already done before this run; they count for the share, not for the rate.
+        file: default: standard error.
     """
 
     def __init__(
         self,
-        items: Iterable[T] | None,
+        items: Iterable[T],
         label: str,
         *,
-        total: int | None,
-        unit: str,
-        done: int,
-        file: TextIO,
-        seconds_between_lines: float,
+        total: int | None = None,
+        unit: str = "images",
+        done: int = 0,
+        file: TextIO | None = None,
+        seconds_between_lines: float = SECONDS_BETWEEN_LINES,
     ) -> None:
         self.items = items
         self.label = label
-        self.total = total
+        self.total = len(items) if total is None and isinstance(items, Sized) else total
         self.unit = unit
         self.first = self.done = done
-        self.file = file
+        self.file = sys.stderr if file is None else file
         self.noted = ""
         self.seconds_between_lines = seconds_between_lines
         self.started = self.last_line = time.monotonic()
         self.shown_at: int | None = None
         self.bar: tqdm[Any] | None = None
-        if file.isatty():
+        if self.file.isatty():
             self.bar = tqdm(
-                total=total, initial=done, desc=label, unit=f" {unit}", file=file, dynamic_ncols=True
+                total=self.total,
+                initial=done,
+                desc=label,
+                unit=f" {unit}",
+                file=self.file,
+                dynamic_ncols=True,
             )
 
     def __iter__(self) -> Iterator[T]:
-        assert self.items is not None, "made with a number; use advance()"
         with self:
             for item in self.items:
                 yield item
@@ -56,10 +68,7 @@ class Progress(Generic[T]):
         return self
 
     def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
 
@@ -100,78 +109,23 @@ class Progress(Generic[T]):
             line += f"/{self.total} {self.unit} ({100 * self.done / self.total:.0f} %)"
         else:
             line += f" {self.unit}"
-        line += f", {rate:.3g} {self.unit}/s"
+        if self.done > self.first:
+            line += f", {rate:.3g} {self.unit}/s"
         if self.total and rate > 0 and self.done < self.total:
             line += f", {duration((self.total - self.done) / rate)} left"
         print(line + (f", {self.noted}" if self.noted else ""), file=self.file, flush=True)
 
 
-@overload
-def progress(
-    items: int,
-    label: str,
-    *,
-    unit: str = ...,
-    done: int = ...,
-    file: TextIO | None = ...,
-    seconds_between_lines: float = ...,
-) -> Progress[None]: ...
-@overload
-def progress(
-    items: Iterable[T],
-    label: str,
-    *,
-    total: int | None = ...,
-    unit: str = ...,
-    done: int = ...,
-    file: TextIO | None = ...,
-    seconds_between_lines: float = ...,
-) -> Progress[T]: ...
-def progress(
-    items: Iterable[Any] | int,
-    label: str,
-    *,
-    total: int | None = None,
-    unit: str = "images",
-    done: int = 0,
-    file: TextIO | None = None,
-    seconds_between_lines: float = SECONDS_BETWEEN_LINES,
-) -> Progress[Any]:
-    """Show the progress of a long step on `file` (default: standard error).
-
-    On a terminal a bar; elsewhere a plain line every `seconds_between_lines` and one at the end.
-
-        for image in progress(images, "evaluating"): ...
-        with progress(1000, "training", unit="steps") as shown:
-            shown.advance()
-
-    Args:
-        items: what to go through, or the number of items where the caller counts.
-        total: number of items, where `items` has no length.
-        done: items already done before this run; they count for the share, not for the rate.
-    """
-    if isinstance(items, int):
-        total = items
-    elif total is None and isinstance(items, Sized):
-        total = len(items)
-    return Progress(
-        None if isinstance(items, int) else items,
-        label,
-        total=total,
-        unit=unit,
-        done=done,
-        file=sys.stderr if file is None else file,
-        seconds_between_lines=seconds_between_lines,
-    )
+progress = Progress
 
 
 def counted(label: str, *, unit: str = "images") -> Callable[[int, int], None]:
     """A function of (items done, items in all) that shows a step which reports in this way."""
-    shown: list[Progress[None]] = []
+    shown: list[Progress[int]] = []
 
     def report(done: int, total: int) -> None:
-        if not shown:
-            shown.append(progress(total, label, unit=unit))
+        if not shown:  # the time that the first items took is not known
+            shown.append(progress(range(total), label, unit=unit, done=done))
         shown[0].advance(done - shown[0].done)
         if done == total:
             shown[0].close()

@@ -20,8 +20,7 @@ from model.host import read
 from model.masks.box_only import BoxOnly
 from model.network import MaskXRCNN
 from model.targets import Target
-from training.box_only import box_only_weights
-from training.config import TrainingConfig, to_dict
+from training.config import TrainingConfig, box_only_weights, to_dict
 from training.data.colour import coloured
 from training.data.sampler import image_seed, step_seed
 from training.data.scales import scaled
@@ -248,11 +247,7 @@ class Run:
                 "stage": self.stage,
                 "finished": self.finished,
                 "optimizer": None if self.optimiser is None else self.optimiser.state_dict(),
-                "sampler": {
-                    "seed": self.config.seed,
-                    "size": self.images,
-                    "position": self.images_seen,
-                },
+                "sampler": {"seed": self.config.seed, "size": self.images, "position": self.images_seen},
                 "random": random_state(),
                 "new_labels": self.new_labels,
                 "threads": torch.get_num_threads(),

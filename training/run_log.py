@@ -1,7 +1,6 @@
 """The record of a run: `log.csv` for every reader, TensorBoard for those who watch curves."""
 
 import csv
-import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Self
 
 from torch.utils.tensorboard import SummaryWriter
 
+from model.files import write_whole
 from training.config import LossWeightsConfig
 
 LOSSES = tuple(field.name for field in fields(LossWeightsConfig) if field.name != "loss_keypoint")
@@ -87,6 +87,4 @@ def _keep_rows_up_to(path: Path, step: int) -> None:
         return
     header, *lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     kept = [line for line in lines if line.endswith("\n") and int(line.split(",", 1)[0]) <= step]
-    rewritten = path.with_name(f".{path.name}.unfinished")
-    rewritten.write_text(header + "".join(kept), encoding="utf-8")
-    os.replace(rewritten, path)
+    write_whole(path, header + "".join(kept))

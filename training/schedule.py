@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from model.dataclass_io import require_at_least, require_shares
+
 Stage = Literal["end_to_end", "detector", "mask", "classes"]
 STAGES: tuple[Stage, ...] = ("end_to_end", "detector", "mask", "classes")
 
@@ -44,17 +46,14 @@ class ScheduleConfig:
         for stage in STAGES:
             if self.steps(stage) < 0:
                 raise ValueError(f"{stage}_steps is {self.steps(stage)}; give 0 (no such stage) or more")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size is {self.batch_size}; give 1 or more")
+        require_at_least(1, batch_size=self.batch_size)
         if not 1 <= self.accumulate <= self.batch_size:
             raise ValueError(
                 f"accumulate is {self.accumulate}; give 1 to {self.batch_size}, the batch_size: each part has an image"
             )
         if self.warmup_steps < 0:
             raise ValueError(f"warmup_steps is {self.warmup_steps}; give 0 (no warm-up) or more")
-        for name in ("warmup_start", "gamma", "final"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it is a share, between 0 and 1")
+        require_shares(warmup_start=self.warmup_start, gamma=self.gamma, final=self.final)
         if any(not 0 < m < 1 for m in self.milestones) or list(self.milestones) != sorted(self.milestones):
             raise ValueError(
                 f"milestones are {list(self.milestones)}; give rising shares of a stage between 0 and 1"

@@ -1,7 +1,8 @@
 """Train Mask^X R-CNN: `python -m training.train --config training/presets/shapes.toml [key=value ...]`.
 
 End to end, or stage by stage (Sec. 3.3): the detector first, then the mask branch and the weight transfer
-function on top of it. A run that was stopped or killed goes on with `--resume`, to the same weights.
+function on top of it. A run that was stopped or killed goes on with `--resume output.dir=...`, to the same weights:
+its checkpoint has its configuration.
 With `torchrun --nproc-per-node 8 -m training.train ...` several processes train together (`training.distributed`).
 """
 
@@ -9,51 +10,42 @@ import argparse
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from model.checkpoint import load_checkpoint, remove_unfinished
+from model.checkpoint import load_checkpoint
+from model.files import one_line, remove_unfinished
 from model.keypoints.layout import keypoint_labels
-from model.targets import Target
-from training.box_only import box_only_weights
 from training.config import (
     DEFAULT_CONFIG,
     TrainingConfig,
+    box_only_weights,
+    changed,
     config_from_dict,
     differing_keys,
     load_config,
 )
 from training.data.coco import CocoDataset
-from training.data.reading import batches, without_trace
+from training.data.reading import batches
 from training.data.sides import hint
-from training.distributed import (
-    FailedElsewhere,
-    Group,
-    process_group,
-    refuse_processes,
-    started_together,
+from training.distributed import Group, chosen_device, process_group, refuse_processes, started_together
+from training.process import (
+    Stopped,
+    keep_freed_memory,
+    memory_advice,
+    out_of_memory,
+    stop_on_signals,
+    training_status,
 )
-from training.memory import keep_freed_memory, memory_advice, out_of_memory
-from training.progress import Progress, counted, progress
+from training.progress import counted, progress
 from training.random_state import seed_all
-from training.run import NotFinite, Run, checkpoint_path
+from training.run import Run, checkpoint_path
 from training.run_log import RunLog
 from training.start import new_labels, read_start, starting_network
-from training.stopping import Stop, stop_on_signals
-
-
-class Stopped(Exception):
-    """A training was stopped by a signal, after it had saved its state."""
-
-    def __init__(self, by: signal.Signals, *, step: int, checkpoint: Path) -> None:
-        super().__init__(f"stopped by {by.name} at step {step}, saved {checkpoint}")
-        self.by = by
 
 
 def train(config: TrainingConfig, *, resume: bool = False, restart: bool = False) -> Path:
@@ -118,18 +110,15 @@ def prepared(config: TrainingConfig, group: Group, *, resume: bool, restart: boo
     network = network.to(device)
     if config.channels_last:
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    classes = data.classes
-    new: tuple[int, ...] = ()
-    if saved is None and config.schedule.classes_steps:
-        new = new_labels(read_start(config.data.start_from), classes)
+    starts_classes = saved is None and config.schedule.classes_steps
     run = Run(
         config=config,
         network=network,
-        classes=classes,
+        classes=data.classes,
         images=len(data),
         saved=saved,
         group=group,
-        new_labels=new,
+        new_labels=new_labels(read_start(config.data.start_from), data.classes) if starts_classes else (),
     )
     describe(run, data, device, saved)
     return run, data
@@ -138,25 +127,48 @@ def prepared(config: TrainingConfig, group: Group, *, resume: bool, restart: boo
 def train_run(run: Run, data: CocoDataset) -> Path:
     """The steps that are left of a run; the path of the checkpoint. Raises as `train`."""
     config, group = run.config, run.group
+    every, stopped_by = config.output, 0
     if run.step == 0 and group.first:
         checkpoint_path(config).unlink(missing_ok=True)
     with (
         stop_on_signals(quiet=not group.first) as stop,
         closing(batches(run, data)) as coming,
         run_log(run) as log,
-        progress(config.schedule.total_steps, "training", unit="steps", done=run.step) as shown,
+        progress(range(config.schedule.total_steps), "training", unit="steps", done=run.step) as shown,
     ):
         run.restore_random()
-        stopped_by = None
         for stage in run.remaining_stages():
             run.begin(stage)
             shown.say(f"stage {stage}: {config.schedule.steps(stage)} steps")
-            stopped_by = train_stage(run, coming, stop=stop, log=log, shown=shown)
-            if stopped_by is not None:
+            rate = 0.0
+            while stage in run.remaining_stages():
+                stopped_by = group.largest(stop.by or 0)
+                if stopped_by:
+                    break
+                images, targets = next(coming)
+                rate = run.set_learning_rate()
+                try:
+                    figures = run.train_on(images, targets)
+                except RuntimeError as error:
+                    if not out_of_memory(error):
+                        raise
+                    advice = memory_advice(config, processes=group.size)
+                    raise ValueError(f"step {run.step + 1}: {one_line(error)} {advice}") from error
+                if log is not None:
+                    log.add(figures, images=config.schedule.batch_size)
+                shown.note(f"{stage}, learning rate {rate:.3g}, loss {figures['loss']:.4g}")
+                shown.advance()
+                if log is not None and run.step % every.log_every == 0:
+                    log.write(run.step, stage=stage, learning_rate=rate)
+                if run.step % every.checkpoint_every == 0 and not run.finished:
+                    run.save()
+            if log is not None:
+                log.write(run.step, stage=stage, learning_rate=rate)
+            if stopped_by:
                 break
         path = run.save()
-    if stopped_by is not None:
-        raise Stopped(stopped_by, step=run.step, checkpoint=path)
+    if stopped_by:
+        raise Stopped(signal.Signals(stopped_by), step=run.step, checkpoint=path)
     return path
 
 
@@ -174,46 +186,6 @@ def run_log(run: Run) -> AbstractContextManager[RunLog | None]:
             *box_only_weights(config.box_losses, config.teacher, 0, of=1),
         ],
     )
-
-
-def train_stage(
-    run: Run,
-    coming: Iterator[tuple[list[Tensor], list[Target]]],
-    *,
-    stop: Stop,
-    log: RunLog | None,
-    shown: Progress[None],
-) -> signal.Signals | None:
-    """The remaining steps of the run's present stage, or those before any process was told to stop: by which signal."""
-    assert run.stage is not None
-    every = run.config.output
-    rate = 0.0
-    stopped_by = None
-    while run.stage in run.remaining_stages():
-        if number := run.group.largest(stop.by or 0):
-            stopped_by = signal.Signals(number)
-            break
-        images, targets = next(coming)
-        rate = run.set_learning_rate()
-        try:
-            figures = run.train_on(images, targets)
-        except RuntimeError as error:
-            if not out_of_memory(error):
-                raise
-            raise ValueError(
-                f"step {run.step + 1}: {without_trace(error)} {memory_advice(run.config, run.group)}"
-            ) from error
-        if log is not None:
-            log.add(figures, images=run.config.schedule.batch_size)
-        shown.note(f"{run.stage}, learning rate {rate:.3g}, loss {figures['loss']:.4g}")
-        shown.advance()
-        if log is not None and run.step % every.log_every == 0:
-            log.write(run.step, stage=run.stage, learning_rate=rate)
-        if run.step % every.checkpoint_every == 0 and not run.finished:
-            run.save()
-    if log is not None:
-        log.write(run.step, stage=run.stage, learning_rate=rate)
-    return stopped_by
 
 
 def checkpoint_to_resume(config: TrainingConfig, *, resume: bool, restart: bool) -> dict[str, Any] | None:
@@ -239,11 +211,7 @@ def checkpoint_to_resume(config: TrainingConfig, *, resume: bool, restart: bool)
     missing = [key for key in ("stage", "optimizer", "sampler", "random", "threads") if key not in saved]
     if missing:
         raise ValueError(f"{path}: holds weights but no state of a training (missing: {', '.join(missing)})")
-    try:
-        before = config_from_dict(saved["training_config"])
-    except ValueError as error:
-        raise ValueError(f"{path}: configuration of another version: {error}") from error
-    differing = differing_keys(before, config, step=saved["step"])
+    differing = differing_keys(saved_config(saved, path), config, step=saved["step"])
     if differing:
         listed = "; ".join(f"{key} was {was!r}, is {now!r}" for key, was, now in differing)
         raise ValueError(
@@ -251,6 +219,27 @@ def checkpoint_to_resume(config: TrainingConfig, *, resume: bool, restart: bool)
             "Give the same values, or another output.dir"
         )
     return saved
+
+
+def saved_config(saved: dict[str, Any], path: Path) -> TrainingConfig:
+    """The configuration in the contents of a checkpoint; ValueError where it is of another version."""
+    try:
+        return config_from_dict(saved["training_config"])
+    except ValueError as error:
+        raise ValueError(f"{path}: configuration of another version: {error}") from error
+
+
+def config_of_command(file: Path | None, changes: Sequence[str], *, resume: bool) -> TrainingConfig:
+    """The configuration that a command line asks for: that of a file with its changes.
+
+    A run that goes on needs no file: where there is none, and a checkpoint in `output.dir`, its own is changed.
+    """
+    config = load_config(DEFAULT_CONFIG if file is None else file, changes)
+    path = checkpoint_path(config)
+    if file is not None or not resume or not path.is_file():
+        return config
+    own = changed(saved_config(load_checkpoint(path), path), {"output.dir": config.output.dir})
+    return changed(own, changes)
 
 
 def require_same_data(saved: dict[str, Any], data: CocoDataset, path: Path) -> None:
@@ -263,18 +252,6 @@ def require_same_data(saved: dict[str, Any], data: CocoDataset, path: Path) -> N
         raise ValueError(
             f"{path}: the run had {saved['sampler']['size']} training images, the data has {len(data)} now"
         )
-
-
-def chosen_device(name: str) -> torch.device:
-    """ "auto", "cpu" or "cuda" as a device; ValueError where CUDA was asked for and is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            f"device is cuda, but torch {torch.__version__} finds no usable GPU here; "
-            "use device=cpu, or install a torch built for this machine's driver"
-        )
-    return torch.device(name)
 
 
 def describe(run: Run, data: CocoDataset, device: torch.device, saved: dict[str, Any] | None) -> None:
@@ -320,13 +297,15 @@ def require_images_for_all(config: TrainingConfig, group: Group) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line. 0: trained to the end; 2: a mistake, named; 130 or 143: stopped by Ctrl-C or SIGTERM."""
+    """The command line; the status of `training_status`."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     parser = argparse.ArgumentParser(
         prog="python -m training.train", description="Train Mask^X R-CNN, or go on with a training."
     )
     parser.add_argument(
-        "--config", type=Path, default=DEFAULT_CONFIG, help=f"TOML file (default: {DEFAULT_CONFIG})"
+        "--config",
+        type=Path,
+        help=f"TOML file (default: {DEFAULT_CONFIG}; of a run that goes on, what its checkpoint has)",
     )
     parser.add_argument("--seed", type=int, help="the same as seed=...")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help="the same as device=...")
@@ -350,46 +329,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("changes", nargs="*", metavar="key=value", help="such as schedule.mask_steps=800")
     options = parser.parse_intermixed_args(arguments)
     rank, processes = started_together()
-    try:
-        config = load_config(options.config, options.changes)
-        if options.seed is not None:
-            config = replace(config, seed=options.seed)
-        if options.mask_classes is not None:
-            config = replace(config, data=replace(config.data, mask_classes=options.mask_classes))
-        if options.device is not None:
-            config = replace(config, device=options.device)
+    start = f"torchrun --nproc-per-node {processes}" if processes > 1 else "python"
+    again = [word for word in arguments if word not in ("--resume", "--restart")]
+    again += [] if options.validate_transfer else ["--resume"]
+    stopped = f"go on with:\n    {start} -m training.train {shlex.join(again)}"
+    with training_status(stopped, trace=options.trace) as status:
+        config = config_of_command(options.config, options.changes, resume=options.resume)
+        for key in ("seed", "device", "data.mask_classes"):
+            if (value := getattr(options, key.rpartition(".")[2])) is not None:
+                config = changed(config, {key: value})
         if options.validate_transfer:
-            from training.experiments import transfer_form as validate_transfer
+            from training.experiments import transfer_form
 
             refuse_processes("--validate-transfer")
-            validate_transfer.run(config, train)
+            transfer_form.run(config, train)
             return 0
         checkpoint = train(config, resume=options.resume, restart=options.restart)
-    except (ValueError, OSError, torch.OutOfMemoryError) as error:
-        if options.trace:
-            raise
-        if rank == 0 or not isinstance(error, NotFinite):  # of which all processes know
-            who = f"process {rank}: " if rank else ""
-            print(f"error: {who}{without_trace(error)}", file=sys.stderr)
-        return 2
-    except FailedElsewhere:
         if rank == 0:
-            print("error: another process ended; its own error, if it had one, stands above", file=sys.stderr)
-        return 2
-    except Stopped as stopped:
-        if rank:
-            return 128 + stopped.by
-        words = [word for word in arguments if word not in ("--resume", "--restart")]
-        again = words if options.validate_transfer else [*words, "--resume"]
-        start = f"torchrun --nproc-per-node {processes}" if processes > 1 else "python"
-        print(f"{stopped}; go on with:\n    {start} -m training.train {shlex.join(again)}")
-        return 128 + stopped.by
-    except KeyboardInterrupt:
-        print("interrupted; the last checkpoint, if there was one, stays as it was", file=sys.stderr)
-        return 130
-    if rank == 0:
-        print(f"done: {checkpoint}")
-    return 0
+            print(f"done: {checkpoint}")
+    return status.code
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from benchmarks.memory import forget_peak, peak_mib, resident_mib, settle
 from model.losses import mask_loss
 from model.masks.head import MaskBranch
 from model.masks.weight_transfer import MaskWeights
-from training.memory import keep_freed_memory
+from training.process import keep_freed_memory
 
 Way = Literal["ours", "picked", "ignored"]
 IGNORED = -1

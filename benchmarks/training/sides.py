@@ -32,7 +32,7 @@ from model.network import MaskXRCNN
 from model.targets import Target, mask_windows
 from training.config import TrainingConfig, load_config
 from training.data.coco import CocoDataset, Sample
-from training.memory import keep_freed_memory
+from training.process import keep_freed_memory
 from training.run import Run
 
 WARM_UP, WARM_UP_START = 1000, 0.001

@@ -23,6 +23,7 @@ from model.backbones.efficientnet_lite import CLASSIFIER_PREFIXES, EfficientNetL
 from model.backbones.norms import NORMS, frozen, grouped, replace_norms, synchronised
 from model.backbones.resnet import IMAGENET_WEIGHTS, RESNETS, SMALL_WIDTHS, ResNet, SmallResNet
 from model.backbones.timm_body import PREFIX, TimmBody
+from model.files import first_few
 from model.torchvision_state import detector_backbone, downloaded
 
 NAMES = (*RESNETS, "efficientnet_lite0", "small")
@@ -296,11 +297,7 @@ def _load_strictly(
         if key in own and value.shape != own[key].shape
     ]
     troubles = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
-    named = [f"{len(keys)} {what} ({_first(keys)})" for what, keys in troubles.items() if keys]
+    named = [f"{len(keys)} {what} ({first_few(keys, 4)})" for what, keys in troubles.items() if keys]
     if named:
         raise ValueError(f"weights {source!r} do not fit {type(module).__name__}: {'; '.join(named)}")
     module.load_state_dict(wanted, strict=False)
-
-
-def _first(keys: list[str], count: int = 4) -> str:
-    return ", ".join(keys[:count]) + (", ..." if len(keys) > count else "")

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from model.files import first_few
+
 ROWS_OF_A_CLASS: Mapping[str, int] = {
     "box_predictor.cls_score.weight": 1,
     "box_predictor.cls_score.bias": 1,
@@ -54,9 +56,8 @@ def sliced(weights: Mapping[str, Tensor], theirs: Sequence[str], ours: Sequence[
     ValueError names those that it does not know.
     """
     if unknown := [name for name in ours if name not in theirs]:
-        shown = ", ".join(unknown[:8]) + (", ..." if len(unknown) > 8 else "")
         raise ValueError(
-            f"{len(unknown)} of {len(ours)} classes are not among the network's {len(theirs)}: {shown}"
+            f"{len(unknown)} of {len(ours)} classes are not among the network's {len(theirs)}: {first_few(unknown)}"
         )
     answer = {}
     for name, value in weights.items():

@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model.files import first_few
+
 _SYNSET = re.compile(r"\.[a-z]\.\d+$")
 _BETWEEN = re.compile(r"[^\w']+|_")
 
@@ -37,7 +39,7 @@ def read_word_vectors(path: str | Path, names: Sequence[str], *, width: int) -> 
         else:
             rows.append(np.stack([vectors[word] for word in found]).mean(axis=0))
     if missing:
-        shown = "; ".join(missing[:8]) + ("; ..." if len(missing) > 8 else "")
+        shown = first_few(missing, separator="; ")
         raise ValueError(
             f"{path}: no vector for words of {len(missing)} of {len(names)} classes: {shown}. Add lines for them to "
             "a copy of the file, or rename the classes"

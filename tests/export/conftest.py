@@ -4,25 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from model.checkpoint import save_checkpoint
-from model.config import to_dict
-from tests.export.tiny import CLASSES, CONFIG, run_module, tiny_network
+from tests.export.tiny import run_module, save_network, tiny_network
 
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of the tiny network as training writes it."""
-    path = tmp_path_factory.mktemp("checkpoint") / "checkpoint.pt"
-    contents = {
-        "format": 1,
-        "model": tiny_network().state_dict(),
-        "model_config": to_dict(CONFIG),
-        "training_config": {},
-        "classes": CLASSES.to_dict(),
-        "step": 0,
-    }
-    save_checkpoint(path, contents)
-    return path
+    return save_network(tmp_path_factory.mktemp("checkpoint") / "checkpoint.pt", tiny_network())
 
 
 @pytest.fixture(scope="session")

@@ -6,11 +6,8 @@ from pathlib import Path
 import torch
 
 from export.torchscript import export_checkpoint
-from model.build import build_network
-from model.checkpoint import save_checkpoint
-from model.config import to_dict
 from model.keypoints.layout import KeypointsConfig
-from tests.export.tiny import CLASSES, CONFIG
+from tests.export.tiny import CONFIG, save_network, tiny_network
 
 NAMES = ("tip", "left_end", "right_end")
 KEYPOINTS = KeypointsConfig(
@@ -27,24 +24,11 @@ KEYPOINTS = KeypointsConfig(
 def write_keypoint_checkpoint(path: Path) -> None:
     """Random weights, the same always; classes differ in scores, keypoints in place."""
     config = dataclasses.replace(CONFIG, keypoints=KEYPOINTS)
-    torch.manual_seed(0)
-    network = build_network(config, num_classes=CLASSES.num_classes)
+    network = tiny_network(config=config)
+    assert network.keypoint_branch is not None
     with torch.no_grad():
-        network.box_predictor.cls_score.weight.mul_(100)
-        for name, parameter in network.mask_weights.named_parameters():
-            if name.endswith(("weight", "agnostic")):
-                parameter.copy_(torch.randn_like(parameter))
-        assert network.keypoint_branch is not None
         network.keypoint_branch.deconv.weight.mul_(200)
-    contents = {
-        "format": 1,
-        "model": network.state_dict(),
-        "model_config": to_dict(config),
-        "training_config": {},
-        "classes": CLASSES.to_dict(),
-        "step": 0,
-    }
-    save_checkpoint(path, contents)
+    save_network(path, network, config)
 
 
 def write_keypoint_model(folder: Path) -> Path:

@@ -83,6 +83,8 @@ def test_two_folders_two_processes_and_two_dates_give_the_same_archive(
     for name, seed, mode, date in (("one", "1", 0o644, 1_500_000_000), ("two", "2", 0o600, 1_700_000_000)):
         root = tmp_path / name
         shutil.copytree(ROOT / "export", root / "export")
+        (root / "model").mkdir()
+        shutil.copy(ROOT / "model" / "files.py", root / "model" / "files.py")  # all of model/ that it needs
         shutil.copytree(handler_folder, root / "handler")
         (root / "serve_config").mkdir()
         shutil.copy(configuration, root / "serve_config" / "model-config.yaml")

@@ -10,6 +10,7 @@ import torch
 
 from export.archive import ROOT
 from model.build import build_network
+from model.checkpoint import save_checkpoint
 from model.classes import ClassTable
 from model.config import (
     BackboneConfig,
@@ -19,6 +20,7 @@ from model.config import (
     ModelConfig,
     RpnConfig,
     TransferConfig,
+    to_dict,
 )
 from model.network import MaskXRCNN
 
@@ -36,16 +38,25 @@ CONFIG = ModelConfig(
 )
 
 
-def tiny_network(transfer: TransferConfig = CONFIG.transfer) -> MaskXRCNN:
+def tiny_network(transfer: TransferConfig = CONFIG.transfer, *, config: ModelConfig = CONFIG) -> MaskXRCNN:
     """Random weights, the same always; w_det and T large enough that classes differ in scores and masks."""
     torch.manual_seed(0)
-    network = build_network(dataclasses.replace(CONFIG, transfer=transfer), num_classes=CLASSES.num_classes)
+    network = build_network(dataclasses.replace(config, transfer=transfer), num_classes=CLASSES.num_classes)
     with torch.no_grad():
         network.box_predictor.cls_score.weight.mul_(100)
         for name, parameter in network.mask_weights.named_parameters():
             if name.endswith(("weight", "agnostic")):
                 parameter.copy_(torch.randn_like(parameter))
     return network.eval()
+
+
+def save_network(
+    path: Path, network: MaskXRCNN, config: ModelConfig = CONFIG, classes: ClassTable = CLASSES
+) -> Path:
+    """A checkpoint of a network that was not trained."""
+    contents = {"format": 1, "model": network.state_dict(), "model_config": to_dict(config)}
+    save_checkpoint(path, {**contents, "training_config": {}, "classes": classes.to_dict(), "step": 0})
+    return path
 
 
 def run_module(

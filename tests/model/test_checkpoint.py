@@ -14,12 +14,12 @@ from model.checkpoint import (
     load_checkpoint,
     load_detector,
     load_network,
-    remove_unfinished,
     save_checkpoint,
     without_pretrained,
 )
 from model.classes import ClassTable
 from model.config import BackboneConfig, BoxConfig, InputConfig, MaskConfig, ModelConfig, to_dict
+from model.files import remove_unfinished
 from model.network import MaskXRCNN
 
 CLASSES = ClassTable(ids=(3, 5), names=("brick", "tile"), has_mask=(True, False))

@@ -1,6 +1,5 @@
 """Training with objects that have boxes only: the schedule of their losses, the teacher, and going on bit for bit."""
 
-import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,15 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from model.checkpoint import load_checkpoint, load_network
 from model.network import MaskXRCNN
 from tests.model.small_network import small_network
-from tests.training.tiny_set import tiny_changes, write_tiny_set
-from training.box_only import BoxLossesConfig, TeacherConfig, box_only_weights
-from training.config import load_config
-from training.experiments.variants import changed, detector_alone
+from tests.training.tiny_set import equal, rows, tiny_changes, weights, write_tiny_set
+from training.config import BoxLossesConfig, TeacherConfig, box_only_weights, changed, load_config
+from training.experiments.variants import detector_alone
 from training.run import Run
 from training.teacher import Teacher
 from training.train import main
@@ -30,15 +27,6 @@ NEW = ["loss_projection", "loss_pairwise", "loss_pseudo_mask"]
 def run(tiny_set: Path, tmp_path: Path) -> Callable[..., int]:
     """Train in `tmp_path`/`out` with further words on the command line; the exit status."""
     return lambda *words, out="run", data=tiny_set: main([*tiny_changes(data, tmp_path / out), *words])
-
-
-def rows(out: Path) -> list[dict[str, str]]:
-    with (out / "log.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
 # ---- twenty steps ----
@@ -88,8 +76,7 @@ def test_the_masks_of_set_b_in_the_file_change_nothing(run: Callable[..., int], 
     assert of_b
     assert run(*ON) == 0
     assert run(*ON, out="other", data=spoilt) == 0
-    states = [load_checkpoint(tmp_path / out / "checkpoint.pt")["model"] for out in ("run", "other")]
-    assert equal(*states)
+    assert equal(weights(tmp_path / "run"), weights(tmp_path / "other"))
 
 
 def test_off_there_is_no_further_column_and_no_teacher(run: Callable[..., int], tmp_path: Path) -> None:

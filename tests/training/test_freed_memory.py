@@ -12,7 +12,7 @@ STEPS = """
 import ctypes
 import resource
 import torch
-from training.memory import keep_freed_memory
+from training.process import keep_freed_memory
 
 ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: a huge page is asked for once, whatever its size
 

@@ -43,7 +43,7 @@ def test_a_log_gets_no_line_per_item(clock: SimpleNamespace) -> None:
 
 def test_a_terminal_gets_a_bar_with_the_note() -> None:
     terminal = Terminal()
-    with progress(4, "training", unit="steps", file=terminal) as shown:
+    with progress(range(4), "training", unit="steps", file=terminal) as shown:
         shown.note("loss 0.5")
         shown.advance(4)
     assert "\r" in terminal.getvalue()
@@ -53,14 +53,14 @@ def test_a_terminal_gets_a_bar_with_the_note() -> None:
 def test_a_line_of_its_own_does_not_get_lost_in_the_bar() -> None:
     terminal, log = Terminal(), io.StringIO()
     for file in (terminal, log):
-        with progress(4, "training", file=file) as shown:
+        with progress(range(4), "training", file=file) as shown:
             shown.say("stage mask")
         assert "stage mask\n" in file.getvalue()
 
 
 def test_steps_of_an_earlier_run_count_for_the_share_and_not_for_the_rate(clock: SimpleNamespace) -> None:
     log = io.StringIO()
-    with progress(100, "training", unit="steps", done=90, file=log) as shown:
+    with progress(range(100), "training", unit="steps", done=90, file=log) as shown:
         clock.now += 10
         shown.advance(5)
     assert "95/100 steps (95 %), 0.5 steps/s, 0:10 left" in log.getvalue()
@@ -76,7 +76,12 @@ def test_a_step_that_reports_by_callback_is_shown_to_its_end(capsys: pytest.Capt
     report = counted("checking")
     for done in range(1, 4):
         report(done, 3)
-    assert capsys.readouterr().err.startswith("checking: 3/3 images (100 %)")
+    assert capsys.readouterr().err.startswith("checking: 3/3 images (100 %), ")
+
+
+def test_no_rate_is_told_where_the_first_report_is_the_last(capsys: pytest.CaptureFixture[str]) -> None:
+    counted("checking")(8, 8)
+    assert capsys.readouterr().err == "checking: 8/8 images (100 %)\n"
 
 
 @pytest.mark.parametrize(

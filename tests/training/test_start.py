@@ -11,11 +11,12 @@ from torch import Tensor
 
 from export.metadata import build_metadata, metadata_json
 from model.build import build_network
-from model.checkpoint import load_checkpoint, load_network, save_checkpoint
+from model.checkpoint import load_checkpoint, load_network
 from model.classes import ClassTable
-from model.config import ModelConfig, to_dict
+from model.config import ModelConfig
 from model.network import MaskXRCNN
 from model.serving import prepared_for_serving
+from tests.export.tiny import save_network
 from tests.training.tiny_set import tiny_changes
 from training.config import DEFAULT_CONFIG, load_config
 from training.start import new_labels, read_start, take_over
@@ -43,19 +44,6 @@ def drawn(config: ModelConfig, classes: int, seed: int) -> MaskXRCNN:
     return network.eval()
 
 
-def save(path: Path, network: MaskXRCNN, config: ModelConfig, classes: ClassTable = BEFORE) -> Path:
-    contents = {
-        "format": 1,
-        "model": network.state_dict(),
-        "model_config": to_dict(config),
-        "training_config": {},
-        "classes": classes.to_dict(),
-        "step": 0,
-    }
-    save_checkpoint(path, contents)
-    return path
-
-
 def archived(path: Path, network: MaskXRCNN, classes: ClassTable = BEFORE) -> Path:
     """A .mar with the exported network of nothing but what is read of it, without the checks of export."""
     metadata = build_metadata(classes, mask_size=28, max_detections=10, min_size=64, max_size=64)
@@ -79,7 +67,7 @@ def test_rows_go_by_name_new_classes_start_anew_and_all_else_is_taken_over(tmp_p
     config = model()
     given, network = drawn(config, 3, seed=1), drawn(config, 3, seed=2)
     fresh = {name: value.clone() for name, value in network.state_dict().items()}
-    start = read_start(save(tmp_path / "start.pt", given, config))
+    start = read_start(save_network(tmp_path / "start.pt", given, config, BEFORE))
     said = take_over(network, start, config, NOW)
     assert "2 of 3 classes are known by name, new: tile" in said and "start anew" not in said
     theirs, ours = given.state_dict(), network.state_dict()
@@ -111,7 +99,7 @@ def test_what_does_not_fit_starts_anew_and_is_named(
     old, new = model(before), model(now)
     given, network = drawn(old, 3, seed=1), drawn(new, 3, seed=2)
     fresh = {name: value.clone() for name, value in network.state_dict().items()}
-    said = take_over(network, read_start(save(tmp_path / "start.pt", given, old)), new, NOW)
+    said = take_over(network, read_start(save_network(tmp_path / "start.pt", given, old, BEFORE)), new, NOW)
     assert f"start anew ({named}" in said.replace("mask_weights.rows, ", "")
     for name, value in network.state_dict().items():
         if name.startswith(named):
@@ -122,7 +110,7 @@ def test_what_does_not_fit_starts_anew_and_is_named(
 
 def test_another_backbone_is_refused(tmp_path: Path) -> None:
     old, new = model(), model("model.backbone.fpn_channels=16")
-    start = read_start(save(tmp_path / "start.pt", drawn(old, 3, seed=1), old))
+    start = read_start(save_network(tmp_path / "start.pt", drawn(old, 3, seed=1), old, BEFORE))
     with pytest.raises(ValueError, match=r"weights of its backbone are missing or of another shape"):
         take_over(drawn(new, 3, seed=2), start, new, NOW)
 
@@ -175,7 +163,7 @@ def test_a_broken_archive_is_refused_in_one_line(tmp_path: Path) -> None:
 def test_a_training_starts_from_a_checkpoint_and_goes_on_without_it(tiny_set: Path, tmp_path: Path) -> None:
     config = model()
     given = drawn(config, 3, seed=1)
-    start = save(tmp_path / "start.pt", given, config)
+    start = save_network(tmp_path / "start.pt", given, config, BEFORE)
     words = [
         *tiny_changes(tiny_set, tmp_path / "run"),
         f"data.start_from={start}",

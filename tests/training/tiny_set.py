@@ -1,10 +1,15 @@
-"""A COCO set of a few small pictures, and the changes of configuration that train on it within seconds."""
+"""A COCO set of a few small pictures, the changes that train on it within seconds, and what a run has written."""
 
+import csv
 import json
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
+
+from model.checkpoint import load_checkpoint
 
 SIDE = 64
 NAMES = ("brick", "tile", "slab")
@@ -73,3 +78,20 @@ def tiny_changes(folder: Path, out: Path) -> list[str]:
         "schedule.detector_steps=2",
         "schedule.mask_steps=2",
     ]
+
+
+def rows(out: Path) -> list[dict[str, str]]:
+    """The log of the run in a folder."""
+    with (out / "log.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def weights(out: Path) -> dict[str, Tensor]:
+    """The network of the run in a folder."""
+    state: dict[str, Tensor] = load_checkpoint(out / "checkpoint.pt")["model"]
+    return state
+
+
+def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    """Whether two networks are the same bit for bit."""
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)

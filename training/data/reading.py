@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from model.files import one_line
 from model.host import Layout, packed, unpacked
 from model.targets import Target
 from training.data.coco import CocoDataset, Sample
 from training.data.sampler import SeededBatches
+from training.process import ignore_signals
 from training.run import Run
-from training.stopping import ignore_signals
 
 MOST_WORKERS = 10
 PREFETCHED = 4
@@ -123,24 +124,15 @@ def batches(run: Run, data: CocoDataset) -> Generator[tuple[list[Tensor], list[T
         for batch in coming:
             yield batch.unpacked()
     except (ValueError, OSError) as error:
-        raise ValueError(f"step {run.step + 1}: {without_trace(error)}") from error
+        raise ValueError(f"step {run.step + 1}: {one_line(error)}") from error
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
         raise ValueError(
-            f"step {run.step + 1}: a process that reads images died ({without_trace(error)}). Mostly memory, or "
+            f"step {run.step + 1}: a process that reads images died ({one_line(error)}). Mostly memory, or "
             "shared memory (/dev/shm), ran out: try data.workers=0, or a smaller schedule.batch_size"
         ) from error
     finally:
         # The workers ignore SIGTERM, by which Python would end them at its exit, and an error keeps the loader alive.
         if workers:
             coming._shutdown_workers()  # type: ignore[attr-defined]
-
-
-def without_trace(error: BaseException) -> str:
-    """The message of an error in one line; of one that a loader's worker passed on, its own last line."""
-    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    if not lines[0].startswith("Caught "):
-        return " ".join(line.strip() for line in lines)
-    kind, colon, message = lines[-1].partition(": ")
-    return message if colon and kind.endswith("Error") else lines[-1]

@@ -6,13 +6,12 @@ alone, for files that lie there already; `keys` prints what a training needs:
     python -m training.train --config training/presets/paper.toml $(python -m training.datasets keys coco_2017)
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from model.files import exit_status
 from training.datasets.catalogue import DATA_SETS, DOWNLOADS, ConvertOptions, DataSet, data_set
 from training.datasets.fetch import Download, download, gigabytes, require_space, unpack
 
@@ -104,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--names", choices=("voc", "coco"), default="voc", help="voc_2012: spelling of the classes"
     )
     options = parser.parse_args(arguments)
-    try:
+    with exit_status(interrupted="stopped; the same command goes on") as status:
         if options.what == "list":
             print(listing())
             return 0
@@ -118,13 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             convert(known, options.root, how)
         else:
             fetch(known, options.root, how, mirror=options.mirror, remove_archives=options.remove_archives)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
-        return 130
-    return 0
+    return status.code
 
 
 if __name__ == "__main__":

@@ -5,15 +5,13 @@ object_detection/lvis/checksums.tsv), the MD5 of VOC is torchvision's (datasets/
 were published by users of it, not by its authors.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.datasets.coco import write_2014
-from training.datasets.coco_files import require_files
+from training.datasets.coco_2014 import write_2014
 from training.datasets.fetch import Download
+from training.datasets.files import require_files
 from training.datasets.lvis import write_lvis
 from training.datasets.visual_genome import write_visual_genome
 from training.datasets.voc import ImageSet, Names, write_voc
@@ -166,7 +164,7 @@ def _voc(root: Path, options: ConvertOptions) -> list[str]:
 
 def _vg(root: Path, options: ConvertOptions) -> list[str]:
     folder = root / "vg"
-    with progress(2 * 108_077, "reading objects.json") as shown:
+    with progress(range(2 * 108_077), "reading objects.json") as shown:
         return write_visual_genome(folder, _minival(root, options), folder, progress=shown.advance)
 
 

@@ -4,8 +4,6 @@ A download grows in NAME.part; it gets its name only when size and digest are th
 goes on where the first ended (HTTP Range, with If-Range so that parts of two versions are never joined).
 """
 
-from __future__ import annotations
-
 import hashlib
 import http.client
 import shutil
@@ -91,7 +89,7 @@ def _fetch(item: Download, part: Path, url: str, sleep: Callable[[float], None])
     if part.is_file() and part.stat().st_size > item.bytes:
         part.unlink()
     tries = 0
-    with progress(item.bytes >> 20, item.name, unit="MiB", done=_size(part) >> 20) as shown:
+    with progress(range(item.bytes >> 20), item.name, unit="MiB", done=_size(part) >> 20) as shown:
         while (before := _size(part)) < item.bytes:
             require_space(part.parent, item.bytes - before, item.name)
             try:
@@ -192,7 +190,10 @@ def _size(path: Path) -> int:
 def _digest(path: Path, item: Download) -> str:
     kind = item.digest.partition(":")[0]
     sum_ = hashlib.new(kind, usedforsecurity=False)
-    with path.open("rb") as file, progress(item.bytes >> 20, f"checking {item.name}", unit="MiB") as shown:
+    with (
+        path.open("rb") as file,
+        progress(range(item.bytes >> 20), f"checking {item.name}", unit="MiB") as shown,
+    ):
         while piece := file.read(_CHUNK):
             sum_.update(piece)
             shown.advance((file.tell() >> 20) - shown.done)

@@ -6,15 +6,13 @@ its annotations have no `iscrowd`. All else is COCO's and stays, also `neg_categ
 goes by these two lists, at 100 detections an image where LVIS's own has 300; training does not.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from training.data.annotations import is_id, read_annotations, refuse
-from training.datasets.coco_files import CocoWriter, annotations_of
+from training.datasets.files import CocoWriter, annotations_of
 
 PARTS = ("train", "val")
 

@@ -14,8 +14,6 @@ they come in the file (Python 2's order was arbitrary); the first 80 are called 
 are matched by name ("person", not "person.n.01.coco"; `synset` keeps the rest); annotations are numbered anew.
 """
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,9 +23,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from model.files import first_few
 from training.data.annotations import is_id, refuse
-from training.datasets.coco import COCO_NAMES
-from training.datasets.coco_files import CocoWriter, image_ids, items_of_list, require_files
+from training.datasets.coco_2014 import COCO_NAMES
+from training.datasets.files import CocoWriter, image_ids, items_of_list, require_files
 
 CLASSES = 3000
 TEST_IMAGES = 5000
@@ -191,7 +190,7 @@ def aligned_categories(frequent: Sequence[str]) -> list[dict[str, Any]]:
     if missing:
         raise ValueError(
             f"no synset for {len(missing)} of COCO's 80 classes among the {len(frequent)} most frequent: "
-            f"{', '.join(missing[:8])}; is objects.json whole?"
+            f"{first_few(missing)}; is objects.json whole?"
         )
     taken = [str(synset) for synset in aligned.values()]
     named = [*zip(COCO_NAMES, taken, strict=True), *((s, s) for s in sorted(set(frequent) - set(taken)))]

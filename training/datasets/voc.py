@@ -6,8 +6,6 @@ last pixel. Objects marked difficult are not judged in VOC: they become crowd re
 are neither learnt nor judged.
 """
 
-from __future__ import annotations
-
 import math
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping, Sequence
@@ -21,7 +19,7 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 
 from training.data.annotations import Tally, refuse
-from training.datasets.coco_files import CocoWriter
+from training.datasets.files import CocoWriter
 
 Names = Literal["voc", "coco"]
 ImageSet = Literal["Segmentation", "Main"]

@@ -20,7 +20,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from training.drawn.shapes_forms import CLASSES, COLOURS, FORMS, Bools, DrawnClass, Floats
+from training.drawn.shapes_forms import CLASSES, COLOURS, FORMS, DrawnClass
+from training.drawn.write import Bools, Floats, IntBox, mask_box
 
 HUE_JITTER = 5.0  # degrees either way; neighbouring colours are 26 or more apart
 SATURATION_JITTER = 0.06
@@ -94,15 +95,7 @@ class _Box(NamedTuple):
     height: float
 
 
-def mask_box(mask: Bools) -> tuple[int, int, int, int]:
-    """The pixels' tight box (left, top, right, bottom), the last two excluded; of an empty mask all 0."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if rows.size == 0:
-        return 0, 0, 0, 0
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
-
-
-def box_iou(one: tuple[int, int, int, int], other: tuple[int, int, int, int]) -> float:
+def box_iou(one: IntBox, other: IntBox) -> float:
     """Intersection over union of two XYXY boxes; 0 where both are empty."""
     width = min(one[2], other[2]) - max(one[0], other[0])
     height = min(one[3], other[3]) - max(one[1], other[1])

@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-Bools = NDArray[np.bool_]
-Floats = NDArray[np.float64]
+from training.drawn.write import Bools, Floats
 
 COLOURS: dict[str, tuple[float, float, float]] = {  # name: hue in degrees, saturation, value
     "red": (0.0, 0.90, 0.85),

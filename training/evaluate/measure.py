@@ -24,7 +24,7 @@ from model.dataclass_io import to_plain
 from model.keypoints.layout import KeypointsConfig
 from training.data.sides import sides
 from training.data.splits import split_classes
-from training.distributed import FailedElsewhere, Group, process_group
+from training.distributed import FailedElsewhere, Group, chosen_device, process_group
 from training.evaluate.keypoint_precision import KeypointPrecision, keypoint_precision
 from training.evaluate.precision import (
     AveragePrecision,
@@ -337,7 +337,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _evaluate_checkpoint(options: argparse.Namespace, group: Group) -> None:
     if options.batch_size < 1:
         raise ValueError(f"batch_size is {options.batch_size}; give 1 or more")
-    device = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    device = chosen_device(options.device)
     with group.together():
         network, classes, contents = load_network(options.checkpoint)
         data = contents["training_config"]["data"]

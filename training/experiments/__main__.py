@@ -18,11 +18,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from model.checkpoint import load_network
+from model.files import write_whole
 from training.data.splits import split_classes
-from training.distributed import refuse_processes
+from training.distributed import chosen_device, refuse_processes
 from training.drawn.shapes import ShapesConfig, write_shapes
 from training.evaluate.measure import evaluate_network
 from training.experiments.estimate import estimate, kinds, report
@@ -36,7 +35,7 @@ from training.experiments.grid import (
     with_rows,
 )
 from training.experiments.plot import write_plot
-from training.experiments.table import figures_of, markdown, summary, write_text
+from training.experiments.table import figures_of, markdown, summary
 from training.experiments.variants import (
     Train,
     detector_digest,
@@ -46,7 +45,8 @@ from training.experiments.variants import (
     train_in,
     write_json,
 )
-from training.train import Stopped, chosen_device, train
+from training.process import training_status
+from training.train import train
 
 Row = dict[str, Any]
 
@@ -152,7 +152,7 @@ class Experiments:
             },
         )
         table = markdown(self.grid, entries)
-        write_text(self.out / "results.md", f"{self.grid.about}\n\n{table}")
+        write_whole(self.out / "results.md", f"{self.grid.about}\n\n{table}")
         if entries:
             write_plot(self.out / "results.png", entries)
         return table
@@ -268,7 +268,7 @@ def locked(path: Path, *, wait: bool) -> Iterator[None]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; 0 where every row is there."""
+    """The command line; the status of `training_status`."""
     parser = argparse.ArgumentParser(
         prog="python -m training.experiments", description=(__doc__ or "").splitlines()[0]
     )
@@ -287,7 +287,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the configuration")
     options = parser.parse_intermixed_args(arguments)
-    try:
+    with training_status("the same command goes on from there") as status:
         refuse_processes("training.experiments")
         grid = load_grid(options.grid)
         count = grid.seeds if options.seeds is None else options.seeds
@@ -305,14 +305,8 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         experiments.run(seeds)
         print(experiments.write_tables())
-    except (ValueError, OSError, torch.OutOfMemoryError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except Stopped as stopped:
-        print(f"{stopped}; the same command goes on from there", file=sys.stderr)
-        return 128 + stopped.by
-    print(f"{out / 'results.md'} and {out / 'results.json'} written")
-    return 0
+        print(f"{out / 'results.md'} and {out / 'results.json'} written")
+    return status.code
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from model.checkpoint import load_checkpoint
-from training.config import TrainingConfig
+from training.config import TrainingConfig, changed
 from training.data.annotations import read_annotations
 from training.data.reading import batches
 from training.distributed import ALONE
@@ -21,7 +21,7 @@ from training.drawn.shapes import ShapesConfig, write_shapes
 from training.evaluate.precision import load_ground_truth
 from training.evaluate.predictions import predict
 from training.experiments.grid import Cell, DrawingConfig, drawn_data, stage_wise
-from training.experiments.variants import changed, detector_alone, detector_digest, digest
+from training.experiments.variants import detector_alone, detector_digest, digest
 from training.schedule import STAGES
 from training.train import prepared
 

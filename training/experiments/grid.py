@@ -3,18 +3,17 @@
 `grids/NAME.toml` beside this is such a file; its tables are the dataclasses here, and unknown keys are refused by name.
 """
 
-import difflib
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
-from model.dataclass_io import from_plain
-from training.config import TrainingConfig, load_config, with_overrides
+from model.dataclass_io import from_plain, require_at_least
+from model.files import did_you_mean
+from training.config import TrainingConfig, changed, load_config
 from training.drawn.shapes import ShapesConfig
-from training.experiments.variants import changed
 
 GRIDS = Path("training/experiments/grids")
 PRESETS = Path("training/presets")
@@ -77,8 +76,7 @@ class GridConfig:
     rows: tuple[RowConfig, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.seeds < 1:
-            raise ValueError(f"seeds is {self.seeds}; give 1 or more")
+        require_at_least(1, seeds=self.seeds)
         names = [row.name for row in self.rows]
         if not names:
             raise ValueError("a grid without rows: add [[rows]], each with a name")
@@ -131,8 +129,7 @@ def load_grid(name: str) -> GridConfig:
     path = Path(name) if name.endswith(".toml") else GRIDS / f"{name}.toml"
     if not path.is_file():
         known = sorted(one.stem for one in GRIDS.glob("*.toml"))
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(name, known)
         raise ValueError(f"{name}: no such grid. There are {', '.join(known)}, or give a TOML file{hint}")
     try:
         return from_plain(GridConfig, tomllib.loads(path.read_text(encoding="utf-8")))
@@ -150,8 +147,7 @@ def with_rows(grid: GridConfig, names: str) -> tuple[RowConfig, ...]:
     for name in asked:
         if not any(fnmatchcase(row.name, name) for row in grid.rows):
             known = [row.name for row in grid.rows]
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            hint = did_you_mean(name, known)
             raise ValueError(f"rows: no row is called {name}; there are {', '.join(known)}{hint}")
     if not asked:
         return grid.rows
@@ -175,7 +171,7 @@ def base_config(grid: GridConfig, overrides: Sequence[str], *, seed: int, out: P
     config = changed(load_config(preset, grid.set), {"seed": seed})
     if grid.data == "drawn":
         config = changed(config, drawn_data(out / f"seed{seed}" / "data"))
-    return with_overrides(config, overrides)
+    return changed(config, overrides)
 
 
 def cells_of_seed(
@@ -192,7 +188,7 @@ def cells_of_seed(
         for split in row.splits or grid.splits or ("",):
             try:
                 trained = base if not split else changed(base, {"data.mask_classes": split})
-                config = with_overrides(trained, grid.overrides(row))
+                config = changed(trained, grid.overrides(row))
                 _require_steps(config, row)
             except ValueError as error:
                 raise ValueError(f"row {row.name}: {error}") from error
@@ -225,8 +221,3 @@ def _require_steps(config: TrainingConfig, row: RowConfig) -> None:
             "schedule.detector_steps is 0; the mask branch stands on a detector, so give it steps, or name a "
             "checkpoint in data.detector_from"
         )
-
-
-def with_seeds(grid: GridConfig, seeds: int | None) -> GridConfig:
-    """The grid with another number of seeds; None leaves it."""
-    return grid if seeds is None else replace(grid, seeds=seeds)

@@ -19,15 +19,14 @@ import torch
 from model.checkpoint import load_checkpoint, load_network, save_checkpoint
 from model.classes import ClassTable
 from model.dataclass_io import to_plain
-from training.config import TrainingConfig, config_from_dict
-from training.distributed import refuse_processes
+from training.config import TrainingConfig, changed, config_from_dict
+from training.distributed import chosen_device, refuse_processes
 from training.evaluate.measure import aligned, percent
 from training.evaluate.precision import GroundTruth, load_ground_truth
 from training.evaluate.predictions import predict
 from training.experiments.transfer_form import hold_out_groups
 from training.experiments.variants import (
     Train,
-    changed,
     detector_in,
     digest,
     finished_detector,
@@ -35,7 +34,8 @@ from training.experiments.variants import (
     train_in,
     write_json,
 )
-from training.train import chosen_device, train
+from training.process import training_status
+from training.train import train
 
 THRESHOLDS = (0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7)
 STANDARD_ERRORS = 2.0
@@ -183,7 +183,7 @@ def report(calibration: Calibration) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; 0 where the calibration could be made."""
+    """The command line; the status of `training_status`."""
     parser = argparse.ArgumentParser(
         prog="python -m training.experiments.mask_threshold", description=(__doc__ or "").splitlines()[0]
     )
@@ -198,7 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="put the threshold into the checkpoint, for evaluation and export",
     )
     options = parser.parse_args(arguments)
-    try:
+    with training_status("the same command goes on") as status:
         refuse_processes("training.experiments.mask_threshold")
         contents = load_checkpoint(options.checkpoint)
         config = config_from_dict(contents["training_config"])
@@ -215,10 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.write:
             write_threshold(options.checkpoint, calibration.chosen)
             print(f"{options.checkpoint}: its network now has this threshold")
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return status.code
 
 
 if __name__ == "__main__":

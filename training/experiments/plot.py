@@ -1,11 +1,12 @@
 """The plot of a grid: mask IoU and mask AP of every row on set B, and beside them on set A."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
+
+from model.files import whole
 
 PANELS = (("mask_iou", "mask IoU on ground-truth boxes"), ("mask_ap", "mask AP"))
 """Begin of the figures' names, and the heading of their panel."""
@@ -33,9 +34,8 @@ def write_plot(path: Path, entries: Sequence[dict[str, Any]]) -> None:
         draw.text((MARGIN, top + number * step + BAR / 2), label, INK, font, anchor="lm")
     for position, (figure, heading) in enumerate(PANELS):
         _draw_panel(draw, font, (left + position * (PANEL + MARGIN), top), figure, heading, entries)
-    unfinished = path.with_name(f".{path.stem}.unfinished-{os.getpid()}.png")
-    image.save(unfinished)
-    unfinished.replace(path)
+    with whole(path) as file:
+        image.save(file, "PNG")
 
 
 def _draw_panel(

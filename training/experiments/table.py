@@ -1,9 +1,7 @@
 """The figures of a grid's rows, and the table made of them: mean and sample deviation over the seeds."""
 
-import os
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from training.evaluate.measure import GroupResults, Results
@@ -113,10 +111,3 @@ def spread(figure: dict[str, Any]) -> str:
         return "-"
     mean = f"{100 * figure['mean']:.1f}"
     return mean if figure["deviation"] is None else f"{mean} ± {100 * figure['deviation']:.1f}"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write `text` whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.unfinished-{os.getpid()}")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)

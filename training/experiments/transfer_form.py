@@ -19,19 +19,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from model.checkpoint import load_network
 from model.classes import ClassTable
 from model.dataclass_io import to_plain
-from training.config import TrainingConfig
+from training.config import TrainingConfig, changed
 from training.data.splits import split_classes
+from training.distributed import chosen_device
 from training.evaluate.measure import aligned, percent
 from training.evaluate.precision import GroundTruth, load_ground_truth
 from training.evaluate.predictions import predict
 from training.experiments.variants import (
     Train,
-    changed,
     detector_in,
     digest,
     finished_detector,
@@ -141,6 +139,7 @@ def validate(
     finished stage-wise one, else it is trained. Raises ValueError where set A has fewer classes than
     groups.
     """
+    chosen_device(config.device)  # before hours of training: where CUDA was asked for and is not there
     wanted = config.validate_transfer
     folder = folder or Path(config.output.dir) / "validate_transfer"
     classes = _classes(config)
@@ -215,7 +214,7 @@ def _row(
 ) -> dict[str, Any]:
     start = time.monotonic()
     network, _, _ = load_network(train_in(folder, config, train))
-    device = "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
+    device = chosen_device(config.device)
     images = Path(config.data.val_images)
     found = predict(network.to(device), classes, images, truth, device=device, detect=False)
     inside = [classes.label_of_id(one.category_id) in held_out for one in found.object_masks]

@@ -6,13 +6,13 @@ branch in several forms on top of it (stage-wise training, Sec. 3.3).
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from model.checkpoint import load_checkpoint
-from training.config import MAY_CHANGE, TrainingConfig, config_from_dict, flat, to_dict
+from model.files import write_whole
+from training.config import MAY_CHANGE, TrainingConfig, changed, config_from_dict, flat, to_dict
 
 
 class Train(Protocol):
@@ -20,20 +20,6 @@ class Train(Protocol):
     that module calls `training.experiments.transfer_form`."""
 
     def __call__(self, config: TrainingConfig, *, resume: bool = False) -> Path: ...
-
-
-def changed(config: TrainingConfig, changes: Mapping[str, Any]) -> TrainingConfig:
-    """`config` with dotted keys set, such as {"model.transfer.residual": True}; ValueError names an unknown
-    one.
-    """
-    values = to_dict(config)
-    for dotted, value in changes.items():
-        *tables, key = dotted.split(".")
-        table = values
-        for name in tables:
-            table = table.setdefault(name, {})
-        table[key] = value
-    return config_from_dict(values)
 
 
 def digest(config: TrainingConfig, **more: Any) -> str:
@@ -143,10 +129,7 @@ def kept_rows(path: Path) -> list[dict[str, Any]]:
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
     """Write `document` whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished-{os.getpid()}")
-    unfinished.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    write_whole(path, json.dumps(document, indent=1) + "\n")
 
 
 def row_of(rows: list[dict[str, Any]], settings: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:

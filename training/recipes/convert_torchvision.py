@@ -6,8 +6,6 @@ state dict, or a checkpoint of torchvision's own training script; with
 can be evaluated, exported and trained on like any other.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys
@@ -23,6 +21,7 @@ from torchvision.models.detection import MaskRCNN_ResNet50_FPN_V2_Weights, MaskR
 from model import config as model_config
 from model.checkpoint import FORMAT, save_checkpoint
 from model.classes import ClassTable
+from model.files import exit_status, first_few
 from model.pretrained import converted, torchvision_config
 from model.torchvision_state import (
     EPSILON,
@@ -33,15 +32,12 @@ from model.torchvision_state import (
     with_epsilon,
     with_present_names,
 )
-from training.config import TrainingConfig, to_dict, with_overrides
+from training.config import TrainingConfig, changed, to_dict
 from training.distributed import refuse_processes
 
 UNUSED = "N/A"
 """What torchvision calls the labels that COCO has no class for."""
-HUB_NAMES = (
-    str(MaskRCNN_ResNet50_FPN_Weights.COCO_V1),
-    str(MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1),
-)
+HUB_NAMES = (str(MaskRCNN_ResNet50_FPN_Weights.COCO_V1), str(MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1))
 
 
 def convert(
@@ -68,7 +64,7 @@ def convert(
         ValueError: weights or classes that cannot be had or do not fit.
     """
     state = loaded(weights, epsilon)
-    config = with_overrides(replace(TrainingConfig(), model=torchvision_config(state)), overrides)
+    config = changed(replace(TrainingConfig(), model=torchvision_config(state)), overrides)
     found = categories(classes, rows=state["roi_heads.box_predictor.cls_score.weight"].shape[0])
     if keep_unused:
         found = {k: (i, f"{name} {k}" if name == UNUSED else name) for k, (i, name) in found.items()}
@@ -143,7 +139,7 @@ def categories(classes: str, *, rows: int) -> dict[int, tuple[int, str]]:
     else:
         listed = [name.strip() for name in classes.split(",") if name.strip()]
     if len(listed) != rows - 1:
-        raise ValueError(f"{len(listed)} class names ({', '.join(listed[:4])}, ...) for {rows - 1} labels")
+        raise ValueError(f"{len(listed)} class names ({first_few(listed, 4)}) for {rows - 1} labels")
     used = [name for name in listed if name != UNUSED]
     if twice := sorted({name for name in used if used.count(name) > 1}):
         raise ValueError(f"two labels have the name {twice[0]!r}; classes are told apart by name")
@@ -193,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("changes", nargs="*", metavar="key=value", help="such as model.input.min_size=640")
     options = parser.parse_intermixed_args(arguments)
-    try:
+    with exit_status() as status:
         refuse_processes("training.recipes.convert_torchvision")
         table = convert(
             options.weights,
@@ -203,11 +199,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             keep_unused=options.keep_unused,
             overrides=options.changes,
         )
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"{options.out} written: {table.num_classes} classes ({', '.join(table.names[:4])}, ...)")
-    return 0
+        print(f"{options.out} written: {table.num_classes} classes ({first_few(table.names, 4)})")
+    return status.code
 
 
 if __name__ == "__main__":

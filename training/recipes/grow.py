@@ -14,16 +14,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from model.checkpoint import load_checkpoint
 from model.classes import ClassTable, class_table
-from training.config import TrainingConfig, config_from_dict, with_overrides
+from model.files import first_few, write_whole
+from training.config import TrainingConfig, changed, config_from_dict
 from training.data.annotations import read_annotations
-from training.data.reading import without_trace
 from training.distributed import refuse_processes
-from training.experiments.variants import changed, write_json
-from training.train import Stopped, train
+from training.experiments.variants import write_json
+from training.process import training_status
+from training.train import train
 
 STEPS = 300
 Document = dict[str, Any]
@@ -67,7 +66,7 @@ def grown_config(
     if len(known) == classes.num_classes:
         raise ValueError(
             f"{annotations}: has no class that {checkpoint} does not know; new ones are told by their names "
-            f"({', '.join(known[:8])}{', ...' if len(known) > 8 else ''} are known)"
+            f"({first_few(known)} are known)"
         )
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "train.json", document)
@@ -77,13 +76,11 @@ def grown_config(
         val = merged(val_annotations, table)
         if len(val["categories"]) > table.num_classes:
             further = [category["name"] for category in val["categories"][table.num_classes :]]
-            raise ValueError(
-                f"{val_annotations}: {', '.join(further[:8])}: no class of {annotations} or before"
-            )
+            raise ValueError(f"{val_annotations}: {first_few(further)}: no class of {annotations} or before")
         write_json(out / "val.json", val)
         of_val = {"data.val_images": str(val_images or images), "data.val_annotations": str(out / "val.json")}
     of_a = [classes.name_of_label(label) for label in classes.set_a_labels()]
-    (out / "mask_classes.txt").write_text("".join(f"{name}\n" for name in of_a), encoding="utf-8")
+    write_whole(out / "mask_classes.txt", "".join(f"{name}\n" for name in of_a))
     changes = {
         "data.train_images": str(images),
         "data.train_annotations": str(out / "train.json"),
@@ -98,7 +95,7 @@ def grown_config(
         "output.dir": str(out),
         **of_val,
     }
-    return with_overrides(changed(config, changes), overrides)
+    return changed(changed(config, changes), overrides)
 
 
 def merged(annotations: Path, classes: ClassTable) -> Document:
@@ -137,7 +134,7 @@ def with_classes_before(document: Mapping[str, Any], classes: ClassTable) -> Doc
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line. 0: trained; 2: a mistake, named; 130 or 143: stopped by Ctrl-C or SIGTERM."""
+    """The command line; the status of `training_status`."""
     parser = argparse.ArgumentParser(
         prog="python -m training.recipes.grow", description=__doc__.split("\n")[0]
     )
@@ -157,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "changes", nargs="*", metavar="key=value", help="such as optimiser.learning_rate=0.001"
     )
     options = parser.parse_intermixed_args(arguments)
-    try:
+    with training_status("go on with the same command and --resume") as status:
         refuse_processes("training.recipes.grow")
         if options.steps < 1:
             raise ValueError(f"--steps is {options.steps}; give 1 or more")
@@ -176,14 +173,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             overrides=options.changes,
         )
         path = train(config, resume=options.resume, restart=options.restart)
-    except (ValueError, OSError, torch.OutOfMemoryError) as error:
-        print(f"error: {without_trace(error)}", file=sys.stderr)
-        return 2
-    except Stopped as stopped:
-        print(f"{stopped}; go on with the same command and --resume")
-        return 128 + stopped.by
-    print(f"done: {path}")
-    return 0
+        print(f"done: {path}")
+    return status.code
 
 
 if __name__ == "__main__":

@@ -19,21 +19,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from model.build import build_network
 from model.checkpoint import FORMAT, load_checkpoint, load_weights, save_checkpoint, without_pretrained
 from model.classes import ClassTable, class_table
 from model.config import ModelConfig, model_config_from_dict, to_dict
+from model.files import first_few
 from model.masks.class_rows import rows_of_a_class, sliced, with_rows_of
-from training.config import TrainingConfig, flat, load_config
+from training.config import TrainingConfig, changed, flat, load_config
 from training.data.annotations import read_annotations
-from training.data.reading import without_trace
-from training.distributed import FailedElsewhere, started_together
-from training.experiments.variants import changed, mask_branch_alone
+from training.distributed import started_together
+from training.experiments.variants import mask_branch_alone
+from training.process import training_status
 from training.start import fill_rows, keep_mean_of
-from training.train import Stopped, train
+from training.train import train
 
 MASK_SIDE = ("mask_branch.", "mask_weights.", "keypoint_branch.")
 MAY_DIFFER = ("mask.", "transfer.", "keypoints.", "backbone.weights")
@@ -102,7 +102,7 @@ def require_mask_classes_known(detector: TrainingConfig, masks: TrainingConfig, 
     if unknown := [name for name in mask_table(masks).names if name not in names]:
         raise ValueError(
             f"{source}: {len(unknown)} classes of {masks.data.train_annotations} are not among its {len(names)}: "
-            f"{', '.join(unknown[:8])}; both must call them by the same names"
+            f"{first_few(unknown)}; both must call them by the same names"
         )
 
 
@@ -189,7 +189,7 @@ def _trained(config: TrainingConfig) -> Path:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line. 0: the whole is there; 2: a mistake, named; 130 or 143: stopped by Ctrl-C or SIGTERM."""
+    """The command line; the status of `training_status`."""
     parser = argparse.ArgumentParser(
         prog="python -m training.recipes.two_stage", description=__doc__.split("\n")[0]
     )
@@ -203,23 +203,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("changes", nargs="*", metavar="key=value", help="of both, such as device=cpu")
     options = parser.parse_intermixed_args(arguments)
-    rank, _ = started_together()
-    try:
+    with training_status("the same command goes on") as status:
         detector = load_config(options.detector, options.changes)
         masks = load_config(options.masks, options.changes)
         path = two_stage(detector, masks, options.out, detector_from=options.detector_from)
-    except (ValueError, OSError, torch.OutOfMemoryError) as error:
-        print(f"error: {without_trace(error)}", file=sys.stderr)
-        return 2
-    except FailedElsewhere:
-        return 2
-    except Stopped as stopped:
-        if rank == 0:
-            print(f"{stopped}; the same command goes on")
-        return 128 + stopped.by
-    if rank == 0:
-        print(f"done: {path}")
-    return 0
+        if started_together()[0] == 0:
+            print(f"done: {path}")
+    return status.code
 
 
 if __name__ == "__main__":

@@ -17,9 +17,8 @@ from training.config import DEFAULT_CONFIG, load_config
 from training.data.augment import AugmentConfig, flip_horizontally
 from training.data.coco import CocoDataset
 from training.data.scales import cropped
-from training.drawn.figures import FiguresConfig, write_figures
-from training.drawn.figures import main as draw_set
-from training.drawn.figures_drawing import NAMES, draw
+from training.drawn.__main__ import main as draw_set
+from training.drawn.figures import NAMES, FiguresConfig, draw, write_figures
 from training.evaluate.keypoint_precision import keypoint_precision
 from training.evaluate.measure import judge, main, table
 from training.evaluate.precision import load_ground_truth
@@ -99,7 +98,7 @@ def test_a_drawn_set_is_not_drawn_twice_and_a_strangers_folder_is_left_alone(
 def test_the_command_draws_a_set_and_names_a_size_that_is_none(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--out", str(tmp_path / "set"), "--train", "1", "--val", "1"]
+    arguments = ["figures", "--out", str(tmp_path / "set"), "--train", "1", "--val", "1"]
     assert draw_set([*arguments, "--size", "64"]) == 0
     assert json.loads((tmp_path / "set" / "train.json").read_text())["images"][0]["width"] == 64
     assert draw_set([*arguments, "--size", "10"]) == 2

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from training.datasets.coco import COCO_IDS, COCO_NAMES
+from training.datasets.coco_2014 import COCO_IDS, COCO_NAMES
 from training.datasets.visual_genome import MANUAL
 
 WIDTH, HEIGHT = 80, 64

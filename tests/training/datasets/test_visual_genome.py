@@ -11,7 +11,7 @@ from model.classes import class_table
 from tests.training.datasets.small_sets import vg_object, vg_synsets, write_json, write_visual_genome
 from training.data.coco import CocoDataset
 from training.datasets import visual_genome as vg
-from training.datasets.coco import COCO_NAMES
+from training.datasets.coco_2014 import COCO_NAMES
 
 
 @pytest.fixture

@@ -13,10 +13,12 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from training.drawn import shapes, shapes_drawing
-from training.drawn.shapes import ShapesConfig, main, rectangles, run_lengths, write_shapes
-from training.drawn.shapes_drawing import Drawing, box_iou, draw, mask_box
+from training.drawn import shapes_drawing, write
+from training.drawn.__main__ import main
+from training.drawn.shapes import ShapesConfig, rectangles, run_lengths, write_shapes
+from training.drawn.shapes_drawing import Drawing, box_iou, draw
 from training.drawn.shapes_forms import CLASSES, COLOURS, FORMS
+from training.drawn.write import SPLITS, mask_box
 
 # Drawn anew from the same seed, these must come out the same on every machine. A wanted change of the
 # drawing changes them.
@@ -187,7 +189,7 @@ def test_run_lengths_and_rectangles_give_any_mask_back_exactly() -> None:
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_pycocotools_reads_what_was_drawn(folder: Path, split: str) -> None:
     coco = COCO(folder / f"{split}.json")
-    number = shapes.SPLITS.index(split)
+    number = SPLITS.index(split)
     assert len(coco.imgs) == getattr(SMALL, split)
     for image in coco.imgs.values():
         drawing = draw(seed=0, split=number, index=image["id"] - 1, side=128, crowds=split == "train")
@@ -233,7 +235,7 @@ def test_the_number_of_processes_changes_nothing(folder: Path, tmp_path: Path) -
 def test_a_second_run_with_the_same_arguments_does_nothing_but_say_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--out", str(tmp_path / "set"), "--train", "2", "--val", "1", "--workers", "1"]
+    arguments = ["shapes", "--out", str(tmp_path / "set"), "--train", "2", "--val", "1", "--workers", "1"]
     assert main(arguments) == 0
     (tmp_path / "set" / "mark").touch()
     assert main(arguments) == 0
@@ -253,7 +255,7 @@ def test_an_interrupted_run_leaves_the_earlier_data_set_and_nothing_else(
     def interrupted(task: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(shapes, "_write_image", interrupted)
+    monkeypatch.setattr(write, "_write_image", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_shapes(out, ShapesConfig(train=3, val=1), workers=1)
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
@@ -265,7 +267,7 @@ def test_a_folder_that_is_no_drawn_data_set_is_never_replaced(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "photo.jpg").touch()
-    assert main(["--out", str(tmp_path), "--train", "1", "--val", "1", "--workers", "1"]) == 2
+    assert main(["shapes", "--out", str(tmp_path), "--train", "1", "--val", "1", "--workers", "1"]) == 2
     assert "is no drawn data set" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["photo.jpg"]
 

@@ -15,13 +15,13 @@ from PIL import Image
 from model.classes import ClassTable
 from tests.conftest import ROOT
 from tests.training.data.coco_scene import CLASSES, KnowingNetwork, usual_scene
-from training.config import DEFAULT_CONFIG, TrainingConfig, config_from_dict, load_config, to_dict
+from training.config import DEFAULT_CONFIG, TrainingConfig, changed, config_from_dict, load_config, to_dict
 from training.evaluate import measure as evaluate
 from training.experiments import __main__ as experiments
 from training.experiments import transfer_form as validate_transfer
 from training.experiments.__main__ import Experiments, locked
 from training.experiments.grid import DrawingConfig, GridConfig, RowConfig, drawn_data
-from training.experiments.variants import changed, detector_digest
+from training.experiments.variants import detector_digest
 from training.train import Stopped
 from training.train import train as real_train
 
@@ -74,7 +74,7 @@ class NotingTrain:
 
 
 @pytest.fixture
-def grid(tmp_path: Path) -> GridConfig:
+def grid(tmp_path: Path, known_networks: None) -> GridConfig:
     images, annotations = SCENE.write(tmp_path / "data")
     data = (f"data.val_images={images}", f"data.val_annotations={annotations}", "data.mask_classes=ant,cat")
     between = ("class_agnostic", "oracle")
@@ -104,7 +104,6 @@ def made(
     return [row for row in under_way.kept_rows() if row["row"] in [one.name for one in rows]]
 
 
-@pytest.mark.usefixtures("known_networks")
 def test_every_row_is_trained_in_its_form_on_the_detector_that_rows_of_its_seed_share(
     grid: GridConfig, tmp_path: Path
 ) -> None:
@@ -126,13 +125,11 @@ def test_every_row_is_trained_in_its_form_on_the_detector_that_rows_of_its_seed_
         assert not any(one.schedule.detector_steps for one in masks)
 
 
-@pytest.mark.usefixtures("known_networks")
 def test_the_oracle_is_judged_by_the_split_of_the_others(grid: GridConfig, tmp_path: Path) -> None:
     (row,) = made(grid, NotingTrain(), tmp_path / "out", names="oracle")
     assert row["results"]["b"]["classes"] == 2 and row["mask_iou_b"] == 1.0
 
 
-@pytest.mark.usefixtures("known_networks")
 def test_the_box_row_is_judged_by_filled_boxes_and_trains_no_mask_branch(
     grid: GridConfig, tmp_path: Path
 ) -> None:
@@ -143,7 +140,6 @@ def test_the_box_row_is_judged_by_filled_boxes_and_trains_no_mask_branch(
     assert [one.schedule.mask_steps for one in train.configs] == [0, 20]
 
 
-@pytest.mark.usefixtures("known_networks")
 def test_every_split_has_its_own_mask_branch_on_the_one_detector_and_the_oracle_is_trained_once(
     grid: GridConfig, tmp_path: Path
 ) -> None:
@@ -159,7 +155,6 @@ def test_every_split_has_its_own_mask_branch_on_the_one_detector_and_the_oracle_
     assert in_a == 2 * [{"ant", "cat"}, {"bee", "dog"}]
 
 
-@pytest.mark.usefixtures("known_networks")
 def test_an_end_to_end_row_is_trained_whole_and_without_a_detector(grid: GridConfig, tmp_path: Path) -> None:
     train = NotingTrain()
     whole = ("schedule.end_to_end_steps=30", "schedule.detector_steps=0", "schedule.mask_steps=0")
@@ -168,7 +163,6 @@ def test_an_end_to_end_row_is_trained_whole_and_without_a_detector(grid: GridCon
     assert config.schedule.end_to_end_steps == 30 and not config.data.detector_from
 
 
-@pytest.mark.usefixtures("known_networks")
 def test_finished_rows_are_kept_and_changed_ones_made_anew(grid: GridConfig, tmp_path: Path) -> None:
     first, second, third = NotingTrain(), NotingTrain(), NotingTrain()
     rows = made(grid, first, tmp_path / "out")
@@ -177,7 +171,6 @@ def test_finished_rows_are_kept_and_changed_ones_made_anew(grid: GridConfig, tmp
     assert [one.schedule.mask_steps for one in third.configs] == [21, 21]  # and the detector stays
 
 
-@pytest.mark.usefixtures("known_networks")
 def test_rows_of_equal_settings_are_made_once_and_stand_in_the_table_twice(
     grid: GridConfig, tmp_path: Path
 ) -> None:
@@ -188,7 +181,6 @@ def test_rows_of_equal_settings_are_made_once_and_stand_in_the_table_twice(
     assert len(list((tmp_path / "out" / "seed0" / "rows").glob("*.json"))) == 1
 
 
-@pytest.mark.usefixtures("known_networks")
 def test_a_grid_that_was_stopped_goes_on_behind_the_last_finished_row(
     grid: GridConfig, tmp_path: Path
 ) -> None:
@@ -204,7 +196,6 @@ def test_a_grid_that_was_stopped_goes_on_behind_the_last_finished_row(
     assert len(json.loads((out / "results.json").read_text())["rows"]) == len(ROWS)
 
 
-@pytest.mark.usefixtures("known_networks")
 def test_a_row_that_another_process_is_at_comes_last(grid: GridConfig, tmp_path: Path) -> None:
     """The other process is played by a lock, given back when the last of the other rows is being trained."""
     under_way = Experiments(grid, NotingTrain(), out=tmp_path / "out", rows=ROWS)
@@ -229,7 +220,6 @@ def test_a_row_that_another_process_is_at_comes_last(grid: GridConfig, tmp_path:
     ]
 
 
-@pytest.mark.usefixtures("known_networks")
 def test_rows_whose_detector_another_process_trains_come_last_too(grid: GridConfig, tmp_path: Path) -> None:
     under_way = Experiments(grid, NotingTrain(), out=tmp_path / "out", rows=ROWS[2:4])
     exact, _ = under_way.cells([0])
@@ -247,7 +237,6 @@ def test_rows_whose_detector_another_process_trains_come_last_too(grid: GridConf
     assert [one.model.box.head for one in train.configs] == ["conv", "conv", "fc", "fc"]
 
 
-@pytest.mark.usefixtures("known_networks")
 def test_the_files_of_a_grid_place_its_rows_between_the_class_agnostic_one_and_the_oracle(
     grid: GridConfig, tmp_path: Path
 ) -> None:

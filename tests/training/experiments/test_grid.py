@@ -46,10 +46,7 @@ def test_the_paper_has_all_rows_of_its_tables_and_figure() -> None:
     splits = {f"random:{name}" for name in random_splits(80)}
     assert [
         set(row.splits) == splits and len(row.splits) == 25 for row in rows if "Figure 3" in row.paper
-    ] == [
-        True,
-        True,
-    ]
+    ] == [True, True]
     assert SEED == 3
 
 

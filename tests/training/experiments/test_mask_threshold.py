@@ -16,11 +16,10 @@ from model.serving import prepared_for_serving
 from tests.export.tiny import tiny_network
 from tests.model.small_network import image, small_network, target, transfer
 from tests.training.tiny_set import tiny_changes, write_tiny_set
-from training.config import TrainingConfig, config_from_dict, load_config
+from training.config import TrainingConfig, changed, config_from_dict, load_config
 from training.evaluate.predictions import ObjectMask, Predictions
 from training.experiments import mask_threshold as calibrate_masks
 from training.experiments.mask_threshold import calibrate, chosen_threshold, main, report
-from training.experiments.variants import changed
 from training.train import train
 
 # ---- the threshold in the network ----

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.training.tiny_set import tiny_changes, write_tiny_set
-from training.config import load_config
+from training.config import changed, load_config
 from training.evaluate.measure import GroupResults, Results
 from training.evaluate.precision import AveragePrecision
 from training.experiments import estimate as experiments_estimate
@@ -18,7 +18,7 @@ from training.experiments.estimate import Estimate, estimate, kinds, report, wri
 from training.experiments.grid import Cell, GridConfig, RowConfig, cells_of_seed
 from training.experiments.plot import COLOURS, MARGIN, PANEL, write_plot
 from training.experiments.table import FIGURES, figures_of, markdown, summary, with_gaps
-from training.experiments.variants import changed, mean_and_deviation
+from training.experiments.variants import mean_and_deviation
 
 ROWS = (
     RowConfig(name="low"),
@@ -35,38 +35,19 @@ def row(name: str, value: float | None, *, seed: int = 0, split: str = "") -> di
 def test_figures_come_from_the_group_they_are_named_after() -> None:
     def group(tens: float) -> GroupResults:
         def precision(units: float) -> AveragePrecision:
-            return AveragePrecision(
-                ap=tens + units,
-                ap50=tens + units + 0.5,
-                ap75=None,
-                ap_small=None,
-                ap_medium=None,
-                ap_large=None,
-            )
+            rest = dict.fromkeys(("ap75", "ap_small", "ap_medium", "ap_large"))
+            return AveragePrecision(ap=tens + units, ap50=tens + units + 0.5, **rest)
 
-        return GroupResults(
-            classes=1,
-            objects=1,
-            box=precision(1),
-            mask=precision(2),
-            filled_box=precision(3),
-            mask_iou=tens + 4,
-            box_fill=tens + 5,
-        )
+        box, mask, filled = (precision(units) for units in (1, 2, 3))
+        shares = {"mask_iou": tens + 4, "box_fill": tens + 5}
+        return GroupResults(classes=1, objects=1, box=box, mask=mask, filled_box=filled, **shares)
 
     results = Results(
         images=1, score_threshold=0.05, skipped={}, a=group(10), b=group(20), all=group(30), classes=()
     )
-    assert figures_of(results, filled=False) == {
-        "box_ap50_a": 11.5,
-        "box_ap50_b": 21.5,
-        "mask_ap_a": 12,
-        "mask_ap_b": 22,
-        "mask_ap50_a": 12.5,
-        "mask_ap50_b": 22.5,
-        "mask_iou_a": 14,
-        "mask_iou_b": 24,
-    }
+    wanted = {"box_ap50": 11.5, "mask_ap": 12, "mask_ap50": 12.5, "mask_iou": 14}
+    of_b = {f"{name}_b": value + 10 for name, value in wanted.items()}
+    assert figures_of(results, filled=False) == {f"{name}_a": value for name, value in wanted.items()} | of_b
     filled = figures_of(results, filled=True)
     assert (filled["mask_ap_b"], filled["mask_ap50_a"], filled["mask_iou_a"]) == (23, 13.5, 15)
     assert filled["box_ap50_a"] == 11.5
@@ -75,11 +56,8 @@ def test_figures_come_from_the_group_they_are_named_after() -> None:
 def test_a_gap_is_that_of_the_rows_own_seed_and_split() -> None:
     rows = [row("low", 0.2), row("high", 0.6), row("mid", 0.3)]
     rows += [row("low", 0.0, seed=1), row("high", 0.4, seed=1), row("mid", 0.3, seed=1)]
-    rows += [
-        row("mid", 0.3, seed=2),
-        row("low", 0.1, seed=2, split="voc"),
-        row("high", 0.9, seed=2, split="voc"),
-    ]
+    rows += [row("mid", 0.3, seed=2)]
+    rows += [row(name, value, seed=2, split="voc") for name, value in (("low", 0.1), ("high", 0.9))]
     placed = {(one["row"], one["seed"]): one["gap_ap_b"] for one in with_gaps(GRID, rows) if not one["split"]}
     assert placed["mid", 0] == pytest.approx(0.25) and placed["mid", 1] == pytest.approx(0.75)
     assert placed["mid", 2] is None
@@ -87,10 +65,9 @@ def test_a_gap_is_that_of_the_rows_own_seed_and_split() -> None:
 
 
 def test_where_the_upper_row_is_no_better_there_is_no_gap() -> None:
-    rows = [row("low", 0.5), row("high", 0.5), row("mid", 0.6)]
-    assert [one["gap_iou_b"] for one in with_gaps(GRID, rows)] == [None, None, None]
-    rows = [row("low", None), row("high", 0.5), row("mid", 0.6)]
-    assert [one["gap_iou_b"] for one in with_gaps(GRID, rows)] == [None, None, None]
+    for low in (0.5, None):
+        rows = [row("low", low), row("high", 0.5), row("mid", 0.6)]
+        assert [one["gap_iou_b"] for one in with_gaps(GRID, rows)] == [None, None, None]
 
 
 def test_the_table_shows_mean_and_sample_deviation_over_seeds() -> None:
@@ -107,16 +84,10 @@ def test_the_trials_of_a_random_split_are_runs_of_one() -> None:
     rows = [row("mid", value, split=f"random:E{trial}_A20B60") for trial, value in ((1, 0.1), (2, 0.3))]
     rows += [row("mid", 0.5, split="random:E1_A30B50"), row("mid", 0.7, split="voc")]
     entries = summary(GRID, rows)
-    assert [(one["split"], one["runs"]) for one in entries] == [
-        ("random:A20B60", 2),
-        ("random:A30B50", 1),
-        ("voc", 1),
-    ]
-    assert entries[0]["figures"]["mask_ap_b"] == {
-        "mean": pytest.approx(0.2),
-        "deviation": pytest.approx(0.02**0.5),
-        "runs": 2,
-    }
+    runs = {one["split"]: one["runs"] for one in entries}
+    assert list(runs.items()) == [("random:A20B60", 2), ("random:A30B50", 1), ("voc", 1)]
+    spread = {"mean": pytest.approx(0.2), "deviation": pytest.approx(0.02**0.5), "runs": 2}
+    assert entries[0]["figures"]["mask_ap_b"] == spread
 
 
 def test_the_deviation_is_that_of_a_sample() -> None:
@@ -170,9 +141,8 @@ def test_timed_steps_are_reckoned_up_to_those_of_the_schedule(
     monkeypatch.setattr(experiments_estimate, "time", SimpleNamespace(monotonic=lambda: float(next(seconds))))
     (found,) = estimate([cell], [], out=tmp_path, drawn=None, timed=True)
     assert (found.row, found.trainings, found.unknown) == ("one", 2, "")
-    assert found.seconds == pytest.approx(
-        3600 + 2 + 1
-    )  # steps of the detector and the mask branch; all images
+    steps, images = 3600 + 2, 1  # of the detector and the mask branch; all of them
+    assert found.seconds == pytest.approx(steps + images)
     assert not (tmp_path / "run").exists()
 
 

@@ -13,10 +13,9 @@ import torch
 from model.classes import ClassTable
 from model.config import TransferConfig
 from tests.training.data.coco_scene import CLASSES, KnowingNetwork, Scene, Thing, corner
-from training.config import TrainingConfig, config_from_dict, load_config, to_dict
+from training.config import TrainingConfig, changed, config_from_dict, load_config, to_dict
 from training.experiments import transfer_form as validate_transfer
 from training.experiments.transfer_form import CANDIDATES, hold_out_groups
-from training.experiments.variants import changed
 
 FIVE = ClassTable(
     ids=(2, 5, 7, 9, 11), names=("ant", "bee", "cat", "dog", "eel"), has_mask=(True,) * 4 + (False,)
@@ -169,11 +168,7 @@ def test_a_finished_detector_is_taken_as_it_is(
     ],
 )
 def test_the_runs_own_detector_is_taken_where_its_stage_is_done_and_it_is_the_same(
-    config: TrainingConfig,
-    networks: list[KnowingNetwork],
-    step: int,
-    changes: dict[str, Any],
-    taken: bool,
+    config: TrainingConfig, networks: list[KnowingNetwork], step: int, changes: dict[str, Any], taken: bool
 ) -> None:
     own = Path(config.output.dir) / "checkpoint.pt"
     own.parent.mkdir()
@@ -222,11 +217,18 @@ def test_with_more_folds_every_class_of_set_a_is_held_out_in_turn(
     assert all(len(one.fold_ious) == 3 for one in outcome.judged)
 
 
+def test_where_cuda_was_asked_for_and_is_not_there_no_form_is_trained_or_judged_on_the_cpu(
+    config: TrainingConfig, networks: list[KnowingNetwork], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    train = NotingTrain()
+    with pytest.raises(ValueError, match="device is cuda, but torch"):
+        validate(changed(config, {"device": "cuda"}), train)
+    assert not train.configs and not networks
+
+
 def test_the_run_prints_lines_that_set_the_chosen_form_and_writes_them(
-    config: TrainingConfig,
-    networks: list[KnowingNetwork],
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
+    config: TrainingConfig, networks: list[KnowingNetwork], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     validate_transfer.run(config, NotingTrain())
     printed = capsys.readouterr().out

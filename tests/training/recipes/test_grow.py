@@ -39,11 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         json.dumps({**whole, "annotations": new, "categories": [{"id": 1, "name": "slab"}]})
     )
     threads = torch.get_num_threads()
-    normal = [
-        "model.transfer.input=cls+box",
-        "model.transfer.normalise=true",
-        "model.transfer.residual=false",
-    ]
+    normal = [f"model.transfer.{form}" for form in ("input=cls+box", "normalise=true", "residual=false")]
     assert train([*tiny_changes(folder, folder / "before"), "data.mask_classes=tile", *normal]) == 0
     torch.set_num_threads(threads)
     return folder
@@ -51,13 +47,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def grow(folder: Path, tmp_path: Path) -> Callable[..., int]:
-    words = [
-        str(folder / "before" / "checkpoint.pt"),
-        "--images",
-        str(folder / "images"),
-        "--out",
-        str(tmp_path / "g"),
-    ]
+    words = [str(folder / "before" / "checkpoint.pt"), "--images", str(folder / "images")]
+    words += ["--out", str(tmp_path / "g")]
     annotations = ["--annotations", str(folder / "new.json")]
     return lambda *more, of=annotations: main([*words, *of, *more])
 
@@ -124,12 +115,8 @@ def test_a_grown_network_is_evaluated_on_all_its_classes(
     written = json.loads((tmp_path / "g" / "val.json").read_text())
     assert [one["name"] for one in written["categories"]] == ["brick", "tile", "slab"]
     assert {one["category_id"] for one in written["annotations"]} == {3}
-    assert (
-        evaluate(
-            ["--checkpoint", str(tmp_path / "g" / "checkpoint.pt"), "--device", "cpu", "--out", str(tmp_path)]
-        )
-        == 0
-    )
+    words = ["--checkpoint", str(tmp_path / "g" / "checkpoint.pt"), "--device", "cpu", "--out", str(tmp_path)]
+    assert evaluate(words) == 0
     val["categories"][0]["name"] = "unicorn"
     (tmp_path / "val.json").write_text(json.dumps(val))
     assert grow("--restart", "--val-annotations", str(tmp_path / "val.json")) == 2

@@ -6,16 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from export.verify import verify_mask_table
 from model.checkpoint import load_checkpoint, load_network
 from model.masks.class_rows import sliced, with_rows_of
 from tests.training.datasets.small_sets import write_coco_2014, write_visual_genome
-from tests.training.tiny_set import tiny_changes
+from tests.training.tiny_set import tiny_changes, weights
 from training.config import DEFAULT_CONFIG, TrainingConfig, load_config
 from training.datasets import visual_genome as vg
-from training.datasets.coco import COCO_IDS, COCO_NAMES
+from training.datasets.coco_2014 import COCO_IDS, COCO_NAMES
 from training.recipes import two_stage
 from training.train import Stopped
 
@@ -41,22 +40,15 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def configs(root: Path, *changes: str) -> tuple[TrainingConfig, TrainingConfig]:
     """The two stages, a step each."""
-    small = [
-        word
-        for word in tiny_changes(root, root)
-        if not word.startswith(("data.", "schedule.det", "output.dir"))
-    ]
+    own = ("data.", "schedule.det", "output.dir")
+    small = [word for word in tiny_changes(root, root) if not word.startswith(own)]
     common = [*small, "data.workers=0", *FORM, "optimiser.learning_rate=0.01"]
     of_vg = [f"data.train_images={root / 'vg'}", f"data.train_annotations={root / 'vg' / 'vg3k_train.json'}"]
     of_vg += ["schedule.detector_steps=1", "schedule.mask_steps=0", "data.mask_classes=all"]
     folder = root / "coco"
-    of_coco = [
-        f"data.train_images={folder / 'train2014'}",
-        "data.mask_classes=all",
-        "schedule.detector_steps=0",
-    ]
+    of_coco = [f"data.train_images={folder / 'train2014'}", "data.mask_classes=all", "schedule.mask_steps=1"]
     of_coco += [f"data.train_annotations={folder / 'annotations' / 'instances_train2014.json'}"]
-    of_coco += ["schedule.mask_steps=1"]
+    of_coco += ["schedule.detector_steps=0"]
     return (
         load_config(DEFAULT_CONFIG, [*common, *of_vg, *changes]),
         load_config(DEFAULT_CONFIG, [*common, *of_coco, *changes]),
@@ -71,16 +63,11 @@ def made(root: Path) -> Path:
     return path
 
 
-def weights(path: Path) -> dict[str, Tensor]:
-    state: dict[str, Tensor] = load_checkpoint(path)["model"]
-    return state
-
-
 def test_the_whole_detector_is_restored_and_the_mask_branch_is_that_of_the_second_stage(
     root: Path, made: Path
 ) -> None:
     whole, few, final = (
-        weights(root / "out" / x) for x in ("detector/checkpoint.pt", "masks/checkpoint.pt", made)
+        weights(folder) for folder in (root / "out" / "detector", root / "out" / "masks", made.parent)
     )
     assert final.keys() == whole.keys()
     for name, value in final.items():
@@ -92,13 +79,9 @@ def test_the_whole_detector_is_restored_and_the_mask_branch_is_that_of_the_secon
 
 
 def test_the_sliced_detector_has_the_background_and_cocos_rows_by_name(root: Path) -> None:
-    two_stage.slice_classes(
-        root / "out" / "detector" / "checkpoint.pt", two_stage.mask_table(configs(root)[1]), root / "again.pt"
-    )
-    whole, few = (
-        load_checkpoint(root / "out" / "detector" / "checkpoint.pt"),
-        load_checkpoint(root / "again.pt"),
-    )
+    detector = root / "out" / "detector" / "checkpoint.pt"
+    two_stage.slice_classes(detector, two_stage.mask_table(configs(root)[1]), root / "again.pt")
+    whole, few = load_checkpoint(detector), load_checkpoint(root / "again.pt")
     assert few["classes"]["ids"] == list(COCO_IDS) and few["classes"]["names"] == list(COCO_NAMES)
     names = whole["classes"]["names"]
     assert len(names) == 83
@@ -142,9 +125,7 @@ def test_what_is_finished_is_not_made_again(root: Path, made: Path, monkeypatch:
     made.unlink()
     assert two_stage.two_stage(*configs(root), root / "out") == made
     assert (root / "out" / "detector" / "checkpoint.pt").stat().st_mtime_ns == detector
-    assert (
-        weights(made).keys() == load_checkpoint(made)["model"].keys() and len(before) == made.stat().st_size
-    )
+    assert len(before) == made.stat().st_size
 
 
 @pytest.mark.parametrize("form", ["input=random", "normalise=true"])
@@ -171,7 +152,7 @@ def test_further_classes_change_no_mask_of_the_second_stage(
         (
             ["schedule.detector_steps=0", "schedule.mask_steps=1"],
             [],
-            "has 0 detector_steps and 0 end_to_end_steps",
+            "0 detector_steps and 0 end_to_end_steps",
         ),
         ([], ["schedule.mask_steps=0", "schedule.detector_steps=1"], "has no mask_steps"),
         ([], ["model.box.width=8"], r"different detectors: model\.box\.width is 16 and 8"),
@@ -230,21 +211,15 @@ def test_the_command_reads_two_files_and_goes_on_after_a_signal(
     seen: list[tuple[str, str, int, str]] = []
 
     def stopped(detector: TrainingConfig, masks: TrainingConfig, out: Path, *, detector_from: str) -> Path:
-        seen.append(
-            (detector.data.train_images, masks.data.train_images, masks.schedule.batch_size, detector_from)
-        )
+        images = detector.data.train_images, masks.data.train_images
+        seen.append((*images, masks.schedule.batch_size, detector_from))
         if len(seen) == 1:
             raise Stopped(signal.SIGTERM, step=2, checkpoint=out)
         return out
 
     monkeypatch.setattr(two_stage, "two_stage", stopped)
-    words = [
-        str(tmp_path / "vg.toml"),
-        str(tmp_path / "coco.toml"),
-        "--out",
-        str(tmp_path),
-        "schedule.batch_size=3",
-    ]
+    words = [str(tmp_path / "vg.toml"), str(tmp_path / "coco.toml"), "--out", str(tmp_path)]
+    words += ["schedule.batch_size=3"]
     assert two_stage.main(words) == 143
     assert "the same command goes on" in capsys.readouterr().out
     assert two_stage.main([*words, "--detector-from", "d.pt"]) == 0

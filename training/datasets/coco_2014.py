@@ -4,14 +4,12 @@ COCO 2017 is the same images under other names: its val is minival, its train is
 paper's own code, lib/datasets/data). So the list of minival is taken from instances_val2017.json.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from training.data.annotations import check_image_entries, read_annotations
-from training.datasets.coco_files import CocoWriter, annotations_of, image_ids
+from training.datasets.files import CocoWriter, annotations_of, image_ids
 
 COCO_NAMES: tuple[str, ...] = (
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",

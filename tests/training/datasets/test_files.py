@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.training.datasets.small_sets import write_json
-from training.datasets.coco_files import CocoWriter, image_ids, items_of_list
+from training.datasets.files import CocoWriter, image_ids, items_of_list
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),

@@ -1,13 +1,13 @@
 """Annotation files read and written piece by piece, since the whole of them may not fit the memory."""
 
-from __future__ import annotations
-
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+from model.files import whole
 
 _CHUNK = 1 << 20
 _SPACE = " \t\r\n"
@@ -82,9 +82,8 @@ class CocoWriter:
         self.images = 0
         self.annotations = 0
         self._images: list[Mapping[str, Any]] = []
-        self._unfinished = path.with_name(f".{path.name}.unfinished-{os.getpid()}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._unfinished.open("w", encoding="utf-8")
+        self._whole = ExitStack()
+        self._file = self._whole.enter_context(whole(path, mode="w"))
         head = json.dumps({"info": {"description": description}, "categories": list(categories)})
         self._file.write(head[:-1] + ',\n"annotations": [')
 
@@ -105,17 +104,14 @@ class CocoWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            if kind is None:
-                self._file.write('\n],\n"images": [')
-                for number, image in enumerate(self._images):
-                    self._file.write(("," if number else "") + "\n" + json.dumps(image))
-                self._file.write("\n]}\n")
-                self._file.close()
-                self._unfinished.replace(self.path)
-        finally:
-            self._file.close()
-            self._unfinished.unlink(missing_ok=True)
+        if kind is not None:
+            self._whole.__exit__(kind, error, trace)
+            return
+        with self._whole:
+            self._file.write('\n],\n"images": [')
+            for number, image in enumerate(self._images):
+                self._file.write(("," if number else "") + "\n" + json.dumps(image))
+            self._file.write("\n]}\n")
 
     def __str__(self) -> str:
         return f"{self.path}: {self.images} images, {self.annotations} objects"
