@@ -74,7 +74,7 @@ def test_a_folder_becomes_coco_results_and_a_bad_image_an_error_of_its_own(
     command: Command, engine: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command(engine=engine) == 0
-    names = {image["id"]: image["file_name"] for image in command.read("images.json")["images"]}
+    names = {image["id"]: image["file_name"] for image in command.read("results.images.json")["images"]}
     assert names == {1: "a.png", 2: "b.PNG", 4: "d.png", 5: "deep/c.png", 6: "e.png"}
     results = command.read("results.json")
     assert [one["image_id"] for one in results] == [1, 2, 4, 5, 6]
@@ -90,11 +90,19 @@ def test_pycocotools_loads_the_results_onto_the_images(command: Command) -> None
     from pycocotools.coco import COCO
 
     assert command() == 0
-    (command.out / "truth.json").write_text(json.dumps({**command.read("images.json"), "annotations": []}))
-    loaded = COCO(str(command.out / "truth.json")).loadRes(str(command.out / "results.json"))
+    loaded = COCO(str(command.out / "results.images.json")).loadRes(str(command.out / "results.json"))
     (found,) = loaded.loadAnns(loaded.getAnnIds(imgIds=[5]))
     mask = loaded.annToMask(found)
     assert mask.sum() == 120 and mask[3:15, 4:14].all()
+
+
+def test_the_results_become_annotations_without_naming_their_images(command: Command) -> None:
+    from client.annotation import convert
+
+    assert command() == 0
+    out = command.out / "a.xml"
+    assert convert.main([str(command.out / "results.json"), "--to", "cvat", "--out", str(out)]) == 0
+    assert out.read_text().count("<mask ") == 5
 
 
 def test_an_archive_gives_what_its_model_gives_and_says_how_it_is_run(
@@ -133,7 +141,7 @@ def test_a_run_that_was_killed_goes_on_and_ends_with_the_same_bytes(
     first = (killed.out / "parts" / "000000.json").stat().st_mtime_ns
     assert killed(engine=engine) == 0
     assert (killed.out / "parts" / "000000.json").stat().st_mtime_ns == first
-    for name in ("results.json", "images.json", "errors.json"):
+    for name in ("results.json", "results.images.json", "errors.json"):
         assert (killed.out / name).read_bytes() == (command.out / name).read_bytes()
 
 
