@@ -28,6 +28,7 @@ from client import (
     ServerUnreachable,
     TimedOut,
 )
+from client.errors import error_in
 from tests.client.faulty import (
     ANSWER,
     MODEL,
@@ -125,6 +126,32 @@ def test_a_failure_that_would_come_again_is_raised_at_once_in_its_class(name: st
         assert len(faulty.seen) == 1
 
 
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b'{"error":{"code":400,"type":"T","message":"m"}}', 400),
+        (b'{"code":503,"type":"ServiceUnavailableException","message":"m"}', 503),
+        (b'{"detections":[]}', None),
+        (b'{"error":"m"}', None),
+        (b"[]", None),
+        (b"\xff", None),
+        (b"", None),
+    ],
+)
+def test_an_error_is_told_from_an_answer(body: bytes, code: int | None) -> None:
+    found = error_in(body)
+    assert (found.code if found else None) == code
+
+
+def test_an_error_without_words_has_those_of_its_status() -> None:
+    with (
+        rest(Step(status=413, body=b"")) as faulty,
+        Client(faulty.url) as client,
+        pytest.raises(InvalidImage, match=r"413 HTTP: .*[Tt]oo [Ll]arge"),
+    ):
+        client.predict(b"")
+
+
 @both
 def test_attempts_end_and_the_last_error_is_raised(server: Server) -> None:
     step = Step(status=503, code=Status.UNAVAILABLE, details="Prediction failed", body=b"")
@@ -215,6 +242,7 @@ def test_parameters_travel_as_text_by_their_names_and_lists_as_json(server: Serv
         assert seen.path in ("/predictions/m%20x/2.0", "m x/2.0")
         client.predict(b"image", score_threshold=None)
         assert faulty.seen[1].entries == {"data": b"image"}
+        assert faulty.seen[1].headers.get("content-type", "octet-stream").endswith("octet-stream")
 
 
 @both
@@ -357,7 +385,7 @@ def test_a_picture_an_array_a_path_and_bytes_are_sent_without_loss(tmp_path: Any
         for seen in faulty.seen:
             with Image.open(io.BytesIO(seen.entries["data"])) as sent:
                 assert np.array_equal(np.asarray(sent), pixels)
-        with pytest.raises(ValueError, match=r"float64 \[2, 2\] is no image"):
+        with pytest.raises(ValueError, match=r"float64 \[2, 2\] is not an image"):
             client.predict(np.zeros((2, 2)))
 
 
@@ -366,6 +394,8 @@ def test_a_picture_an_array_a_path_and_bytes_are_sent_without_loss(tmp_path: Any
     [
         ({"url": "127.0.0.1:8080"}, r"expected one such as http://127\.0\.0\.1:8080"),
         ({"url": "ftp://x"}, "expected one such as"),
+        ({"url": "http://"}, "expected one such as"),
+        ({"url": ""}, "expected one such as"),
         ({"url": "grpc://host"}, "grpc://host:port"),
         ({"url": "http://user:secret@host"}, "expected one such as"),
         ({"token": "a\nb"}, "printable ASCII"),

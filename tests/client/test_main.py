@@ -10,9 +10,7 @@ import pytest
 from PIL import Image
 
 from client import __main__ as command
-from client.images import upright
-from client.prediction import Prediction, prediction_of
-from client.report import table
+from client.prediction import Prediction, prediction_of, table
 from tests.client.faulty import ANSWER as ONE_FOUND
 from tests.client.faulty import DETECTION, Faulty, Step, error, over_grpc, rest
 
@@ -159,13 +157,3 @@ def test_an_overlay_that_cannot_be_written_fails_after_the_answer_was_printed(
     assert command.main([str(photo), "--overlay", str(photo.with_name("o.xyz")), "--url", server.url]) == 2
     said = capsys.readouterr()
     assert said.out.startswith("category") and ".xyz" in said.err
-
-
-def test_sixteen_bits_are_scaled_for_the_overlay_and_exif_turns_it(tmp_path: Path) -> None:
-    path = tmp_path / "deep.png"
-    Image.fromarray(np.full((30, 40), 32896, np.uint16)).save(path)
-    assert np.unique(np.asarray(upright(path.read_bytes()))).tolist() == [128]
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new("RGB", (40, 30)).save(tmp_path / "turned.jpg", exif=exif)
-    assert upright((tmp_path / "turned.jpg").read_bytes()).size == (30, 40)

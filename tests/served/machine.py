@@ -5,15 +5,14 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
-from client.grpc_client import GrpcClient
-from client.rest import RestClient
 from export.archive import ROOT
 from server.processes import Ports, load_running, server_processes
+from tests.served.asking import Once
 
 SECRET = "MASKX_TEST_API_TOKEN"
 UNSUSPECTED = "DATABASE_URL"
@@ -25,7 +24,6 @@ class Machine:
 
     folder: Path
     started: str = ""
-    clients: list[GrpcClient] = field(default_factory=list)
 
     @property
     def state(self) -> Path:
@@ -73,13 +71,11 @@ class Machine:
     def start(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return self.command("start", "--ports", "free", *arguments)
 
-    def rest(self, token: str = "") -> RestClient:
-        return RestClient(f"http://127.0.0.1:{self.ports.inference}", token=token, timeout=60)
+    def rest(self, token: str = "") -> Once:
+        return Once(f"http://127.0.0.1:{self.ports.inference}", token)
 
-    def grpc(self, token: str = "") -> GrpcClient:
-        client = GrpcClient(f"127.0.0.1:{self.ports.grpc}", token=token, timeout=60)
-        self.clients.append(client)
-        return client
+    def grpc(self, token: str = "") -> Once:
+        return Once(f"grpc://127.0.0.1:{self.ports.grpc}", token)
 
     def processes(self) -> list[psutil.Process]:
         return server_processes(self.state)
@@ -101,8 +97,6 @@ class Machine:
         return str(json.loads((self.state / "key_file.json").read_text())["inference"]["key"])
 
     def end(self) -> None:
-        for client in self.clients:
-            client.close()
         self.command("stop")
 
 

@@ -264,4 +264,4 @@ def test_masks_as_polygons_and_without_masks_are_results_too(folder: Path) -> No
 def test_a_number_of_jobs_that_cannot_be_is_refused(jobs: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         command.main(["a.png", "--jobs", jobs])
-    assert "no number from 1 to 256" in capsys.readouterr().err
+    assert "not a number from 1 to 256" in capsys.readouterr().err
