@@ -42,20 +42,16 @@ class Machine:
         environment |= {SECRET: "never to be seen by the worker", "MASKX_TEST_PLAIN": "may be seen"}
         return environment | {UNSUSPECTED: "postgres://user:never@to.be.seen"}
 
-    def command(self, *arguments: str, module: str = "server") -> subprocess.CompletedProcess[str]:
-        """`python -m server ...`, or another of its modules."""
+    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """`python -m server ...`"""
         return subprocess.run(
-            [sys.executable, "-m", module, *arguments],
+            [sys.executable, "-m", "server", *arguments],
             cwd=self.folder,
             env=self.environment,
             capture_output=True,
             text=True,
             check=False,
         )
-
-    def models(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """`python -m server.versions ...`"""
-        return self.command(*arguments, module="server.versions")
 
     def run(self, *arguments: str) -> subprocess.Popen[bytes]:
         """`python -m server run ...`, left running; what it says stands in run.log."""
