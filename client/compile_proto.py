@@ -9,10 +9,10 @@ import sys
 from importlib import import_module, resources
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+HERE = Path(__file__).resolve().parent
 
 
-def compile_proto(root: Path = ROOT, package: str = "client") -> None:
+def compile_proto(root: Path = HERE.parent, package: str = HERE.name) -> None:
     """Writes inference_pb2.py and inference_pb2_grpc.py into generated/ of the package, which lies below `root`.
 
     Raises:
@@ -32,7 +32,7 @@ def compile_proto(root: Path = ROOT, package: str = "client") -> None:
         [
             "protoc",
             # seen as if it lay in there, so that the two generated modules import each other from there
-            f"-I{inside}={Path(__file__).resolve().parent}",
+            f"-I{inside}={HERE}",
             f"-I{resources.files('grpc_tools') / '_proto'}",
             f"--python_out={root}",
             f"--pyi_out={root}",

@@ -13,11 +13,10 @@ from .retry import Failure, seconds_of
 from .transport import Fields, Target, field_names
 
 try:
+    import google.protobuf  # noqa: F401  the generated code needs it
     import grpc
 except ImportError as missing:
-    raise ImportError(
-        f'gRPC needs the package grpcio ({missing}); run pip install "maskx[grpc]"'
-    ) from missing
+    raise ImportError(f'gRPC needs more packages ({missing}); run pip install "maskx[grpc]"') from missing
 try:
     from .generated import inference_pb2, inference_pb2_grpc
 except ImportError as missing:
