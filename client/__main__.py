@@ -211,9 +211,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     asked.add_argument("--mask-format", choices=("rle", "polygon", "png", "none"), help="form of the masks")
     server = parser.add_argument_group("whom is asked")
     server.add_argument(
-        "--url",
-        default=DEFAULT_URL,
-        help="http(s)://host:port or grpc(s)://host:port (default: %(default)s)",
+        "--url", default=DEFAULT_URL, help="http(s)://host:port or grpc(s)://host:port (default: %(default)s)"
     )
     server.add_argument(
         "--grpc", metavar="HOST:PORT", help="short for --url grpc://HOST:PORT (127.0.0.1:7070)"

@@ -73,5 +73,5 @@ class Environment:
                 continue
             for top in {file.parts[0] for file in found.files or ()} - {"..", "__pycache__"}:
                 if not (self.packages / top).exists():
-                    (self.packages / top).symlink_to(found.locate_file(top))
+                    (self.packages / top).symlink_to(str(found.locate_file(top)))
             self._link(found.requires or (), requirement.extras, done)
