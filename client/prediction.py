@@ -100,7 +100,7 @@ def prediction_of(content: Mapping[str, Any], model: Mapping[str, Any]) -> Predi
     """The typed form of one image's content, `{"image", "detections"}`.
 
     Raises:
-        ValueError: it has another form; then the server is no maskx, or of another version.
+        ValueError: it has another form, as the answer of another model or another version has.
     """
     try:
         height, width = int(content["image"]["height"]), int(content["image"]["width"])
@@ -139,14 +139,14 @@ def parsed(body: bytes) -> Mapping[str, Any]:
     """The body of an answer as JSON.
 
     Raises:
-        ValueError: it is no JSON object.
+        ValueError: it is not a JSON object.
     """
     try:
         content = json.loads(body)
     except ValueError as error:
-        raise ValueError(f"the answer is no JSON ({error}); {ANOTHER}") from error
+        raise ValueError(f"the answer is not JSON ({error}); {ANOTHER}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"the answer is no JSON object; {ANOTHER}")
+        raise ValueError(f"the answer is not a JSON object; {ANOTHER}")
     return content
 
 

@@ -105,7 +105,7 @@ class Transport(Protocol):
 
 
 def token_or_environment(token: str | None) -> str:
-    """The token given, or the environment's where it is None; empty where there is none."""
+    """The token given, or the environment's where it is None; empty where neither is set."""
     return os.environ.get(TOKEN_VARIABLE, "") if token is None else token
 
 

@@ -29,7 +29,7 @@ def find_images(inputs: Sequence[str]) -> list[tuple[Path, str]]:
     Files named one by one are taken whatever their suffix is, of folders those with an image's.
 
     Raises:
-        ValueError: an input that is none of these or holds no image; two files of one name.
+        ValueError: an input is neither file, folder nor pattern, or holds no image; two files have one name.
     """
     found: dict[Path, str] = {}
     for given in inputs:
@@ -89,7 +89,7 @@ def read_json(path: Path) -> Any:
     """The content of a JSON file.
 
     Raises:
-        ValueError: there is none, or it is no JSON.
+        ValueError: it cannot be read, or is not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))

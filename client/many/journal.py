@@ -23,7 +23,7 @@ class Journal:
         asked: the model and the parameters; answers to other ones cannot be mixed.
 
     Raises:
-        ValueError: the file is no journal, or one of a run that asked otherwise.
+        ValueError: the file is not a journal, or is that of a run that asked otherwise.
     """
 
     def __init__(self, path: Path, asked: Mapping[str, Any]) -> None:

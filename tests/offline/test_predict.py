@@ -234,7 +234,7 @@ def test_names_that_are_numbers_are_the_ids_unless_two_are_the_same() -> None:
         (["--score-threshold", "2"], "score_threshold is"),
         (["--categories", "purple"], "purple"),
         (["--archive", "nowhere.mar"], "nowhere.mar cannot be read"),
-        (["--archive", __file__], "is no archive"),
+        (["--archive", __file__], "is neither an archive"),
         (["--images", "nothing://here"], "nothing"),
         (["--part-images", "0"], "--part-images must be 1 or more"),
     ],
@@ -256,7 +256,7 @@ def test_a_folder_without_images_is_refused(command: Command, tmp_path: Path, ca
 def test_an_annotation_file_with_an_id_twice_is_refused() -> None:
     with pytest.raises(ValueError, match="twice"):
         listed_images({"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}]}, "coco.json")
-    with pytest.raises(ValueError, match="no COCO file"):
+    with pytest.raises(ValueError, match="not a COCO file"):
         listed_images([], "coco.json")
     assert listed_images({"images": [{"id": 4, "file_name": "a"}]}, "coco.json") == [Image(id=4, name="a")]
 

@@ -234,7 +234,7 @@ def test_of_a_whole_data_set_only_the_images_with_results_are_written(folder: Pa
     ("results", "words"),
     [
         ([result(image_id=5)], "a result of image 5"),
-        ({"a": 1}, "no COCO results"),
+        ({"a": 1}, "does not hold COCO results"),
         ([{"image_id": 4}], "not as COCO has it"),
         ([result(segmentation={"size": [1, 2], "counts": "0"})], "does not fit an image"),
         ([result(segmentation={"counts": "0"})], "a result of image 4 cannot be read"),

@@ -22,7 +22,7 @@ Said = pytest.CaptureFixture[str]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Six images in two folders, and what is none."""
+    """Six images in two folders, and a file that is not an image."""
     photos = tmp_path / "photos"
     (photos / "deep").mkdir(parents=True)
     for name in ("a.png", "b.jpg", "c.PNG", "d.png", "deep/a.png", "deep/é.bmp"):
