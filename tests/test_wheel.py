@@ -118,6 +118,24 @@ def test_serving_begins_with_the_archive_and_finds_its_configuration(full: Envir
     assert len(shipped) == 3 and all(Path(path).is_file() for path in shipped)
 
 
+@pytest.mark.parametrize(
+    ("verb", "status", "words"),
+    [
+        ("stop", 0, "no server was running"),
+        ("ready", 1, "not ready: no server was started from none"),
+        ("versions", 2, "no server was started from none"),
+    ],
+)
+def test_without_a_server_its_verbs_say_so(full: Environment, verb: str, status: int, words: str) -> None:
+    said = full.maskx(verb, "--state", "none")
+    assert said.returncode == status and words in said.stdout + said.stderr
+
+
+def test_a_program_that_only_asks_keeps_pillows_limit_on_pixels(plain: Environment) -> None:
+    look = "import maskx_client, PIL.Image; print(PIL.Image.MAX_IMAGE_PIXELS is None)"
+    assert run(plain.python, "-I", "-c", look, cwd=plain.folder).stdout == "False\n"
+
+
 def test_a_photo_becomes_a_table_and_an_overlay(plain: Environment, photo: Path) -> None:
     out = photo.with_name("overlay.png")
     with rest() as faulty:

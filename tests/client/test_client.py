@@ -51,7 +51,7 @@ both = pytest.mark.parametrize("server", [rest, over_grpc])
 
 def failed(code: str, details: str) -> Step:
     """A failure over gRPC."""
-    return Step(code=Status[code], details=details)
+    return Step(code=grpc.StatusCode[code], details=details)
 
 
 TRANSIENT: dict[str, tuple[Server, Step]] = {
