@@ -45,7 +45,7 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup data train evaluate archive serve ready predict predict-folder stop versions register set-default unregister demo check test tools fetch calibrate experiments bench bench-gpu gpu-check bench-training profile accuracy load image clean FORCE
+.PHONY: help setup data train evaluate archive serve ready predict predict-folder stop versions register set-default unregister demo check test docs tools fetch calibrate experiments bench bench-gpu gpu-check bench-training profile accuracy load image clean FORCE
 
 help:                ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
@@ -131,6 +131,10 @@ test: $(VENV)/.stamp-dev $(GENERATED)  ## every test, the served ones with a rea
 	@command -v nginx >/dev/null || $(MAKE) -s tools || echo "no nginx could be fetched: the proxy's tests are skipped" >&2
 	@$(PY) -m pytest -n 2 --dist loadfile $(TEST_ARGS)
 
+docs: $(VENV)/.stamp-docs  ## the pages of docs/ as a site with a search, which opens from the disk -> build/site
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --clean
+	@echo "open build/site/index.html"
+
 tools: build/tools/nginx/sbin/nginx  ## Debian's nginx for the proxy's tests, without being root -> build/tools
 
 build/tools/nginx/sbin/nginx:
@@ -183,6 +187,10 @@ $(VENV)/.stamp-run: $(VENV)/.stamp-venv requirements/serve.txt requirements/trai
 
 $(VENV)/.stamp-dev: $(VENV)/.stamp-run requirements/dev.txt
 	@$(PY) -m pip install -r requirements/dev.txt || { echo "error: the packages of requirements/dev.txt could not be installed; the reason stands above" >&2; exit 1; }
+	@touch $@
+
+$(VENV)/.stamp-docs: $(VENV)/.stamp-venv requirements/docs.txt requirements/constraints.txt
+	@$(PY) -m pip install -r requirements/docs.txt || { echo "error: the packages of requirements/docs.txt could not be installed; the reason stands above" >&2; exit 1; }
 	@touch $@
 
 $(GENERATED): client/inference.proto client/compile_proto.py $(VENV)/.stamp-run

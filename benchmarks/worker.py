@@ -214,11 +214,11 @@ class OursSide(Side):
 
     def many(self, file: str, requests: int, threshold: float) -> None:
         """That many requests, one after the other."""
-        from maskx_request import Wishes
+        from maskx_parameters import Parameters
 
         data = [Path(file).read_bytes()]
         for _ in range(requests):
-            self.side.answer(data, Wishes(score_threshold=threshold, max_detections=100))
+            self.side.answer(data, Parameters(score_threshold=threshold, max_detections=100))
 
 
 class PeerSide(Side):

@@ -1,11 +1,11 @@
-"""Detections -> the body of the answer (border 5), compact JSON in ASCII, in the envelope that the request came in.
+"""Detections -> the answer: compact JSON in ASCII, in the envelope that the request came in; or a picture.
 
 The same detections always give the same bytes. Boxes are rounded to hundredths of a pixel, scores to millionths. A
 mask comes in the form that the request asked for:
 
 * `rle`: `{"size": [height, width], "counts": "..."}`, COCO's compressed run lengths; exact. No mask is ever drawn.
 * `polygon`: `[[x, y, x, y, ...], ...]`, see maskx_polygons.
-* `png`: `{"png": "<base64>", "bbox": [x, y, width, height]}`, see maskx_png; exact.
+* `png`: `{"png": "<base64>", "bbox": [x, y, width, height]}`, see `maskx_masks.png_masks`; exact.
 * `none`: no `segmentation`.
 
 `area` is the number of the mask's pixels; without a mask it is that of the box, as in `pycocotools`.
@@ -13,23 +13,43 @@ mask comes in the form that the request asked for:
 Detections of a category with keypoints have `keypoints`, [x, y, score] of each one after the other, whatever the
 mask_format.
 
-Knows nothing of the server.
+The picture is the one that the client draws from the same answer, up to scale.
+
+Knows nothing of the server. handler/README.md tells callers about both.
 """
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from maskx_categories import Category
-from maskx_envelopes import Envelope
-from maskx_png import png_masks
+from maskx_draw import draw_detections
+from maskx_errors import ANSWER_TOO_LARGE, MaskxError
+from maskx_json import Envelope
+from maskx_masks import png_masks, run_length_strings
+from maskx_parameters import Category
 from maskx_polygons import polygons
-from maskx_strings import run_length_strings
+
+LEAST_COMPRESSED = 1024
+"""Bytes from which compressing an answer is worth its time."""
+
+COMPRESSION_LEVEL = 1
+
+OVERLAY_SIDE = 1600
+"""Longer side of an overlay in pixels, at most."""
+
+_LEAST_SIDE = 16
+"""Pixels below which a picture shows nothing."""
+
+_PNG_LEVEL = 3
+"""Of zlib: a photograph of 1600 pixels takes 0.1 s; with 6, Pillow's own choice, 0.2 s and 2 % fewer bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,13 +84,13 @@ def image_content(
     """
     boxes = detections.boxes.astype(np.float64)
     boxes[:, 2:] -= boxes[:, :2]
-    found = []
+    contents = []
     for label, (x, y, w, h), score in zip(
         detections.labels.tolist(), boxes.tolist(), detections.scores.tolist(), strict=True
     ):
         category = categories[label]
         w, h = round(w, 2), round(h, 2)
-        found.append(
+        contents.append(
             {
                 "category_id": category.id,
                 "category": category.name,
@@ -83,16 +103,16 @@ def image_content(
     if mask_format != "none":
         areas = mask_areas(detections.rle_counts, detections.rle_offsets, height=height, width=width)
         segmentations = _segmentations(detections, mask_format, height=height, width=width)
-        for one, area, segmentation in zip(found, areas.tolist(), segmentations, strict=True):
+        for one, area, segmentation in zip(contents, areas.tolist(), segmentations, strict=True):
             one["area"] = area
             one["segmentation"] = segmentation
     if detections.keypoints is not None:
         for one, label, keypoints in zip(
-            found, detections.labels.tolist(), detections.keypoints.tolist(), strict=True
+            contents, detections.labels.tolist(), detections.keypoints.tolist(), strict=True
         ):
             if categories[label].keypoints:
                 one["keypoints"] = flat_keypoints(keypoints)
-    return {"image": {"height": height, "width": width}, "detections": found}
+    return {"image": {"height": height, "width": width}, "detections": contents}
 
 
 def flat_keypoints(keypoints: Sequence[Sequence[float]]) -> list[float]:
@@ -172,3 +192,69 @@ def _sums(values: np.ndarray) -> np.ndarray:
 def compact(content: Any) -> bytes:
     """JSON in ASCII without a blank; NaN and infinity, which JSON does not have, raise ValueError."""
     return json.dumps(content, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode("ascii")
+
+
+def compressed(body: bytes) -> bytes:
+    """The body in gzip's format, the same bytes for the same body."""
+    return gzip.compress(body, COMPRESSION_LEVEL, mtime=0)
+
+
+def overlay_png(
+    pixels: np.ndarray,
+    content: dict[str, Any],
+    *,
+    height: int,
+    width: int,
+    max_bytes: int,
+    lines: Sequence[tuple[int, int]] = (),
+) -> bytes:
+    """An image with its detections drawn over it, as PNG: at most OVERLAY_SIDE, smaller where `max_bytes` need it.
+
+    Args:
+        pixels: uint8 [h, w, 3], RGB, upright; perhaps scaled down.
+        content: its `image_content`, in any of the mask formats.
+        height, width: of the upright original, in pixels, which `content` is about.
+        max_bytes: that the PNG may have.
+        lines: pairs of keypoints to join.
+
+    Raises:
+        MaskxError: `max_bytes` is too few for a picture of any use.
+    """
+    image = Image.fromarray(pixels)
+    side = min(max(image.size), OVERLAY_SIDE)
+    enlarged_to = 640
+    while side >= min(_LEAST_SIDE, *image.size):
+        data = _drawn(image, side, content, (height, width), enlarged_to, lines)
+        if len(data) <= max_bytes:
+            return data
+        # Bytes grow with the area. An image that had been enlarged stays as it is first.
+        if max(image.size) >= enlarged_to:
+            side = int(side * min(0.95 * (max_bytes / len(data)) ** 0.5, 0.95))
+        enlarged_to = 0
+    raise MaskxError(
+        ANSWER_TOO_LARGE,
+        f"an overlay has more than the {max_bytes} bytes that an answer may have; ask for output=json",
+    )
+
+
+def _drawn(
+    image: Image.Image,
+    side: int,
+    content: dict[str, Any],
+    size: tuple[int, int],
+    enlarged_to: int,
+    lines: Sequence[tuple[int, int]],
+) -> bytes:
+    scale = side / max(image.size)
+    if scale < 1:
+        image = image.resize(
+            (max(round(image.width * scale), 1), max(round(image.height * scale), 1)),
+            Image.Resampling.BILINEAR,
+            reducing_gap=2.0,
+        )
+    drawn = draw_detections(
+        image, content["detections"], min_side=enlarged_to, legend=True, size=size, lines=lines
+    )
+    file = io.BytesIO()
+    drawn.save(file, "PNG", compress_level=_PNG_LEVEL)
+    return file.getvalue()

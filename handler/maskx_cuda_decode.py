@@ -60,30 +60,30 @@ class CudaDecoder:
             data: image files of any kind.
             max_pixels, max_side: limits as of `maskx_image.decode`; what is above them is left to it, to be refused.
         """
-        found: list[DeviceImage | None] = [None] * len(data)
+        images: list[DeviceImage | None] = [None] * len(data)
         headers = {
             number: header
             for number, one in enumerate(data)
             if (header := _ordinary(one, max_pixels, max_side)) is not None
         }
         if not headers:
-            return found
+            return images
         try:
             files = [torch.from_numpy(np.array(np.frombuffer(data[number], np.uint8))) for number in headers]
             stored = self._decode(files)
             for (number, header), pixels in zip(headers.items(), stored, strict=True):
-                found[number] = _image(pixels, header)
+                images[number] = _image(pixels, header)
         except Exception as error:  # whatever a library for GPUs raises, Pillow can still decode
             logger.warning("the GPU could not decode %d JPEGs, Pillow does: %s", len(headers), error)
             return [None] * len(data)
-        return found
+        return images
 
 
 def cuda_decoder(device: torch.device) -> CudaDecoder:
     """torchvision's, by nvJPEG.
 
     Raises:
-        ValueError: this torchvision has none, or the device is no CUDA device.
+        ValueError: this torchvision has no decoder for GPUs, or the device is not a CUDA device.
     """
     if device.type != "cuda":
         raise ValueError(f"images can be decoded on a CUDA device, and this one is {device}")

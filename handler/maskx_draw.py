@@ -64,7 +64,7 @@ def draw_detections(
         lines: pairs of keypoints, by their numbers, to join.
 
     Raises:
-        ValueError: a segmentation that does not fit the image, or is none.
+        ValueError: what is not a segmentation, or does not fit the image.
     """
     height, width = size or (image.height, image.width)
     factor = max(1, -(-min_side // max(image.size)))
@@ -109,7 +109,7 @@ def color_of(category_id: int) -> Color:
 
 
 def mask_window(segmentation: Any, *, height: int, width: int) -> Window | None:
-    """The window of a segmentation; None where there is none or it has no pixel.
+    """The window of a segmentation; None where there is no segmentation or it has no pixel.
 
     Args:
         segmentation: None or nothing; run lengths `{"size": [h, w], "counts": COCO's text or a list}`; polygons
@@ -117,7 +117,7 @@ def mask_window(segmentation: Any, *, height: int, width: int) -> Window | None:
         height, width: of the image that it is about, in pixels.
 
     Raises:
-        ValueError: a segmentation that does not fit the image, or is none of these.
+        ValueError: what is not one of these, or does not fit the image.
     """
     if not segmentation:
         return None
@@ -134,7 +134,7 @@ def mask_window(segmentation: Any, *, height: int, width: int) -> Window | None:
 
 
 def run_lengths(counts: str | bytes | Sequence[int]) -> np.ndarray:
-    """Run lengths, int64, of COCO's compressed text or of a list; the text's form is told in maskx_strings.
+    """Run lengths, int64, of COCO's compressed text or of a list; the text's form is told in maskx_masks.
 
     Raises:
         ValueError: text that is not of this form.

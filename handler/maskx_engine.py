@@ -1,4 +1,5 @@
-"""A TorchScript module made ready to run on one device: nothing compiled later, precision, memory layout, frozen.
+"""A TorchScript module made ready to run on one device: nothing compiled later, precision, memory layout, frozen; and
+how many cores there are to run on.
 
 The file is float32 and not frozen, for a frozen module has no weights left to cast. Knows nothing of the server.
 """
@@ -7,9 +8,11 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import math
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +25,7 @@ PIXELS_TOGETHER_ON_CPU = 2 * 768 * 1344
 """Two photographs of 800 x 1333: more at once are no faster on a CPU, and take 0.3 to 0.75 GB each (ResNet-50)."""
 
 PACKED = "packed"
-"""The method that gives all answers of a batch in one tensor (maskx_packed), in files that have it."""
+"""The method that gives all answers of a batch in one tensor (`maskx_model.unpack`), in files that have it."""
 
 _FUSERS = {
     "_jit_texpr_fuser_enabled": "_jit_set_texpr_fuser_enabled",
@@ -31,6 +34,9 @@ _FUSERS = {
     "_jit_can_fuse_on_cpu_legacy": "_jit_override_can_fuse_on_cpu_legacy",
 }
 """TorchScript's fusers: what tells whether one is on, and what sets it. nvFuser left TorchScript before torch 2.11."""
+
+CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+"""Linux' control group, version 2, as a container sees its own: quota and period in microseconds, or "max"."""
 
 _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -71,7 +77,7 @@ def choose_precision(asked: str, device: torch.device, reducible: Sequence[str])
         reducible: names of the parts that may be cast, from the file's metadata.
 
     Raises:
-        ValueError: a precision that is none, or that the device or the file is not made for.
+        ValueError: an unknown precision, or one that the device or the file is not made for.
     """
     if asked not in PRECISIONS:
         raise ValueError(f"precision is {asked!r}; allowed are {', '.join(PRECISIONS)}")
@@ -156,3 +162,22 @@ def keep_freed_memory() -> None:
     trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
     if not (mallopt(mmap_max, 0) and mallopt(trim_threshold, 2**31 - 1)):
         logger.info("malloc keeps no freed memory here; requests are served all the same")
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on, where the system tells; else all there are. At least 1.
+
+    By its affinity, and in a container by the share of time that it is given. More threads than that are worse than
+    none: PyTorch's threads wait for each other spinning, and one that is not running holds up all.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(min(cores, _quota(cores)), 1)
+
+
+def _quota(without: int) -> int:
+    """Cores' worth of time that the control group is given, rounded up; `without` where it is given all."""
+    try:
+        quota, period = CPU_MAX.read_text().split()
+        return math.ceil(int(quota) / int(period))
+    except (OSError, ValueError, ZeroDivisionError):  # no such file; "max"; another system's form
+        return without

@@ -1,4 +1,4 @@
-"""Every error that the handler answers with: its name, its status, its form (border 5).
+"""Every error that the handler answers with: its name, its status, its form.
 
 The status is the one that REST answers with and that stands in the body over both protocols. What a caller did wrong is
 always 400, so that a proxy can let 400 through and give TorchServe's own errors the same form.

@@ -1,22 +1,49 @@
 """Images through the network together, so that what fails costs only the image that made it fail.
 
-Knows nothing of the server.
+TorchScript turns PyTorch's own classes of exceptions into a RuntimeError, or into torch.jit.Error, with a trace that
+quotes the source; so the last message in the text tells whether memory ran out, the device is lost, or an image is at
+fault.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 
 from maskx_answer import Detections
 from maskx_cuda_decode import DeviceImage
 from maskx_errors import INTERNAL, OUT_OF_MEMORY, MaskxError
-from maskx_faults import is_lost_device, is_out_of_memory
 from maskx_image import DecodedImage
 from maskx_model import ServedModel
-from maskx_parameters import Wishes
+from maskx_parameters import Parameters
 
 logger = logging.getLogger(__name__)
+
+OUT_OF_MEMORY_MARKS = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+)
+"""In messages of CUDA's allocator and of PyTorch's for CPUs (Linux, Windows)."""
+
+LOST_DEVICE_MARKS = (
+    "device-side assert",
+    "illegal memory access",
+    "illegal address",
+    "illegal instruction",
+    "invalid program counter",
+    "misaligned address",
+    "hardware stack error",
+    "unspecified launch failure",
+    "launch timed out",
+    "uncorrectable ecc",
+    "uncorrectable nvlink",
+    "context is destroyed",
+    "unknown error",
+)
+"""CUDA's errors after which the process must be ended and started again, as it says where it describes cudaError_t."""
 
 
 class DeviceLost(Exception):
@@ -24,7 +51,7 @@ class DeviceLost(Exception):
 
 
 def predict_each(
-    model: ServedModel, images: Sequence[DecodedImage | DeviceImage], wishes: Sequence[Wishes]
+    model: ServedModel, images: Sequence[DecodedImage | DeviceImage], parameters: Sequence[Parameters]
 ) -> list[Detections | MaskxError]:
     """Detections of each image, in order, or the error in its place.
 
@@ -33,17 +60,14 @@ def predict_each(
 
     Args:
         images: at most as many as may be computed at once.
-        wishes: one for each image.
+        parameters: one for each image.
 
     Raises:
         DeviceLost: nothing can be computed any more.
     """
     try:
-        found: list[Detections | MaskxError] = []
-        found += model.predict(
-            [image.pixels for image in images], wishes, [(image.height, image.width) for image in images]
-        )
-        return found
+        sizes = [(image.height, image.width) for image in images]
+        return [*model.predict([image.pixels for image in images], parameters, sizes)]
     except Exception as error:  # PyTorch has no narrower class for all that a network can raise
         out_of_memory = is_out_of_memory(error)
         if is_lost_device(error) or not (out_of_memory or model.device_answers()):
@@ -61,7 +85,7 @@ def predict_each(
         parts = [slice(0, middle), slice(middle, None)]
     else:
         parts = [slice(i, i + 1) for i in range(len(images))]
-    return [one for part in parts for one in predict_each(model, images[part], wishes[part])]
+    return [one for part in parts for one in predict_each(model, images[part], parameters[part])]
 
 
 def _alone(error: Exception, image: DecodedImage | DeviceImage) -> MaskxError:
@@ -78,3 +102,18 @@ def _alone(error: Exception, image: DecodedImage | DeviceImage) -> MaskxError:
         INTERNAL,
         "the network failed on this image; if it does again, whoever runs the server finds why in its log",
     )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether there was no memory for what was asked; fewer images may still find it."""
+    return isinstance(error, MemoryError) or _says(error, OUT_OF_MEMORY_MARKS)
+
+
+def is_lost_device(error: BaseException) -> bool:
+    """Whether the GPU answers nothing more to this process."""
+    return "cuda" in str(error).lower() and _says(error, LOST_DEVICE_MARKS)
+
+
+def _says(error: BaseException, marks: tuple[str, ...]) -> bool:
+    message = re.split(r"(?m)^[\w.]*(?:Error|Exception): ", str(error))[-1].lower()
+    return any(mark in message for mark in marks)

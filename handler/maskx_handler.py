@@ -22,14 +22,15 @@ from ts.metrics.metric_cache_errors import MetricsCacheKeyError
 from ts.metrics.metric_type_enum import MetricTypes
 from ts.utils.util import PredictionException
 
-from maskx_headers import LEAST_COMPRESSED, accepts_gzip, compressed, queue_seconds, traced
+from maskx_answer import LEAST_COMPRESSED, compressed
 from maskx_image import FORMATS
 from maskx_metrics import KINDS, MEMORY_EVERY, memory_sample, samples_of
 from maskx_model import ServedModel
 from maskx_parameters import MASK_FORMATS, MAX_DETECTIONS, OUTPUTS
+from maskx_request import accepts_gzip, queue_seconds, traced
 from maskx_service import JSON, Answer, Service
 from maskx_settings import Settings, read_settings
-from maskx_warm_up import choose_decoding, warm_up
+from maskx_warm_up import choose_decoding, warm_up_network, warm_up_service
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ LAST_RESORT = 5.0
 
 
 class MaskXHandler:
-    """Mask^X R-CNN behind TorchServe: images in, border 5's answers out."""
+    """Mask^X R-CNN behind TorchServe: images in, answers out."""
 
     def initialize(self, context: Any) -> None:
         """Loads the model on the device that TorchServe assigned, and warms it up.
@@ -58,8 +59,8 @@ class MaskXHandler:
         )
         decoding = choose_decoding(self._service, self._model, settings.decode, together=batch_size)
         begin = time.monotonic()
-        runs = self._model.warm_up(batch_size)
-        warm_up(self._service)
+        runs = warm_up_network(self._model, batch_size)
+        warm_up_service(self._service)
         self._description = description(self._model, settings, decoding)
         self._metrics = declared_metrics(context.metrics)
         self._memory_due = 0.0
@@ -157,13 +158,13 @@ def declared_metrics(cache: Any) -> dict[str, Any]:
     """TorchServe's objects of the metrics that its metrics.yaml declares, by name; the others are not sent."""
     if cache is None:
         return {}
-    found = {}
+    declared = {}
     for name, kind in KINDS.items():
         try:
-            found[name] = cache.get_metric(name, MetricTypes(kind))
+            declared[name] = cache.get_metric(name, MetricTypes(kind))
         except MetricsCacheKeyError:
             logger.warning("metrics.yaml does not declare the %s %s; it is not sent", kind, name)
-    return found
+    return declared
 
 
 def end_after_answering(context: Any, end: Callable[[int], None] = os._exit) -> None:

@@ -82,5 +82,5 @@ def memory_sample(device: str, taken: int) -> Sample:
 
 
 def _short(seconds: float) -> float:
-    """To the microsecond, which is a shorter line."""
+    """Rounded to the microsecond: a shorter line."""
     return round(seconds, 6)

@@ -1,4 +1,7 @@
-"""maskx.pt in memory: decoded images and wishes in, detections out (border 4).
+"""maskx.pt in memory: decoded images and parameters in, detections out; by one copy each way.
+
+A GPU reads and writes only memory that the system does not move (pinned), and goes on computing meanwhile; asking for
+such memory takes milliseconds, so it is kept from one batch to the next. On a CPU nothing is copied at all.
 
 Knows nothing of the server and nothing of the project that made the file: torch and torchvision run it, and the
 file's own metadata.json says what its labels mean.
@@ -7,12 +10,10 @@ file's own metadata.json says what its labels mean.
 from __future__ import annotations
 
 import json
-import logging
 import os
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,26 +21,34 @@ import torchvision  # registers the operators that the TorchScript calls
 from torch import Tensor
 
 from maskx_answer import Detections
-from maskx_categories import Category
-from maskx_copies import Pixels, copies_for
-from maskx_cores import usable_cores
-from maskx_engine import PACKED, choose_precision, fusers, fusers_off, keep_freed_memory, ready_to_run
-from maskx_faults import is_out_of_memory
-from maskx_packed import unpack
-from maskx_request import MAX_DETECTIONS, Wishes
-
-logger = logging.getLogger(__name__)
+from maskx_engine import (
+    PACKED,
+    choose_precision,
+    fusers,
+    fusers_off,
+    keep_freed_memory,
+    ready_to_run,
+    usable_cores,
+)
+from maskx_parameters import MAX_DETECTIONS, Category, Parameters
 
 METADATA_NAME = "metadata.json"
 FORMAT_VERSION = 1
+
+MOST_KEPT = 1 << 28
+"""Bytes of pinned memory that are kept for one direction: 43 images of 1080p. A larger batch, which a few photographs
+of 64 megapixels are, passes through ordinary memory."""
+
+Pixels = np.ndarray | Tensor
+"""uint8 [h, w, 3], RGB: an array on the host, or a tensor that may lie on the device already."""
 
 
 class ServedModel:
     """The network of one maskx.pt on one device, frozen.
 
-    `categories` maps labels to what they stand for; `defaults` are the wishes of a request that has none; `precision`
-    is what the network computes in; the network brings an image's shorter side to `min_size` pixels, its longer
-    within `max_size`. `keypoint_names` are empty without keypoints; `keypoint_lines` join them by their numbers.
+    `categories` maps labels to what they stand for; `defaults` are the parameters of a request that names none;
+    `precision` is what the network computes in; the network brings an image's shorter side to `min_size` pixels, its
+    longer within `max_size`. `keypoint_names` are empty without keypoints; `keypoint_lines` join them by their numbers.
     """
 
     def __init__(self, path: Path, device: torch.device, *, precision: str = "auto") -> None:
@@ -51,7 +60,7 @@ class ServedModel:
             precision: "auto", "float32", "bfloat16" or "float16" (`maskx_engine.choose_precision`).
 
         Raises:
-            ValueError: the file is no maskx.pt, its metadata is not understood, or the precision is not for it.
+            ValueError: the file is not a maskx.pt, its metadata is not understood, or the precision is not for it.
         """
         fusers_off()
         if device.type == "cuda" and device.index is not None:
@@ -77,7 +86,7 @@ class ServedModel:
             )
             for entry in metadata["categories"]
         }
-        self.defaults = Wishes(
+        self.defaults = Parameters(
             score_threshold=float(metadata["defaults"]["score_threshold"]),
             max_detections=min(int(metadata["defaults"]["max_detections"]), MAX_DETECTIONS),
         )
@@ -94,14 +103,14 @@ class ServedModel:
     def predict(
         self,
         images: Sequence[Pixels],
-        wishes: Sequence[Wishes],
+        parameters: Sequence[Parameters],
         sizes: Sequence[tuple[int, int]] | None = None,
     ) -> list[Detections]:
         """Detections of each image, in order, in pixels of the original; the images may differ in size.
 
         Args:
             images: uint8 [h, w, 3], RGB, upright, perhaps scaled down by the decoder: arrays, or tensors of the device.
-            wishes: one for each image.
+            parameters: one for each image.
             sizes: height and width of each upright original; None where no image was scaled down.
         """
         if not images:
@@ -110,10 +119,10 @@ class ServedModel:
         arguments = (
             [pixels.permute(2, 0, 1) for pixels in self._copies.inwards(images)],
             torch.tensor(originals, dtype=torch.int64),
-            torch.tensor([wish.score_threshold for wish in wishes], dtype=torch.float32),
-            torch.tensor([wish.max_detections for wish in wishes], dtype=torch.int64),
-            self._class_mask(wishes),
-            torch.tensor([wish.mask_format != "none" for wish in wishes]),
+            torch.tensor([one.score_threshold for one in parameters], dtype=torch.float32),
+            torch.tensor([one.max_detections for one in parameters], dtype=torch.int64),
+            self._class_mask(parameters),
+            torch.tensor([one.mask_format != "none" for one in parameters]),
         )
         if hasattr(self._module, PACKED):
             words, table = self._module.packed(*arguments)
@@ -121,13 +130,13 @@ class ServedModel:
         answers: list[dict[str, Tensor]] = self._module(*arguments)
         return [Detections(**{name: tensor.cpu().numpy() for name, tensor in one.items()}) for one in answers]
 
-    def _class_mask(self, wishes: Sequence[Wishes]) -> Tensor:
+    def _class_mask(self, parameters: Sequence[Parameters]) -> Tensor:
         """bool [N, C+1]: the labels that each request asks for."""
-        mask = torch.ones((len(wishes), len(self.categories) + 1), dtype=torch.bool)
-        for of_one, wish in zip(mask, wishes, strict=True):
-            if wish.labels is not None:
-                of_one[:] = False
-                of_one[list(wish.labels)] = True
+        mask = torch.ones((len(parameters), len(self.categories) + 1), dtype=torch.bool)
+        for row, one in zip(mask, parameters, strict=True):
+            if one.labels is not None:
+                row[:] = False
+                row[list(one.labels)] = True
         return mask
 
     def free_memory(self) -> None:
@@ -173,64 +182,6 @@ class ServedModel:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def warm_up(self, batch_size: int = 1) -> int:
-        """Runs the network as requests will, so that none of them is the slow one; returns how many runs it took.
-
-        With objects, without any, and without masks. On a GPU, where libraries choose and load a kernel for every new
-        shape, also upright, lying and square images, in every number from one to `batch_size` and with unequal wishes;
-        on a CPU one image alone, for what is left there is short and start-up would be long. Larger batches than there
-        is memory for are left out; requests are then answered in halves.
-        """
-        runs = first_runs(batch_size if self.device.type == "cuda" else 1, self.defaults.max_detections)
-        for done, ((height, width), wishes) in enumerate(runs):
-            image = drawn(
-                round(height * self.min_size), min(round(width * self.min_size), round(1.25 * self.max_size))
-            )
-            try:
-                self.predict([image] * len(wishes), wishes)
-                continue
-            except Exception as error:  # PyTorch has no narrower class for all that a network can raise
-                if len(wishes) == 1 or not is_out_of_memory(error):
-                    raise
-            logger.warning("no memory to warm up with %d images at once, nor with more", len(wishes))
-            self.free_memory()
-            return done
-        return len(runs)
-
-
-Run = tuple[tuple[float, float], list[Wishes]]
-"""Height and width of an image, as shares of the network's shorter side, and the wishes of a batch of such images."""
-
-SHAPES = ((1.25, 1.25), (1.25, 1.67), (1.67, 1.25))
-"""Square, lying and upright, a quarter larger than the network's input, so that they are resized too."""
-
-MOST_TOGETHER = 16
-"""The largest batch that a GPU is warmed up with."""
-
-
-def first_runs(batch_size: int, max_detections: int) -> list[Run]:
-    """What a network is warmed up with, for batches of up to `batch_size`."""
-    objects = Wishes(score_threshold=0.0, max_detections=max_detections)
-    nothing, no_masks = replace(objects, score_threshold=2.0), replace(objects, mask_format="none")
-    runs: list[Run] = [(SHAPES[0], [wishes]) for wishes in (objects, nothing, no_masks)]
-    if batch_size > 1:
-        runs += [(shape, [objects]) for shape in SHAPES[1:]]
-        for together in range(2, min(batch_size, MOST_TOGETHER) + 1):
-            unequal = [(nothing, objects, no_masks)[number % 3] for number in range(together)]
-            runs += [(shape, wishes) for shape in SHAPES for wishes in ([objects] * together, unequal)]
-    return runs
-
-
-def drawn(height: int, width: int) -> np.ndarray:
-    """uint8 [height, width, 3]: noise with rectangles of several sizes, always the same."""
-    random = np.random.default_rng(0)
-    pixels = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
-    for share in (0.5, 0.3, 0.2, 0.1, 0.05):
-        h, w = max(round(share * height), 1), max(round(share * width), 1)
-        top, left = random.integers(0, height - h + 1), random.integers(0, width - w + 1)
-        pixels[top : top + h, left : left + w] = random.integers(0, 256, 3, dtype=np.uint8)
-    return pixels
-
 
 def _metadata(text: str | bytes, name: str) -> dict[str, Any]:
     """The file's metadata, complete. Raises ValueError where it is absent, of another format, or lacks something."""
@@ -247,3 +198,147 @@ def _metadata(text: str | bytes, name: str) -> dict[str, Any]:
     if missing:
         raise ValueError(f"{name}'s {METADATA_NAME} lacks {sorted(missing)}")
     return metadata
+
+
+def unpack(words: np.ndarray, table: Sequence[Sequence[int]], keypoints: int) -> list[Detections]:
+    """The answers of a batch as the network packs them, one tensor to copy from a GPU -> the detections of each image.
+
+    In order; an image without masks has no counts, and offsets of 0.
+
+    Args:
+        words: int32 [n]; boxes, scores and keypoints are views of it, so it must not be written to any more.
+        table: a row for each image: [detections D, and the places in `words` where its boxes, scores, labels, offsets,
+            counts and keypoints begin]. Boxes are 4 D floats, scores D floats, labels D integers, offsets D + 1
+            integers (where the runs of each mask begin, counted from the place of counts, and where the last ends),
+            counts integers, keypoints 3 K D floats. The places of offsets and counts are -1 for an image whose masks
+            were not asked for, that of keypoints where the network has none.
+        keypoints: K of a detection; 0 for a network without any.
+    """
+    floats = words.view(np.float32)
+    answers = []
+    for detections, boxes, scores, labels, at_offsets, at_counts, places in table:
+        if at_offsets < 0:
+            offsets, counts = np.zeros(detections + 1, np.int64), np.zeros(0, np.int64)
+        else:
+            offsets = words[at_offsets : at_offsets + detections + 1].astype(np.int64)
+            counts = words[at_counts + offsets[0] : at_counts + offsets[-1]].astype(np.int64)
+            offsets -= offsets[0]
+        points = None
+        if places >= 0:
+            points = floats[places : places + 3 * keypoints * detections].reshape(detections, keypoints, 3)
+        answers.append(
+            Detections(
+                boxes=floats[boxes : boxes + 4 * detections].reshape(detections, 4),
+                scores=floats[scores : scores + detections],
+                labels=words[labels : labels + detections].astype(np.int64),
+                rle_counts=counts,
+                rle_offsets=offsets,
+                keypoints=points,
+            )
+        )
+    return answers
+
+
+class Copies(Protocol):
+    """Brings images in and words out."""
+
+    def inwards(self, images: Sequence[Pixels]) -> list[Tensor]:
+        """The images in order, uint8 [h, w, 3], on the device."""
+
+    def outwards(self, words: Tensor) -> np.ndarray:
+        """The words of a device's tensor, int32 [n], on the host; of a GPU a copy that nothing writes over."""
+
+
+def copies_for(device: torch.device) -> Copies:
+    """The way for a device."""
+    return InPlace() if device.type == "cpu" else KeptCopies(device)
+
+
+class InPlace:
+    """`Copies` for a CPU: the very pixels, the very words."""
+
+    def inwards(self, images: Sequence[Pixels]) -> list[Tensor]:
+        """See `Copies`."""
+        return [image if isinstance(image, Tensor) else torch.from_numpy(image) for image in images]
+
+    def outwards(self, words: Tensor) -> np.ndarray:
+        """See `Copies`."""
+        array: np.ndarray = words.numpy()
+        return array
+
+
+class KeptCopies:
+    """`Copies` for a GPU: through pinned memory that is kept, one copy each way.
+
+    Not for two threads at a time.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        *,
+        allocate: Callable[[int], Tensor] | None = None,
+        mark: Callable[[], Callable[[], None]] | None = None,
+    ) -> None:
+        """`allocate` gives so many bytes of pinned memory, uint8; `mark` marks where the device's work stands now, and
+        gives what waits until the device has come to that mark. Both are CUDA's where they are None."""
+        self._device = device
+        self._mark = mark or (lambda: _mark_of(device))
+        self._in, self._out = _Kept(allocate or _pinned), _Kept(allocate or _pinned)
+
+    def inwards(self, images: Sequence[Pixels]) -> list[Tensor]:
+        """See `Copies`. Tensors are left where they lie; the copy of the others is under way when this returns."""
+        arrays = [image for image in images if isinstance(image, np.ndarray)]
+        parts: list[Tensor] = []
+        if arrays:
+            on_host = self._in.memory(sum(array.nbytes for array in arrays))
+            at = 0
+            for array in arrays:
+                on_host.numpy()[at : at + array.nbytes].reshape(array.shape)[...] = array
+                at += array.nbytes
+            on_device = torch.empty(len(on_host), dtype=torch.uint8, device=self._device)
+            on_device.copy_(on_host, non_blocking=True)
+            self._in.wait = self._mark()
+            parts = list(on_device.split([array.nbytes for array in arrays]))
+        shapes = iter([array.shape for array in arrays])
+        copied = (part.view(shape) for part, shape in zip(parts, shapes, strict=True))
+        return [image if isinstance(image, Tensor) else next(copied) for image in images]
+
+    def outwards(self, words: Tensor) -> np.ndarray:
+        """See `Copies`."""
+        on_host = self._out.memory(4 * words.numel()).view(torch.int32)
+        on_host.copy_(words, non_blocking=True)
+        self._mark()()
+        array: np.ndarray = on_host.numpy().copy()  # the next batch writes over what is kept
+        return array
+
+
+class _Kept:
+    """Pinned memory that grows with the largest batch, up to MOST_KEPT, and is not written to before it was read."""
+
+    def __init__(self, allocate: Callable[[int], Tensor]) -> None:
+        self.wait: Callable[[], None] | None = None
+        self._allocate = allocate
+        self._memory: Tensor | None = None
+
+    def memory(self, count: int) -> Tensor:
+        """uint8 [count], free to be written to."""
+        if self.wait is not None:
+            self.wait()
+            self.wait = None
+        if count > MOST_KEPT:
+            return torch.empty(count, dtype=torch.uint8)
+        if self._memory is None or self._memory.numel() < count:
+            self._memory = None  # before the larger one is asked for
+            self._memory = self._allocate(1 << max(count - 1, 0).bit_length())
+        return self._memory[:count]
+
+
+def _pinned(count: int) -> Tensor:
+    return torch.empty(count, dtype=torch.uint8, pin_memory=True)
+
+
+def _mark_of(device: torch.device) -> Callable[[], None]:
+    event = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(device))
+    return event.synchronize

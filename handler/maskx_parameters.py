@@ -1,17 +1,14 @@
-"""What a request may choose besides its image: the parameters, by the same names on every road (border 5).
-
-Knows nothing of the server; the standard library is all it needs.
-"""
+"""What a request may choose besides its image, by the same names wherever they stand; and the model's categories."""
 
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from maskx_categories import CategoryIndex
 from maskx_errors import RequestError, shown
 
 MAX_DETECTIONS = 1000
@@ -20,11 +17,118 @@ MAX_DETECTIONS = 1000
 MASK_FORMATS = ("rle", "polygon", "png", "none")
 OUTPUTS = ("json", "overlay")
 
+LONGEST_TEXT = 200_000
+"""Characters of the parameter `categories` as text; the 1203 names of LVIS take 15 thousand."""
+
+_LONGEST_NAME = 200
+"""Characters of a name for which similar names are looked for; the search is quadratic in them."""
+
 PARAMETERS = ("score_threshold", "max_detections", "categories", "mask_format", "output")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wishes:
+class Category:
+    """A class of the model: its id and name in the data set, whether it had masks in training (set A), and whether
+    its objects have keypoints."""
+
+    id: int
+    name: str
+    mask_supervised: bool
+    keypoints: bool = False
+
+
+class CategoryIndex:
+    """Finds labels by the ids and names of their categories; several labels may share a name."""
+
+    def __init__(self, categories: Mapping[int, Category]) -> None:
+        """`categories`: label -> category."""
+        self._by_id: dict[int, set[int]] = {}
+        self._by_name: dict[str, set[int]] = {}
+        for label, category in categories.items():
+            self._by_id.setdefault(category.id, set()).add(label)
+            self._by_name.setdefault(category.name, set()).add(label)
+
+    def labels_of(self, value: Any, place: str) -> frozenset[int]:
+        """The labels that `value` names, at least one.
+
+        Args:
+            value: a list of names and ids, one id, or text as str or UTF-8 bytes: names and ids with commas between, or
+                a JSON list, for names that have commas. What has digits only is an id.
+            place: where they stood, for the message ("the header").
+
+        Raises:
+            RequestError: an unknown name or id, with similar names; an empty list; a value of another type.
+        """
+        where = f"categories in {place}"
+        labels: set[int] = set()
+        items = _items(value, where)
+        if not items:
+            raise RequestError(f"{where} is empty; leave it out to have all")
+        for item in items:
+            labels |= self._labels_of_one(item, where)
+        return frozenset(labels)
+
+    def _labels_of_one(self, item: Any, where: str) -> set[int]:
+        if isinstance(item, str) and re.fullmatch("-?[0-9]{1,18}", item):
+            item = int(item)
+        if isinstance(item, bool) or not isinstance(item, int | str):
+            raise RequestError(f"{where} has {shown(item)}; names and whole numbers (ids) are allowed")
+        if isinstance(item, int):
+            if item not in self._by_id:
+                ids = sorted(self._by_id)
+                raise RequestError(
+                    f"{where} has the unknown id {shown(item)}; the model has {len(ids)} categories with ids from "
+                    f"{ids[0]} to {ids[-1]}"
+                )
+            return self._by_id[item]
+        if item not in self._by_name:
+            raise RequestError(f"{where} has the unknown name {shown(item)}; {self._hint(item)}")
+        return self._by_name[item]
+
+    def _hint(self, name: str) -> str:
+        folded = {known.casefold(): known for known in self._by_name}
+        near = difflib.get_close_matches(name[:_LONGEST_NAME].casefold(), folded, n=3)
+        similar = [folded[one] for one in near]
+        if name and not similar:
+            similar = [known for known in self._by_name if known.startswith(name + ",")][:1]
+        if similar:
+            comma = "; a name with a comma goes into a JSON list" if "," in "".join(similar) else ""
+            return "did you mean " + " or ".join(shown(one) for one in similar) + "?" + comma
+        first = ", ".join(shown(known) for known in list(self._by_name)[:5])
+        return f"the model has {len(self._by_name)} names, such as {first}"
+
+
+def _items(value: Any, where: str) -> list[Any]:
+    """Names and ids, one by one, not looked up yet."""
+    if isinstance(value, bytes | bytearray):
+        try:
+            value = value.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise RequestError(f"{where} is {shown(value)}, which is not UTF-8") from error
+    if isinstance(value, list):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return [value]
+    if not isinstance(value, str):
+        raise RequestError(
+            f"{where} is {shown(value)}; allowed are a list of names and ids, or text with commas between them"
+        )
+    if len(value) > LONGEST_TEXT:
+        raise RequestError(f"{where} has {len(value)} characters; at most {LONGEST_TEXT} are read")
+    if value.lstrip()[:1] != "[":
+        return [item.strip() for item in value.split(",")] if value.strip() else []
+    try:
+        items = json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(
+            f"{where} is {shown(value)}, which begins like a JSON list but is not one"
+        ) from error
+    assert isinstance(items, list)  # what begins with a bracket
+    return items
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameters:
     """What a request may choose.
 
     `score_threshold`: detections of this score or less are left out, 0..1. `max_detections`: at most so many, the
@@ -39,41 +143,41 @@ class Wishes:
     output: str = "json"
 
 
-class Given:
-    """Parameters as they came, each with the road it came by."""
+class GivenParameters:
+    """Parameters as they came, each with the place where it stood ("the JSON")."""
 
     def __init__(self) -> None:
         self._values: dict[str, tuple[Any, str]] = {}
 
-    def add(self, name: str, value: Any, road: str) -> None:
-        """Takes in one of PARAMETERS. Raises RequestError naming both roads where it came before."""
+    def add(self, name: str, value: Any, place: str) -> None:
+        """Takes in one of PARAMETERS. Raises RequestError naming both places where it was given before."""
         if name in self._values:
             other = self._values[name][1]
-            roads = f"in {other} and in {road}" if other != road else f"in {road}"
-            raise RequestError(f"{name} is given twice, {roads}; give it once")
-        self._values[name] = (value, road)
+            places = f"in {other} and in {place}" if other != place else f"in {place}"
+            raise RequestError(f"{name} is given twice, {places}; give it once")
+        self._values[name] = (value, place)
 
-    def wishes(self, base: Wishes, categories: CategoryIndex) -> Wishes:
+    def applied_to(self, base: Parameters, categories: CategoryIndex) -> Parameters:
         """`base` with these put in; values may be numbers, or text as str or UTF-8 bytes.
 
-        Raises RequestError, naming the parameter, the value, the road and what is allowed.
+        Raises RequestError, naming the parameter, the value, the place and what is allowed.
         """
-        for name, (value, road) in self._values.items():
+        for name, (value, place) in self._values.items():
             if name == "categories":
-                base = replace(base, labels=categories.labels_of(value, road))
+                base = replace(base, labels=categories.labels_of(value, place))
             else:
-                base = replace(base, **{name: _READERS[name](name, value, road)})
+                base = replace(base, **{name: _READERS[name](name, value, place)})
         return base
 
 
-def given_in_headers(headers: Mapping[str, Any]) -> Given:
-    """The parameters among the headers: by any case, with `_` or `-`; all others are no business of ours.
+def given_in_headers(headers: Mapping[str, Any]) -> GivenParameters:
+    """The parameters among the headers: by any case, with `_` or `-`; all other headers are left alone.
 
     TorchServe puts the content types of the form's parts, as mappings, among them; they are left out.
 
     Raises RequestError where two headers mean the same parameter.
     """
-    given = Given()
+    given = GivenParameters()
     for header, value in headers.items():
         name = str(header).lower().replace("-", "_")
         if name in PARAMETERS and isinstance(value, str):
@@ -97,27 +201,27 @@ def unknown(name: str, what: str, known: Iterable[str]) -> RequestError:
     return RequestError(f"unknown {what} {shown(name)}; {hint}{', '.join(known)}")
 
 
-def _score_threshold(name: str, value: Any, road: str) -> float:
+def _score_threshold(name: str, value: Any, place: str) -> float:
     number = _number(value)
     if number is None or not 0.0 <= number <= 1.0:
-        raise RequestError(f"{name} is {shown(value)} in {road}; a number from 0 to 1 is allowed")
+        raise RequestError(f"{name} is {shown(value)} in {place}; a number from 0 to 1 is allowed")
     return number
 
 
-def _max_detections(name: str, value: Any, road: str) -> int:
+def _max_detections(name: str, value: Any, place: str) -> int:
     number = _number(value)
     if number is None or number != int(number) or not 1 <= number <= MAX_DETECTIONS:
         raise RequestError(
-            f"{name} is {shown(value)} in {road}; a whole number from 1 to {MAX_DETECTIONS} is allowed"
+            f"{name} is {shown(value)} in {place}; a whole number from 1 to {MAX_DETECTIONS} is allowed"
         )
     return int(number)
 
 
 def _one_of(choices: tuple[str, ...]) -> Callable[[str, Any, str], str]:
-    def read(name: str, value: Any, road: str) -> str:
+    def read(name: str, value: Any, place: str) -> str:
         text = _text(value)
         if text not in choices:
-            raise RequestError(f"{name} is {shown(value)} in {road}; allowed are {', '.join(choices)}")
+            raise RequestError(f"{name} is {shown(value)} in {place}; allowed are {', '.join(choices)}")
         return str(text)
 
     return read
@@ -131,11 +235,11 @@ _READERS: dict[str, Callable[[str, Any, str], Any]] = {
 }
 
 _NUMBER = re.compile(r"[+-]?([0-9]{1,50}\.?[0-9]{0,50}|\.[0-9]{1,50})([eE][+-]?[0-9]{1,3})?")
-"""What is a number on every road: Python's own reader would take 1_0, nan and the digits of any script."""
+"""What is a number wherever it stands: Python's own reader would take 1_0, nan and the digits of any script."""
 
 
 def _number(value: Any) -> float | None:
-    """A finite number out of a number or a text; None where it is none."""
+    """A finite number out of a number or a text; None for anything else."""
     text = _text(value)
     if isinstance(text, str):
         text = float(text) if _NUMBER.fullmatch(text) else None

@@ -15,17 +15,23 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from maskx_answer import Detections, answer_body, compact, image_content
-from maskx_categories import CategoryIndex
-from maskx_cores import usable_cores
+from maskx_answer import Detections, answer_body, compact, image_content, overlay_png
 from maskx_cuda_decode import CudaDecoder, DeviceImage
-from maskx_errors import ANSWER_TOO_LARGE, IMAGE_TOO_LARGE, INTERNAL, INVALID_IMAGE, RESTARTING, MaskxError
+from maskx_engine import usable_cores
+from maskx_errors import (
+    ANSWER_TOO_LARGE,
+    IMAGE_TOO_LARGE,
+    INTERNAL,
+    INVALID_IMAGE,
+    RESTARTING,
+    MaskxError,
+    RequestError,
+)
 from maskx_forward import DeviceLost, predict_each
 from maskx_image import DecodedImage, ImageError, ImageTooLarge, decode_to_fit
 from maskx_model import ServedModel
-from maskx_overlay import overlay_png
-from maskx_parameters import Wishes
-from maskx_request import ImageRequest, Request, RequestError, parse_request
+from maskx_parameters import CategoryIndex, Parameters
+from maskx_request import ImageRequest, Request, parse_request
 from maskx_settings import Limits
 
 logger = logging.getLogger(__name__)
@@ -39,7 +45,7 @@ PNG = "image/png"
 Result = dict[str, Any] | bytes | MaskxError
 """Of one image: its content as in the answer, the bytes of its picture, or its error."""
 
-Decoded = tuple[DecodedImage | DeviceImage, Wishes]
+Decoded = tuple[DecodedImage | DeviceImage, Parameters]
 
 RESTARTING_MESSAGE = "the server's device failed and its worker is restarting; ask again in a few seconds"
 
@@ -154,10 +160,10 @@ class Service:
         timings.decode += time.perf_counter() - begin
         begin = time.perf_counter()
         good = [one for one in decoded if not isinstance(one, MaskxError)]
-        found = self._predict(good)
+        predicted = self._predict(good)
         timings.forward += time.perf_counter() - begin
         begin = time.perf_counter()
-        written = iter(self._map(self._encode, list(zip(good, found, strict=True))))
+        written = iter(self._map(self._encode, list(zip(good, predicted, strict=True))))
         timings.encode += time.perf_counter() - begin
         return [one if isinstance(one, MaskxError) else next(written) for one in decoded]
 
@@ -172,7 +178,7 @@ class Service:
         both = list(zip(images, on_device, strict=True))
         rest = iter(self._map(self._decode, [image for image, done in both if done is None]))
         return [
-            (done, image.wishes) if done is not None and isinstance(image, ImageRequest) else next(rest)
+            (done, image.parameters) if done is not None and isinstance(image, ImageRequest) else next(rest)
             for image, done in both
         ]
 
@@ -193,31 +199,31 @@ class Service:
             return MaskxError(INVALID_IMAGE, str(error))
         except Exception as error:
             return _internal(error, "decoding an image")
-        return decoded, image.wishes
+        return decoded, image.parameters
 
     def _predict(self, images: Sequence[Decoded]) -> Sequence[Detections | MaskxError]:
         if images and not self.lost:
             try:
                 return predict_each(
-                    self._model, [image for image, _ in images], [wishes for _, wishes in images]
+                    self._model, [image for image, _ in images], [parameters for _, parameters in images]
                 )
             except DeviceLost:
                 self.lost = True
         return [MaskxError(RESTARTING, RESTARTING_MESSAGE)] * len(images)
 
     def _encode(self, work: tuple[Decoded, Detections | MaskxError]) -> Result:
-        (image, wishes), found = work
-        if isinstance(found, MaskxError):
-            return found
+        (image, parameters), detections = work
+        if isinstance(detections, MaskxError):
+            return detections
         try:
             content = image_content(
-                found,
+                detections,
                 self._model.categories,
                 height=image.height,
                 width=image.width,
-                mask_format=wishes.mask_format,
+                mask_format=parameters.mask_format,
             )
-            if wishes.output != "overlay":
+            if parameters.output != "overlay":
                 return content
             return overlay_png(
                 image.pixels if isinstance(image, DecodedImage) else image.on_host(),

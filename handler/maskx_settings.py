@@ -37,7 +37,7 @@ DECODES = ("auto", "cpu", "gpu")
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Of section `maskx`: what a single request may cost.
+    """What a single request may cost, from section `maskx`.
 
     max_pixels, max_side: of an image, checked from its header before it is decoded. max_image_bytes: of an image as it
     is sent, base64 undone; the server's max_request_size must leave room for it. max_images: of one request.
@@ -83,26 +83,26 @@ def read_settings(config: Mapping[str, Any] | None) -> Settings:
     for key in ("batchSize", "maxBatchDelay", "minWorkers", "maxWorkers", "jobQueueSize"):
         if key in config:
             _positive(config[key], f"model-config.yaml: {key}")
-    own = config.get("maskx") or {}
-    if not isinstance(own, Mapping):
-        raise ValueError(f"model-config.yaml: maskx is {own!r}; a section of keys and values is expected")
+    section = config.get("maskx") or {}
+    if not isinstance(section, Mapping):
+        raise ValueError(f"model-config.yaml: maskx is {section!r}; a section of keys and values is expected")
     limits = {field.name for field in fields(Limits)}
-    _refuse_unknown(own, {"precision", "decode", *limits}, "model-config.yaml, section maskx")
-    precision = own.get("precision", "auto")
+    _refuse_unknown(section, {"precision", "decode", *limits}, "model-config.yaml, section maskx")
+    precision = section.get("precision", "auto")
     if precision not in PRECISIONS:
         raise ValueError(
             f"model-config.yaml: maskx.precision is {precision!r}; allowed are {', '.join(PRECISIONS)}"
         )
-    decode = own.get("decode", "auto")
+    decode = section.get("decode", "auto")
     if decode not in DECODES:
         raise ValueError(f"model-config.yaml: maskx.decode is {decode!r}; allowed are {', '.join(DECODES)}")
-    for key in limits & own.keys():
-        _positive(own[key], f"model-config.yaml: maskx.{key}")
+    for key in limits & section.keys():
+        _positive(section[key], f"model-config.yaml: maskx.{key}")
     return Settings(
         device_type=device_type,
         precision=precision,
         decode=decode,
-        limits=Limits(**{key: own[key] for key in limits & own.keys()}),
+        limits=Limits(**{key: section[key] for key in limits & section.keys()}),
     )
 
 

@@ -1,29 +1,45 @@
-"""Requests that the handler answers before TorchServe sends any, so that the first is as fast as the tenth.
+"""What runs before TorchServe sends anything, so that the first request is as fast as the tenth.
 
-Each goes the whole way of a real one: threads that decode, both canvases that photographs come in, the forms of masks,
-the overlay's font, compression.
+First the network alone, then requests that go the whole way of a real one: threads that decode, both canvases that
+photographs come in, the forms of masks, the overlay's font, compression. On a GPU it is also seen who decodes faster.
 """
 
 from __future__ import annotations
 
 import io
+import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
+from maskx_answer import compressed
 from maskx_cuda_decode import CudaDecoder, cuda_decoder
 from maskx_errors import MaskxError
-from maskx_headers import compressed
+from maskx_forward import is_out_of_memory
 from maskx_model import ServedModel
-from maskx_parameters import Wishes
+from maskx_parameters import Parameters
 from maskx_request import ImageRequest
 from maskx_service import Service
 
+logger = logging.getLogger(__name__)
+
+Run = tuple[tuple[float, float], list[Parameters]]
+"""Height and width of an image, as shares of the network's shorter side, and the parameters of a
+batch of such images."""
+
+SHAPES = ((1.25, 1.25), (1.25, 1.67), (1.67, 1.25))
+"""Square, lying and upright, a quarter larger than the network's input, so that they are resized too."""
+
+MOST_TOGETHER = 16
+"""The largest batch that a GPU is warmed up with."""
+
 PHOTOGRAPH = (640, 480)
+"""Width and height of the photographs that the service is warmed up with."""
 
 LARGE = (1920, 1080)
 """Width and height of the photograph that both ways of decoding are tried with."""
@@ -32,7 +48,58 @@ TRIES = 4
 """Of each way; the fastest counts."""
 
 
-def warm_up(service: Service) -> None:
+def warm_up_network(model: ServedModel, batch_size: int = 1) -> int:
+    """Runs the network as requests will, so that none of them is the slow one; returns how many runs it took.
+
+    With objects, without any, and without masks. On a GPU, where libraries choose and load a kernel for every new
+    shape, also upright, lying and square images, in every number from one to `batch_size` and with unequal parameters;
+    on a CPU one image alone, for what is left there is short and start-up would be long. Larger batches than there
+    is memory for are left out; requests are then answered in halves.
+    """
+    runs = first_runs(batch_size if model.device.type == "cuda" else 1, model.defaults.max_detections)
+    for done, ((height, width), parameters) in enumerate(runs):
+        image = drawn(
+            round(height * model.min_size), min(round(width * model.min_size), round(1.25 * model.max_size))
+        )
+        try:
+            model.predict([image] * len(parameters), parameters)
+            continue
+        except Exception as error:  # PyTorch has no narrower class for all that a network can raise
+            if len(parameters) == 1 or not is_out_of_memory(error):
+                raise
+        logger.warning("no memory to warm up with %d images at once, nor with more", len(parameters))
+        model.free_memory()
+        return done
+    return len(runs)
+
+
+def first_runs(batch_size: int, max_detections: int) -> list[Run]:
+    """What a network is warmed up with, for batches of up to `batch_size`."""
+    objects = Parameters(score_threshold=0.0, max_detections=max_detections)
+    nothing, no_masks = replace(objects, score_threshold=2.0), replace(objects, mask_format="none")
+    runs: list[Run] = [(SHAPES[0], [parameters]) for parameters in (objects, nothing, no_masks)]
+    if batch_size > 1:
+        runs += [(shape, [objects]) for shape in SHAPES[1:]]
+        for together in range(2, min(batch_size, MOST_TOGETHER) + 1):
+            unequal = [(nothing, objects, no_masks)[number % 3] for number in range(together)]
+            runs += [
+                (shape, parameters) for shape in SHAPES for parameters in ([objects] * together, unequal)
+            ]
+    return runs
+
+
+def drawn(height: int, width: int) -> np.ndarray:
+    """uint8 [height, width, 3]: noise with rectangles of several sizes, always the same."""
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    for share in (0.5, 0.3, 0.2, 0.1, 0.05):
+        h, w = max(round(share * height), 1), max(round(share * width), 1)
+        top, left = random.integers(0, height - h + 1), random.integers(0, width - w + 1)
+        pixels[top : top + h, left : left + w] = random.integers(0, 256, 3, dtype=np.uint8)
+    return pixels
+
+
+def warm_up_service(service: Service) -> None:
     """Answers a batch of a landscape and a portrait, and an overlay, which has run lengths drawn.
 
     Raises:
@@ -77,7 +144,9 @@ def choose_decoding(
     report: dict[str, Any] = {"asked": asked, "by": "cpu"}
     if asked == "cpu" or (asked == "auto" and model.device.type == "cpu"):
         return report
-    photographs = [ImageRequest(image=_photograph(), wishes=Wishes(score_threshold=0.0, max_detections=1))]
+    photographs = [
+        ImageRequest(image=_photograph(), parameters=Parameters(score_threshold=0.0, max_detections=1))
+    ]
     photographs *= together
     try:
         decoder = make(model.device)
@@ -103,7 +172,7 @@ def choose_decoding(
 
 
 def _seconds(service: Service, model: ServedModel, photographs: list[ImageRequest]) -> float:
-    """From files to pixels that lie on the device; limits that refuse the photograph make it short, and no error."""
+    """How long it takes from files to pixels on the device; a photograph that the limits refuse counts as short."""
     begin = time.perf_counter()
     decoded = service.decoded(photographs)
     model.bring([one[0].pixels for one in decoded if not isinstance(one, MaskxError)])

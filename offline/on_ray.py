@@ -11,7 +11,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
-from maskx_cores import usable_cores
+from maskx_engine import usable_cores
 from offline.plan import Image, Plan, part_name
 from offline.predictor import Model, Predictor, Wanted
 from offline.reader import Reader

@@ -12,9 +12,8 @@ from typing import Any
 import torch
 import yaml
 
-from maskx_categories import Category, CategoryIndex
 from maskx_model import METADATA_NAME, ServedModel
-from maskx_parameters import Given, Wishes
+from maskx_parameters import Category, CategoryIndex, GivenParameters, Parameters
 from maskx_service import Service
 from maskx_settings import Limits, Settings, read_settings
 from offline.plan import Image
@@ -93,14 +92,14 @@ class Wanted:
 
 def check(model: Model, wanted: Wanted) -> None:
     """That the handler takes the parameters, before any image is read. Raises ValueError as it would answer."""
-    given = Given()
+    given = GivenParameters()
     for name, value in wanted.parameters().items():
         given.add(name, value, "the command")
     categories = {
         one["label"]: Category(id=one["id"], name=one["name"], mask_supervised=one["mask_supervised"])
         for one in model.metadata["categories"]
     }
-    given.wishes(Wishes(score_threshold=0.5, max_detections=1), CategoryIndex(categories))
+    given.applied_to(Parameters(score_threshold=0.5, max_detections=1), CategoryIndex(categories))
 
 
 class Predictor:

@@ -1,4 +1,4 @@
-"""The README's table of options: every option and value of the configuration, and a test that is there."""
+"""The table of options in docs/training.md: every option and value of the configuration, and a test that is there."""
 
 import re
 from pathlib import Path
@@ -14,10 +14,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def table() -> list[tuple[list[str], str, str]]:
     """Of each line its keys, what is said of them, and the file of tests."""
-    found = re.search(
-        r"^<!-- options -->\n(.*?)^<!-- /options -->$", (ROOT / "README.md").read_text(), flags=re.M | re.S
-    )
-    assert found, "no table of options in README.md"
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    found = re.search(r"^<!-- options -->\n(.*?)^<!-- /options -->$", page, flags=re.M | re.S)
+    assert found, "no table of options in docs/training.md"
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in found[1].splitlines()[2:]]
     return [(re.findall(r"`([a-z_.]+)`", keys), said, test.strip("`")) for keys, said, test in lines]
 

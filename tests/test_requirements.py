@@ -49,7 +49,9 @@ def third_party(root: Path, folder: str) -> set[str]:
     return {DISTRIBUTIONS.get(name, name).lower().replace("_", "-") for name in names}
 
 
-@pytest.mark.parametrize("name", ["serve", "train", "client", "offline", "timm", "dev", "constraints"])
+@pytest.mark.parametrize(
+    "name", ["serve", "train", "client", "offline", "timm", "dev", "docs", "constraints"]
+)
 def test_every_requirement_is_pinned_and_names_no_registry(root: Path, name: str) -> None:
     path = root / "requirements" / f"{name}.txt"
     assert len(pinned(path)) > 3

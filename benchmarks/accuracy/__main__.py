@@ -28,7 +28,7 @@ from benchmarks.tables import table
 from maskx_cuda_decode import CudaDecoder
 from maskx_image import MAX_PIXELS, MAX_SIDE, DecodedImage, ImageError, decode, decode_to_fit
 from maskx_model import ServedModel
-from maskx_request import Wishes
+from maskx_parameters import Parameters
 from model.classes import ClassTable
 from training.evaluate.precision import (
     AveragePrecision,
@@ -153,7 +153,7 @@ def measure(
     truth = load_ground_truth(annotations, classes, max_images=max_images)
     results: list[dict[str, Any]] = []
     scaled_down = 0
-    wishes = Wishes(score_threshold=SCORE_THRESHOLD, max_detections=MAX_DETECTIONS)
+    wishes = Parameters(score_threshold=SCORE_THRESHOLD, max_detections=MAX_DETECTIONS)
     for start in range(0, len(truth.image_ids), batch_size):
         ids = truth.image_ids[start : start + batch_size]
         decoded = [read(images / truth.file_names[i], model, decoding, enlarge) for i in ids]

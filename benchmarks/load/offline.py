@@ -14,6 +14,7 @@ from benchmarks.load.client import LONGEST_SECONDS
 from maskx_model import ServedModel
 from maskx_service import Service
 from maskx_settings import Limits
+from maskx_warm_up import warm_up_network
 
 
 class Offline:
@@ -31,7 +32,7 @@ class Offline:
         torch.set_num_threads(threads)
         device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
         model = ServedModel(Path(path), device, precision=precision)
-        model.warm_up()
+        warm_up_network(model)
         self._service = Service(model, Limits(), name="maskx", version="1.0")
         self._requests = itertools.cycle([{"body": Path(image).read_bytes()} for image in images])
 

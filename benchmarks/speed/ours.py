@@ -18,11 +18,12 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.speed.peer import DETECTIONS, SCORE_THRESHOLD
 from maskx_answer import Detections, answer_body, image_content
 from maskx_image import DecodedImage, decode_to_fit
+from maskx_json import Envelope
+from maskx_masks import run_length_strings
 from maskx_model import ServedModel
-from maskx_request import Envelope, Wishes
+from maskx_parameters import Parameters
 from maskx_service import Service
 from maskx_settings import Limits
-from maskx_strings import run_length_strings
 from model.masks.run_lengths import mask_run_lengths
 
 LABELS = {
@@ -35,7 +36,7 @@ LABELS = {
 }
 """The network's own labels in a profile, and what a table calls them."""
 SINGLE = Envelope(kind="single")
-WISHES = Wishes(score_threshold=SCORE_THRESHOLD, max_detections=DETECTIONS)
+WISHES = Parameters(score_threshold=SCORE_THRESHOLD, max_detections=DETECTIONS)
 
 
 class Ours:
@@ -47,7 +48,7 @@ class Ours:
         self.service = Service(self.model, Limits(), name="maskx", version="bench")
         self._run_lengths = torch.jit.script(mask_run_lengths)
 
-    def answer(self, data: Sequence[bytes], wishes: Wishes = WISHES) -> list[bytes]:
+    def answer(self, data: Sequence[bytes], wishes: Parameters = WISHES) -> list[bytes]:
         """The bodies of a batch. Raises RuntimeError where one is an error."""
         parameters = {"score_threshold": wishes.score_threshold, "max_detections": wishes.max_detections}
         answers = self.service.answer([{"body": one, **parameters} for one in data])

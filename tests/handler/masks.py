@@ -1,7 +1,5 @@
 """Masks to try things on, and their run lengths."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

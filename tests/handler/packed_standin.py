@@ -11,7 +11,7 @@ from tests.served.standin import METADATA, StandIn
 
 
 class PackedStandIn(StandIn):
-    """`packed` as maskx_packed describes it, of what `forward` answers; `batched` says where it was told to run."""
+    """`packed` as maskx_model describes it, of what `forward` answers; `batched` says where it was told to run."""
 
     batched: bool
 

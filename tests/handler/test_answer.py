@@ -1,5 +1,7 @@
-"""The body of an answer (border 5)."""
+"""The answer: its JSON as handler/README.md has it, its overlays beside those that the client makes of the same."""
 
+import gzip
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -7,14 +9,26 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from pycocotools.coco import COCO
 
-from maskx_answer import Detections, answer_body, compact, image_content, mask_areas
-from maskx_categories import Category
-from maskx_envelopes import Envelope
-from maskx_errors import INVALID_IMAGE, MaskxError
+from maskx_answer import (
+    OVERLAY_SIDE,
+    Detections,
+    answer_body,
+    compact,
+    compressed,
+    image_content,
+    mask_areas,
+    overlay_png,
+)
+from maskx_draw import draw_detections
+from maskx_errors import ANSWER_TOO_LARGE, INVALID_IMAGE, MaskxError
+from maskx_json import Envelope
+from maskx_parameters import Category
+from tests.handler.masks import blob, run_lengths_of
 
 CATEGORIES = {
     1: Category(id=7, name="red", mask_supervised=True),
@@ -45,7 +59,7 @@ def wrapped(results: list[dict[str, Any]], envelope: Envelope) -> bytes:
     return answer_body(results, envelope, model_name="maskx", model_version="1.0")
 
 
-def test_the_answer_holds_exactly_what_the_border_says() -> None:
+def test_the_answer_holds_exactly_what_readme_says() -> None:
     assert json.loads(body_of(two_detections())) == {
         "model": {"name": "maskx", "version": "1.0"},
         "image": {"height": 3, "width": 4},
@@ -72,12 +86,6 @@ def test_the_answer_holds_exactly_what_the_border_says() -> None:
     }
 
 
-def test_the_answer_is_compact_ascii() -> None:
-    body = body_of(two_detections())
-    assert body.isascii()
-    assert b" " not in body and b"\n" not in body
-
-
 def test_an_image_without_detections_has_an_empty_list() -> None:
     nothing = Detections(
         boxes=np.zeros((0, 4), np.float32),
@@ -89,7 +97,6 @@ def test_an_image_without_detections_has_an_empty_list() -> None:
     assert json.loads(body_of(nothing))["detections"] == []
 
 
-@settings(deadline=None)
 @given(st.lists(st.lists(st.integers(0, 2**31), min_size=1, max_size=7), max_size=9))
 def test_the_area_of_a_mask_is_the_sum_of_its_every_second_run(masks: list[list[int]]) -> None:
     pixels = max((sum(runs) for runs in masks), default=0)
@@ -191,3 +198,104 @@ def test_every_envelope_is_compact_ascii_whatever_the_names_are(kind: str) -> No
 def test_what_json_does_not_have_is_never_written() -> None:
     with pytest.raises(ValueError, match="JSON"):
         compact({"score": float("nan")})
+
+
+def test_the_same_body_is_compressed_to_the_same_bytes() -> None:
+    body = b"a long answer " * 1000
+    assert compressed(body) == compressed(body)
+    assert gzip.decompress(compressed(body)) == body
+
+
+def found_in(height: int, width: int, mask_format: str = "rle") -> dict[str, Any]:
+    masks = []
+    for seed, part in enumerate(np.array_split(np.arange(width), 2)):
+        mask = np.zeros((height, width), bool)
+        mask[:, part] = blob(seed, height, len(part), 4)
+        masks.append(mask)
+    counts, offsets = run_lengths_of(masks)
+    boxes = [[0, 0, width / 2, height], [width / 2, 0, width, height]]
+    detections = Detections(
+        boxes=np.array(boxes, np.float32),
+        scores=np.array([0.9, 0.5], np.float32),
+        labels=np.array([1, 2]),
+        rle_counts=counts,
+        rle_offsets=offsets,
+    )
+    return image_content(detections, CATEGORIES, height=height, width=width, mask_format=mask_format)
+
+
+def photograph(height: int, width: int, *, noisy: bool = False) -> np.ndarray:
+    if noisy:
+        return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    y, x = np.indices((height, width))
+    return np.stack([y * 255 // height, x * 255 // width, np.full_like(y, 90)], axis=2).astype(np.uint8)
+
+
+def overlay(
+    size: tuple[int, int], max_bytes: int = 10**7, *, mask_format: str = "rle", noisy: bool = False
+) -> bytes:
+    """Of a photograph of that height and width and what is found in it."""
+    pixels, content = photograph(*size, noisy=noisy), found_in(*size, mask_format)
+    return overlay_png(pixels, content, height=size[0], width=size[1], max_bytes=max_bytes)
+
+
+def drawn_by_the_client(size: tuple[int, int]) -> Image.Image:
+    return draw_detections(Image.fromarray(photograph(*size)), found_in(*size)["detections"], legend=True)
+
+
+def read(data: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(data))
+    assert (image.format, image.mode) == ("PNG", "RGB")
+    return image
+
+
+@pytest.mark.parametrize("size", [(90, 120), (639, 400), (700, 900), (1600, 30)])
+def test_an_image_within_the_limits_gives_the_picture_that_the_client_draws(size: tuple[int, int]) -> None:
+    assert (np.asarray(read(overlay(size))) == np.asarray(drawn_by_the_client(size))).all()
+
+
+def test_every_exact_mask_format_gives_the_same_picture_and_none_has_no_mask() -> None:
+    rle, png, none = (overlay((60, 80), mask_format=mask_format) for mask_format in ("rle", "png", "none"))
+    assert rle == png != none
+
+
+def test_a_large_image_is_drawn_at_the_limit_with_everything_where_it_belongs() -> None:
+    picture = read(overlay((1500, 2400)))
+    assert picture.size == (OVERLAY_SIDE, 1000)
+    small = np.asarray(drawn_by_the_client((1500, 2400)).resize(picture.size, Image.Resampling.BOX), int)
+    assert (np.abs(np.asarray(picture, int) - small).max(axis=2) > 40).mean() < 0.05
+
+
+def test_pixels_that_the_decoder_scaled_down_are_drawn_over_in_their_own_size() -> None:
+    content = found_in(2000, 1600)
+    for one in content["detections"]:
+        one["mask_supervised"] = True  # stripes have a width of their own in each size
+    scaled, whole = photograph(1000, 800), photograph(2000, 1600)
+    picture = read(overlay_png(scaled, content, height=2000, width=1600, max_bytes=10**7))
+    assert picture.size == (800, 1000)
+    large = draw_detections(Image.fromarray(whole), content["detections"], legend=True)
+    small = np.asarray(large.resize(picture.size, Image.Resampling.BOX), int)
+    assert (np.abs(np.asarray(picture, int) - small).max(axis=2) > 60).mean() < 0.05
+
+
+@pytest.mark.parametrize("max_bytes", [3_000_000, 300_000, 30_000, 6_000])
+def test_an_overlay_shrinks_until_it_fits_and_not_much_more(max_bytes: int) -> None:
+    data = overlay((900, 1200), max_bytes, noisy=True)
+    assert max_bytes / 4 < len(data) <= max_bytes
+    assert read(data).width / read(data).height == pytest.approx(4 / 3, rel=0.05)
+
+
+def test_a_small_image_is_sent_as_it_is_before_it_is_made_smaller() -> None:
+    assert read(overlay((90, 120), noisy=True)).size == (720, 540)
+    assert read(overlay((90, 120), 40_000, noisy=True)).size == (120, 90)
+    assert read(overlay((90, 120), 20_000, noisy=True)).width < 120
+
+
+def test_room_for_no_picture_is_an_error_that_says_so_and_a_tiny_image_needs_little() -> None:
+    with pytest.raises(MaskxError, match="more than the 50 bytes.*ask for output=json") as raised:
+        overlay((90, 120), 50)
+    assert raised.value.kind is ANSWER_TOO_LARGE
+    nothing: dict[str, Any] = {"image": {}, "detections": []}
+    for max_bytes, side in ((10_000, 640), (100, 1)):
+        tiny = overlay_png(photograph(1, 1), nothing, height=1, width=1, max_bytes=max_bytes)
+        assert read(tiny).size == (side, side)

@@ -12,17 +12,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-import maskx_warm_up
-from maskx_cuda_decode import CudaDecoder, cuda_decoder, is_ordinary
+from maskx_cuda_decode import CudaDecoder, is_ordinary
 from maskx_image import decode
 from maskx_model import ServedModel
-from maskx_request import Wishes
+from maskx_parameters import Parameters
 from maskx_service import Service
-from maskx_settings import Limits
-from maskx_warm_up import choose_decoding
-from tests.served.standin import png, scene, write_standin
+from tests.served.standin import png, scene
 
-CPU = torch.device("cpu")
 NO_LIMITS = {"max_pixels": 10**9, "max_side": 10**6}
 
 
@@ -134,17 +130,6 @@ def test_scans_beyond_those_that_are_read_are_never_given_to_the_gpu() -> None:
     assert CudaDecoder(Counted()).images([many], **NO_LIMITS) == [None]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> ServedModel:
-    path = write_standin(tmp_path_factory.mktemp("standin") / "maskx.pt")
-    return ServedModel(path, CPU, precision="float32")
-
-
-@pytest.fixture
-def service(model: ServedModel) -> Service:
-    return Service(model, Limits(), name="maskx", version="1.0")
-
-
 BATCH = [
     jpeg(photograph(64, 64)),
     png(scene(red=(3, 3, 9, 9))),
@@ -207,84 +192,9 @@ def test_an_overlay_is_drawn_over_pixels_that_lie_on_the_device(service: Service
     assert abs(corner - decode(data)[5, 5]).max() < 3
 
 
-class OnGpu:
-    """The model's place for the choice: says that it runs on a GPU."""
-
-    device = torch.device("cuda", 0)
-
-    def __init__(self) -> None:
-        self.brought: list[int] = []
-
-    def bring(self, images: Sequence[Any]) -> None:
-        self.brought.append(len(images))
-
-
-def chosen(
-    service: Service,
-    asked: str,
-    seconds: Sequence[float],
-    monkeypatch: pytest.MonkeyPatch,
-    decode: Any = by_torchvision,
-) -> dict[str, Any]:
-    monkeypatch.setattr(maskx_warm_up, "LARGE", (64, 48))
-    times = iter([one for one in seconds for _ in range(maskx_warm_up.TRIES)])
-    measured = maskx_warm_up._seconds
-
-    def timed(*arguments: Any) -> float:
-        assert measured(*arguments) > 0
-        return next(times)
-
-    monkeypatch.setattr(maskx_warm_up, "_seconds", timed)
-    model: Any = OnGpu()
-    return choose_decoding(service, model, asked, together=3, make=lambda device: CudaDecoder(decode))
-
-
-def test_auto_keeps_the_faster_way_and_reports_both(
-    service: Service, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    report = chosen(service, "auto", [0.02, 0.004], monkeypatch)
-    assert report == {"asked": "auto", "by": "gpu", "images": 3, "cpu_ms": 20.0, "gpu_ms": 4.0}
-    assert service.cuda_decoder is not None
-
-
-def test_auto_keeps_the_cpu_where_it_is_the_faster(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    report = chosen(service, "auto", [0.004, 0.02], monkeypatch)
-    assert (report["by"], report["cpu_ms"], report["gpu_ms"]) == ("cpu", 4.0, 20.0)
-    assert service.cuda_decoder is None
-
-
-def test_what_was_asked_for_is_done_even_where_it_is_slower(
-    service: Service, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert chosen(service, "gpu", [0.004, 0.02], monkeypatch)["by"] == "gpu"
-    assert service.cuda_decoder is not None
-    assert chosen(service, "cpu", [], monkeypatch) == {"asked": "cpu", "by": "cpu"}
-    assert service.cuda_decoder is None
-
-
-def test_a_gpu_that_cannot_decode_is_no_error_for_auto_and_one_for_gpu(
-    service: Service, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    report = chosen(service, "auto", [], monkeypatch, no_decoder)
-    assert report["by"] == "cpu" and "failed on a photograph" in report["reason"]
-    with pytest.raises(
-        ValueError, match=r"maskx\.decode is gpu, but the GPU cannot decode: .*; set auto or cpu"
-    ):
-        chosen(service, "gpu", [], monkeypatch, no_decoder)
-    assert service.cuda_decoder is None
-
-
-def test_a_cpu_is_never_asked_to_decode_like_a_gpu(service: Service, model: ServedModel) -> None:
-    assert choose_decoding(service, model, "auto", together=2) == {"asked": "auto", "by": "cpu"}
-    with pytest.raises(ValueError, match="on a CUDA device, and this one is cpu"):
-        choose_decoding(service, model, "gpu", together=2)
-    with pytest.raises(ValueError, match="this one is meta"):
-        cuda_decoder(torch.device("meta"))
-
-
 def test_images_that_lie_on_the_device_are_predicted_as_arrays_are(model: ServedModel) -> None:
     pixels = scene(red=(3, 3, 9, 9))
-    wishes = [Wishes(score_threshold=0.5, max_detections=3)]
+    parameters = [Parameters(score_threshold=0.5, max_detections=3)]
     there = torch.from_numpy(pixels).permute(2, 0, 1).contiguous().permute(1, 2, 0)
     for image in (pixels, there):
-        assert model.predict([image], wishes)[0].boxes.tolist() == [[3, 3, 12, 12]]
+        assert model.predict([image], parameters)[0].boxes.tolist() == [[3, 3, 12, 12]]

@@ -176,9 +176,3 @@ def test_a_jpeg_cut_short_is_refused_at_every_scale(progressive: bool, min_size:
     data = jpeg(Image.fromarray(noise), progressive=progressive)
     with pytest.raises(ImageError, match="cut short"):
         decode_to_fit(data[: int(len(data) * share)], min_size=min_size, max_size=1333)
-
-
-def test_bytes_that_are_no_image_are_refused() -> None:
-    for data, message in ((b"", "empty"), (b"no image", "not an image")):
-        with pytest.raises(ImageError, match=message):
-            decode_to_fit(data, min_size=20, max_size=40)

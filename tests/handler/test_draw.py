@@ -12,9 +12,8 @@ from pycocotools import mask as coco_mask
 
 import maskx_draw as draw
 from maskx_draw import TINT, color_of, draw_detections, label_text, mask_window, run_lengths
-from maskx_png import png_masks
+from maskx_masks import png_masks, run_length_strings
 from maskx_polygons import polygons
-from maskx_strings import run_length_strings
 
 WIDTH, HEIGHT = 120, 90
 
@@ -147,7 +146,7 @@ def pasted(segmentation: Any, height: int = HEIGHT, width: int = WIDTH) -> np.nd
     return whole
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.integers(1, 12), st.integers(1, 12), st.integers(0, 2**32 - 1), st.sampled_from([0, 0.1, 0.5, 0.9, 1])
 )
@@ -186,7 +185,7 @@ def test_a_window_is_no_larger_than_the_mask() -> None:
     assert window.pixels.shape == (5, 11) and window.pixels.all()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(
         st.lists(st.tuples(st.integers(-5, 45), st.integers(-5, 35)), min_size=3, max_size=9), max_size=3

@@ -1,20 +1,31 @@
-"""Precision, casting, Winograd's form and memory of the module as it is served."""
+"""The module as it is served: precision, casting, Winograd's form, memory, cores; and that nothing is compiled or
+rewritten by what requests bring."""
 
+import dataclasses
+import importlib.util
+import io
+import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import maskx_engine
+from export import fresh_process
 from export.metadata import build_metadata
 from export.torchscript import export_network
-from maskx_engine import choose_precision, ready_to_run
+from maskx_engine import choose_precision, fusers, fusers_off, ready_to_run, usable_cores
 from maskx_model import ServedModel
-from maskx_request import Wishes
-from tests.export.tiny import CLASSES, tiny_network
+from maskx_parameters import Parameters
+from model.build import build_network
+from model.serving import REDUCIBLE, prepared_for_serving
+from tests.export.tiny import CLASSES, CONFIG, tiny_network
 from tests.served.standin import scene
 
 CPU = torch.device("cpu")
@@ -82,24 +93,24 @@ def test_only_the_reducible_parts_are_cast_and_no_parameter_is_left() -> None:
 def test_precisions_answer_alike_and_float32_by_winograd_within_1e_4(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    image, wishes = scene(width=90, height=70), [Wishes(score_threshold=0.0, max_detections=20)]
-    quick = ServedModel(path, CPU, precision="float32").predict([image], wishes)[0]
+    image, parameters = scene(width=90, height=70), [Parameters(score_threshold=0.0, max_detections=20)]
+    quick = ServedModel(path, CPU, precision="float32").predict([image], parameters)[0]
     monkeypatch.setattr(torch, "_nnpack_available", lambda: False)
-    plain = ServedModel(path, CPU, precision="float32").predict([image], wishes)[0]
+    plain = ServedModel(path, CPU, precision="float32").predict([image], parameters)[0]
     assert plain.labels.tolist() == quick.labels.tolist()
     assert abs(plain.scores - quick.scores).max() <= 1e-4
     low = ServedModel(path, CPU, precision="bfloat16")
     assert low.precision == low.description()["precision"] == "bfloat16"
-    answer = low.predict([image], wishes)[0]
+    answer = low.predict([image], parameters)[0]
     assert answer.boxes.dtype == answer.scores.dtype == "float32"
     assert abs(answer.scores[:5] - plain.scores[:5]).max() < 0.05
 
 
 def test_an_image_scaled_down_is_answered_in_the_originals_pixels(path: Path) -> None:
     model = ServedModel(path, CPU, precision="float32")
-    image, wishes = scene(width=90, height=70), [Wishes(score_threshold=0.0, max_detections=20)]
-    own = model.predict([image], wishes)[0]
-    doubled = model.predict([image], wishes, [(140, 180)])[0]
+    image, parameters = scene(width=90, height=70), [Parameters(score_threshold=0.0, max_detections=20)]
+    own = model.predict([image], parameters)[0]
+    doubled = model.predict([image], parameters, [(140, 180)])[0]
     assert abs(doubled.boxes - 2 * own.boxes).max() < 1e-3
     assert doubled.rle_counts[: doubled.rle_offsets[1]].sum() == 140 * 180
 
@@ -112,11 +123,11 @@ def test_float32_answers_of_an_image_do_not_depend_on_its_company(
     monkeypatch.setattr(maskx_engine, "PIXELS_TOGETHER_ON_CPU", together)
     model = ServedModel(path, CPU, precision="float32")
     images = [scene(width=w, height=h) for w, h in ((90, 70), (70, 90), (88, 70), (200, 64), (90, 70))]
-    wishes = [Wishes(score_threshold=0.0, max_detections=20)] * len(images)
-    batch = model.predict(images, wishes)
+    parameters = [Parameters(score_threshold=0.0, max_detections=20)] * len(images)
+    batch = model.predict(images, parameters)
     assert len({answer.scores.tobytes() for answer in batch}) == 4, "the images are too alike to tell"
     for image, together_with_others in zip(images, batch, strict=True):
-        (alone,) = model.predict([image], wishes[:1])
+        (alone,) = model.predict([image], parameters[:1])
         assert alone.labels.tolist() == together_with_others.labels.tolist()
         assert abs(alone.scores - together_with_others.scores).max() <= 1e-4
         assert abs(alone.boxes - together_with_others.boxes).max() <= 1e-2
@@ -157,3 +168,177 @@ def test_auto_is_float32_where_torch_cannot_tell(missing: str, monkeypatch: pyte
     assert choose_precision("auto", CPU, PARTS) == "bfloat16"  # else what follows proves nothing
     monkeypatch.delattr(onednn if "mkldnn" in missing else torch.cpu, missing)
     assert choose_precision("auto", CPU, PARTS) == "float32"
+
+
+@pytest.mark.parametrize(
+    ("affinity", "given", "cores"),
+    [
+        ({0}, "max 100000", 1),
+        ({1, 5}, "max 100000", 2),
+        (set(range(64)), "max 100000", 64),
+        (set(range(64)), "400000 100000", 4),
+        (set(range(64)), "150000 100000", 2),
+        (set(range(64)), "10000 100000", 1),
+        ({0, 1}, "6400000 100000", 2),
+        ({0, 1, 2}, "what is this", 3),
+        ({0, 1, 2}, None, 3),
+    ],
+)
+def test_cores_are_those_of_the_affinity_and_no_more_than_the_control_groups_share(
+    affinity: set[int], given: str | None, cores: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "cpu.max"
+    if given is not None:
+        file.write_text(given + "\n")
+    monkeypatch.setattr(maskx_engine, "CPU_MAX", file)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: affinity, raising=False)
+    assert usable_cores() == cores
+
+
+def test_a_system_that_tells_nothing_counts_as_one_core(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(maskx_engine, "CPU_MAX", tmp_path / "none")
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert usable_cores() == 1
+
+
+@pytest.fixture
+def as_pytorch_starts() -> Iterator[None]:
+    """Fusers on, and two rounds of watching shapes; afterwards as the handler wants it."""
+    torch._C._jit_set_texpr_fuser_enabled(True)
+    torch._C._jit_override_can_fuse_on_gpu(True)
+    torch.jit.set_fusion_strategy([("STATIC", 2), ("DYNAMIC", 10)])
+    yield
+    fusers_off()
+
+
+@pytest.mark.usefixtures("as_pytorch_starts")
+def test_whoever_loads_a_model_has_the_fusers_off_and_says_what_pytorch_says(standin: Path) -> None:
+    assert fusers() == "on"
+    model = ServedModel(standin, CPU, precision="float32")
+    assert fusers() == model.description()["fusers"] == "off"
+    assert not torch._C._jit_can_fuse_on_gpu()
+    torch._C._jit_override_can_fuse_on_gpu(True)
+    assert model.description()["fusers"] == "on", "a constant, not what PyTorch says"
+
+
+@pytest.mark.usefixtures("as_pytorch_starts")
+def test_the_verification_turns_off_what_the_handler_turns_off() -> None:
+    assert fusers() == "on"
+    fresh_process.fusers_off()
+    assert fusers() == "off"
+
+
+@pytest.mark.usefixtures("as_pytorch_starts")
+def test_a_switch_that_this_pytorch_does_not_have_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch._C, "_jit_override_can_fuse_on_cpu_legacy")
+    monkeypatch.delattr(torch._C, "_jit_can_fuse_on_cpu_legacy")
+    fusers_off()
+    fresh_process.fusers_off()
+    assert fusers() == "off"
+
+
+def plans(switch: Callable[[], None]) -> list[str]:
+    """The graphs that a method was run by, for images of several sizes, some with nothing in them."""
+    switch()
+
+    @torch.jit.script
+    def heads(images: list[Tensor], threshold: float) -> list[Tensor]:
+        answers: list[Tensor] = []
+        for image in images:
+            found = image.flatten()[torch.where(image.flatten() > threshold)[0]]
+            found = (found * 2 + 1).sigmoid() * found - 0.5
+            answers.append(found / found.max() if found.numel() > 0 else found)
+        return answers
+
+    seen = []
+    with torch.inference_mode():
+        for side, threshold in ((4, 0.0), (4, 0.0), (5, 2.0), (9, 0.5), (6, 2.0), (4, 0.1)):
+            heads([torch.rand(side, side + 1)] * (side - 3), threshold)
+            seen.append(str(torch.jit.last_executed_optimized_graph()))
+    return seen
+
+
+@pytest.mark.usefixtures("as_pytorch_starts")
+def test_a_method_is_run_by_one_plan_whatever_it_is_given() -> None:
+    settled = plans(fusers_off)
+    assert len(set(settled)) == 1 and "prim::profile" not in settled[0]
+
+
+@pytest.mark.usefixtures("as_pytorch_starts")
+def test_without_the_switches_pytorch_rewrites_a_method_after_it_ran() -> None:
+    """Else the test above proves nothing."""
+    assert len(set(plans(lambda: None))) > 1
+
+
+@pytest.mark.usefixtures("as_pytorch_starts")
+def test_with_the_fusers_alone_off_what_watched_shapes_runs_for_ever() -> None:
+    def switches_alone() -> None:
+        for name in maskx_engine._FUSERS.values():
+            getattr(torch._C, name)(False)
+
+    assert "prim::profile" in plans(switches_alone)[-1]
+
+
+CONFIGURATIONS: dict[str, dict[str, dict[str, Any]]] = {
+    "C4, masks on conv5, bicubic RoIAlign, focal loss": {
+        "backbone": {"norm": "group"},
+        "box": {"head": "res5", "width": 192, "roi_size": 4, "pooling": "bicubic", "loss": "focal"},
+        "mask": {"head": "res5", "roi_size": 4, "pooling": "bicubic"},
+    },
+    "timm, RoIPool": {
+        "backbone": {"name": "timm:test_efficientnet", "norm": "sync"},
+        "box": {"pooling": "roi_pool"},
+        "mask": {"pooling": "roi_pool"},
+    },
+}
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_the_served_form_runs_in_the_handlers_engine_in_both_precisions(name: str) -> None:
+    """That it is exported as it was trained, tests/training/test_options.py has for all but timm."""
+    if name.startswith("timm") and importlib.util.find_spec("timm") is None:
+        pytest.skip("timm is not installed: requirements/timm.txt")
+    changes = {
+        section: dataclasses.replace(getattr(CONFIG, section), **fields)
+        for section, fields in CONFIGURATIONS[name].items()
+    }
+    torch.manual_seed(0)
+    network = build_network(dataclasses.replace(CONFIG, **changes), num_classes=CLASSES.num_classes).eval()
+    with torch.no_grad():
+        network.box_predictor.cls_score.weight.mul_(10)
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.script(prepared_for_serving(network.inference())), buffer)
+    photograph = torch.randint(0, 256, (3, 70, 90), dtype=torch.uint8)
+    scores = []
+    for precision in ("float32", "bfloat16"):
+        loaded = torch.jit.load(io.BytesIO(buffer.getvalue()))
+        model = ready_to_run(loaded, CPU, precision, REDUCIBLE)
+        with torch.inference_mode():
+            (answer,) = model(
+                [photograph],
+                torch.tensor([[70, 90]]),
+                torch.zeros(1),
+                torch.tensor([8]),
+                torch.ones(1, CLASSES.num_classes + 1, dtype=torch.bool),
+                torch.ones(1, dtype=torch.bool),
+            )
+        assert answer["labels"].shape == (8,) and answer["boxes"].dtype == torch.float32
+        runs = answer["rle_counts"].tensor_split(answer["rle_offsets"][1:-1])
+        assert [int(run.sum()) for run in runs] == [70 * 90] * 8
+        scores.append(answer["scores"])
+    torch.testing.assert_close(scores[1], scores[0], atol=0.1, rtol=0)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("timm") is None, reason="timm is not installed: requirements/timm.txt"
+)
+def test_a_network_on_timm_is_exported_as_it_is_and_needs_no_timm_then() -> None:
+    backbone = dataclasses.replace(CONFIG.backbone, name="timm:test_resnet")
+    torch.manual_seed(0)
+    network = build_network(dataclasses.replace(CONFIG, backbone=backbone), num_classes=CLASSES.num_classes)
+    metadata = build_metadata(CLASSES, mask_size=14, max_detections=30, min_size=64, max_size=96)
+    data = export_network(network.eval(), metadata)  # eager == scripted == reloaded elsewhere, or it raises
+    assert hasattr(torch.jit.load(io.BytesIO(data)), "backbone")

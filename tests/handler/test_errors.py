@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 import maskx_errors
-from maskx_categories import Category, CategoryIndex
 from maskx_errors import INVALID_REQUEST, KINDS, OUT_OF_MEMORY, ErrorKind, MaskxError, RequestError, shown
-from maskx_request import ImageRequest, Wishes, parse_request
+from maskx_parameters import Category, CategoryIndex, Parameters
+from maskx_request import ImageRequest, parse_request
 
 ROOT = Path(__file__).resolve().parents[2]
 HANDLER = ROOT / "handler"
@@ -49,7 +49,7 @@ def test_the_kinds_are_all_there_are_and_have_names_of_their_own() -> None:
         assert kind.meaning.endswith(".") and kind.status in (400, 500, 503, 507)
 
 
-def test_an_error_is_border_5s_object() -> None:
+def test_an_error_is_the_object_that_readme_shows() -> None:
     error = RequestError("no image")
     assert error.content() == {"error": {"code": 400, "type": "InvalidRequest", "message": "no image"}}
     assert error.kind is INVALID_REQUEST and str(error) == "no image" and isinstance(error, ValueError)
@@ -136,28 +136,22 @@ def test_a_deep_value_is_shown_too() -> None:
 
 EXAMPLES = re.findall(r"^```json\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 CATEGORIES = CategoryIndex(
-    {
-        label: Category(id=label, name=name, mask_supervised=True)
-        for label, name in ((1, "person"), (18, "dog"))
-    }
+    {i: Category(id=i, name=name, mask_supervised=True) for i, name in ((1, "person"), (18, "dog"))}
 )
+DEFAULTS = Parameters(score_threshold=0.5, max_detections=100)
 
 
 def test_every_json_that_readme_shows_as_a_request_is_understood() -> None:
     kinds = []
     for text in EXAMPLES:
         body = text.replace("<base64>", base64.b64encode(b"image").decode()).encode()
+        as_json = {"Content-Type": "application/json"}
         request = parse_request(
-            {"body": body},
-            {"Content-Type": "application/json"},
-            Wishes(score_threshold=0.5, max_detections=100),
-            CATEGORIES,
-            max_images=8,
-            max_image_bytes=99,
+            {"body": body}, as_json, DEFAULTS, CATEGORIES, max_images=8, max_image_bytes=99
         )
         kinds.append(request.envelope.kind)
         for one in request.images:
             assert isinstance(one, ImageRequest), one
             assert one.image == b"image"
-            assert one.wishes != Wishes(score_threshold=0.5, max_detections=100), json.loads(body)
+            assert one.parameters != DEFAULTS, json.loads(body)
     assert kinds == ["single", "several", "v1", "v2"]

@@ -1,7 +1,6 @@
 """What fails in the network costs only the image at fault, and memory that runs out costs nobody an answer."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,11 +9,10 @@ import torch
 
 from maskx_answer import Detections
 from maskx_errors import MaskxError
-from maskx_faults import is_lost_device, is_out_of_memory
-from maskx_forward import DeviceLost, predict_each
+from maskx_forward import DeviceLost, is_lost_device, is_out_of_memory, predict_each
 from maskx_image import DecodedImage
 from maskx_model import ServedModel
-from maskx_parameters import Wishes
+from maskx_parameters import Parameters
 from maskx_service import Service
 from maskx_settings import Limits
 from tests.served.standin import (
@@ -25,15 +23,9 @@ from tests.served.standin import (
     plain,
     png,
     scene,
-    write_standin,
 )
 
-WISHES = Wishes(score_threshold=0.5, max_detections=100)
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> ServedModel:
-    return ServedModel(write_standin(tmp_path / "maskx.pt"), torch.device("cpu"), precision="float32")
+PARAMETERS = Parameters(score_threshold=0.5, max_detections=100)
 
 
 @pytest.fixture
@@ -56,7 +48,7 @@ def decoded(pixels: np.ndarray) -> DecodedImage:
 
 def found(model: ServedModel, images: Sequence[np.ndarray]) -> list[str]:
     """Of each image the place of its red object, or the type of its error."""
-    answers = predict_each(model, [decoded(image) for image in images], [WISHES] * len(images))
+    answers = predict_each(model, [decoded(image) for image in images], [PARAMETERS] * len(images))
     return [one.kind.name if isinstance(one, MaskxError) else str(int(one.boxes[0, 0])) for one in answers]
 
 
@@ -73,7 +65,7 @@ def test_a_network_fault_costs_its_own_image_alone(model: ServedModel, calls: li
 def test_a_fault_goes_to_the_log_with_its_cause_and_to_the_caller_without(
     model: ServedModel, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (error,) = predict_each(model, [decoded(plain(NETWORK_FAULT))], [WISHES])
+    (error,) = predict_each(model, [decoded(plain(NETWORK_FAULT))], [PARAMETERS])
     assert isinstance(error, MaskxError) and "network fault" not in error.message
     assert "network fault" in caplog.text and "Traceback" in caplog.text
 
@@ -85,7 +77,7 @@ def test_where_memory_runs_out_halves_are_tried_until_it_is_enough(
     freed: list[int] = []
     monkeypatch.setattr(model, "free_memory", lambda: freed.append(len(calls)))
     images = [plain(OUT_OF_MEMORY_ABOVE_TWO), *REDS[1:]]
-    answers = predict_each(model, [decoded(image) for image in images], [WISHES] * 8)
+    answers = predict_each(model, [decoded(image) for image in images], [PARAMETERS] * 8)
     assert not any(isinstance(one, MaskxError) for one in answers)
     assert [int(one.boxes[0, 0]) for one in answers[1:] if isinstance(one, Detections)] == list(range(1, 8))
     assert calls == [8, 4, 2, 2, 4]

@@ -245,7 +245,7 @@ def test_limits_hold_at_exactly_the_given_number() -> None:
         decode(data, max_pixels=54, max_side=8)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from(["PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF"]), st.data())
 def test_flipped_bytes_give_an_image_or_an_image_error(kind: str, choice: st.DataObject) -> None:
     data = bytearray(encoded(Image.fromarray(RGB), kind))

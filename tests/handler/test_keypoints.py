@@ -11,8 +11,6 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
-from maskx_answer import Detections, image_content
-from maskx_categories import Category
 from maskx_draw import draw_detections
 from maskx_model import ServedModel
 from maskx_service import Service
@@ -123,18 +121,3 @@ def test_keypoints_of_little_score_are_not_drawn() -> None:
     assert draw_detections(image, [one]).tobytes() == draw_detections(image, [bare]).tobytes()
     seen = one | {"keypoints": [5.0, 5.0, 0.5]}
     assert draw_detections(image, [seen]).tobytes() != draw_detections(image, [bare]).tobytes()
-
-
-def test_the_answer_of_a_model_without_keypoints_is_what_it_was() -> None:
-    found = Detections(
-        boxes=np.array([[1, 2, 3, 5]], np.float32),
-        scores=np.array([0.5], np.float32),
-        labels=np.array([1]),
-        rle_counts=np.zeros(0, np.int64),
-        rle_offsets=np.zeros(2, np.int64),
-    )
-    content = image_content(
-        found, {1: Category(id=7, name="red", mask_supervised=True)}, height=9, width=9, mask_format="none"
-    )
-    expected = {"category_id": 7, "category": "red", "bbox": [1.0, 2.0, 2.0, 3.0], "score": 0.5, "area": 6.0}
-    assert content["detections"] == [expected | {"mask_supervised": True}]

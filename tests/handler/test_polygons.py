@@ -1,7 +1,5 @@
 """Polygons of masks, against COCO's own rasteriser and against the masks."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 
@@ -11,15 +9,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from maskx_intervals import column_intervals
-from maskx_outlines import outlines
-from maskx_polygons import LEAST_TOLERANCE, MAX_TOLERANCE, NARROW, NO_PIXELS, polygons
+from maskx_masks import column_intervals
+from maskx_polygons import LEAST_TOLERANCE, MAX_TOLERANCE, NARROW, NO_PIXELS, outlines, polygons
 from tests.handler.masks import blob, drawn_masks, run_lengths_of
 
 
-def of(mask: np.ndarray, *, exact: bool = False) -> list[list[float]]:
+def of(mask: np.ndarray) -> list[list[float]]:
     counts, offsets = run_lengths_of([mask])
-    return polygons(counts, offsets, height=mask.shape[0], width=mask.shape[1], exact=exact)[0]
+    return polygons(counts, offsets, height=mask.shape[0], width=mask.shape[1])[0]
+
+
+def corners_of(mask: np.ndarray) -> np.ndarray:
+    """Where its exact outlines turn, int64 [P, 2]."""
+    counts, offsets = run_lengths_of([mask])
+    rings = outlines(column_intervals(counts, offsets, height=mask.shape[0]))
+    return np.stack([rings.x, rings.y], axis=1)
 
 
 def rasterised(found: list[list[float]], height: int, width: int) -> np.ndarray:
@@ -41,14 +45,14 @@ def mask_of(*rows: str) -> np.ndarray:
 
 
 @settings(max_examples=400)
-@given(drawn_masks(), st.booleans())
+@given(drawn_masks())
 def test_pycocotools_draws_the_very_mask_from_the_polygons_of_any_small_or_narrow_one(
-    masks: list[np.ndarray], exact: bool
+    masks: list[np.ndarray],
 ) -> None:
     """Nothing of 13 x 13 pixels is as wide as what is simplified."""
     height, width = masks[0].shape if masks else (1, 1)
     counts, offsets = run_lengths_of(masks)
-    found = polygons(counts, offsets, height=height, width=width, exact=exact)
+    found = polygons(counts, offsets, height=height, width=width)
     assert len(found) == len(masks)
     for mask, one in zip(masks, found, strict=True):
         assert (rasterised(one, height, width) == mask).all()
@@ -56,14 +60,11 @@ def test_pycocotools_draws_the_very_mask_from_the_polygons_of_any_small_or_narro
 
 @settings(max_examples=60)
 @given(st.integers(0, 2**32 - 1), st.integers(20, 150), st.integers(20, 150), st.integers(2, 9))
-def test_of_wide_masks_exact_polygons_are_the_mask_and_simplified_ones_nearly(
+def test_simplified_polygons_of_wide_masks_are_the_mask_nearly(
     seed: int, height: int, width: int, coarse: int
 ) -> None:
     mask = blob(seed, height, width, coarse)
-    if not mask.any():
-        return
-    assert (rasterised(of(mask, exact=True), height, width) == mask).all()
-    assert overlap(rasterised(of(mask), height, width), mask) > 0.95
+    assert not mask.any() or overlap(rasterised(of(mask), height, width), mask) > 0.95
 
 
 @settings(max_examples=60)
@@ -71,14 +72,12 @@ def test_of_wide_masks_exact_polygons_are_the_mask_and_simplified_ones_nearly(
 def test_polygons_are_lists_of_at_least_three_points_within_the_image_in_tenths_of_a_pixel(
     seed: int, height: int, width: int, coarse: int
 ) -> None:
-    for exact in (False, True):
-        found = of(blob(seed, height, width, coarse), exact=exact)
-        assert found == json.loads(json.dumps(found, allow_nan=False))
-        for one in found:
-            assert len(one) >= 6 and len(one) % 2 == 0
-            assert all(0 <= x <= width for x in one[0::2]) and all(0 <= y <= height for y in one[1::2])
-            assert all(round(v * 10) / 10 == v and (type(v) is int) == (v % 1 == 0) for v in one)
-            assert not exact or all(type(v) is int for v in one)
+    found = of(blob(seed, height, width, coarse))
+    assert found == json.loads(json.dumps(found, allow_nan=False))
+    for one in found:
+        assert len(one) >= 6 and len(one) % 2 == 0
+        assert all(0 <= x <= width for x in one[0::2]) and all(0 <= y <= height for y in one[1::2])
+        assert all(round(v * 10) / 10 == v and (type(v) is int) == (v % 1 == 0) for v in one)
 
 
 @pytest.mark.parametrize(("seed", "coarse"), [(1, 4), (13, 6), (19, 7), (66, 4)])
@@ -91,26 +90,29 @@ def test_sides_that_would_meet_beyond_the_images_border_end_at_it(seed: int, coa
 @pytest.mark.parametrize(("seed", "coarse"), [(1, 6), (2, 6), (2, 10)])
 def test_sides_that_are_nearly_parallel_do_not_meet_far_from_the_mask(seed: int, coarse: int) -> None:
     mask = blob(seed, 150, 220, coarse)
-    corners = np.concatenate([np.reshape(one, (-1, 2)) for one in of(mask, exact=True)])
+    corners = corners_of(mask)
     points = np.concatenate([np.reshape(one, (-1, 2)) for one in of(mask)])
     assert np.hypot(*np.moveaxis(points[:, None] - corners, 2, 0)).min(axis=1).max() < 2.1
 
 
-def test_one_pixel_is_the_square_around_it_clockwise_on_the_screen() -> None:
-    assert of(mask_of("...", "..#")) == [[2, 1, 3, 1, 3, 2, 2, 2]]
-    assert of(mask_of("#")) == [[0, 0, 1, 0, 1, 1, 0, 1]]
+COLUMNS = np.repeat([[False] * 10 + [True] * 30 + [False] * 30], 50, axis=0)
 
 
-def test_a_column_and_a_row_of_one_pixel_are_rectangles_however_long() -> None:
-    assert of(np.ones((900, 1), bool)) == [[0, 0, 1, 0, 1, 900, 0, 900]]
-    assert of(np.ones((1, 900), bool)) == [[0, 0, 900, 0, 900, 1, 0, 1]]
-
-
-def test_a_mask_of_the_whole_image_or_of_full_columns_is_a_rectangle_though_its_runs_never_end() -> None:
-    assert of(np.ones((50, 70), bool)) == [[0, 0, 70, 0, 70, 50, 0, 50]]
-    mask = np.zeros((50, 70), bool)
-    mask[:, 10:40] = True
-    assert of(mask) == [[10, 0, 40, 0, 40, 50, 10, 50]]
+@pytest.mark.parametrize(
+    ("mask", "polygon"),
+    [
+        (mask_of("...", "..#"), [2, 1, 3, 1, 3, 2, 2, 2]),  # clockwise on the screen
+        (mask_of("#"), [0, 0, 1, 0, 1, 1, 0, 1]),
+        (np.ones((900, 1), bool), [0, 0, 1, 0, 1, 900, 0, 900]),
+        (np.ones((1, 900), bool), [0, 0, 900, 0, 900, 1, 0, 1]),
+        (np.ones((50, 70), bool), [0, 0, 70, 0, 70, 50, 0, 50]),  # runs that never end
+        (COLUMNS, [10, 0, 40, 0, 40, 50, 10, 50]),
+    ],
+)
+def test_a_rectangle_of_one_pixel_or_many_is_the_four_corners_of_its_edges(
+    mask: np.ndarray, polygon: list[int]
+) -> None:
+    assert of(mask) == [polygon]
 
 
 def test_runs_with_no_background_between_them_are_one() -> None:
@@ -183,11 +185,12 @@ def disc(radius: float) -> np.ndarray:
 
 
 def test_a_disc_is_exact_while_it_is_small_and_simplified_without_bias_when_it_is_large() -> None:
-    assert of(disc(8)) == of(disc(8), exact=True)
+    (small,) = of(disc(8))
+    assert small == corners_of(disc(8)).reshape(-1).tolist()
     for radius in (20, 50, 120):
         mask = disc(radius)
-        (simple,), (exact,) = of(mask), of(mask, exact=True)
-        assert len(simple) < len(exact) / 3
+        (simple,) = of(mask)
+        assert len(simple) < corners_of(mask).size / 3
         assert area_of(simple) == pytest.approx(mask.sum(), rel=0.02)
         x, y = np.array(simple[0::2]) - mask.shape[1] / 2, np.array(simple[1::2]) - mask.shape[0] / 2
         assert np.abs(np.hypot(x, y) - radius).max() < MAX_TOLERANCE + 1
@@ -198,7 +201,7 @@ def test_no_corner_that_is_left_out_lies_farther_from_the_simplified_outline_tha
     """A corner is at most the tolerance from a side before it is fitted; fitting moves it less than that again."""
     for seed in range(5):
         mask = blob(seed, 150, 220, 6)
-        corners = np.concatenate([np.reshape(one, (-1, 2)) for one in of(mask, exact=True)])
+        corners = corners_of(mask)
         nearest = np.full(len(corners), np.inf)
         for one in of(mask):
             begin = np.reshape(one, (-1, 2)).astype(float)

@@ -1,17 +1,18 @@
-"""What a request says, by every road it can come."""
+"""What a request says, in every way that it can come, and what is heeded of its headers."""
 
 import base64
 import gzip
 import json
+import re
 from typing import Any
 
 import pytest
 
-from maskx_categories import Category, CategoryIndex
-from maskx_errors import IMAGE_TOO_LARGE, INVALID_REQUEST, TOO_MANY_IMAGES
-from maskx_request import ImageRequest, Request, RequestError, Wishes, parse_request
+from maskx_errors import IMAGE_TOO_LARGE, INVALID_REQUEST, TOO_MANY_IMAGES, RequestError
+from maskx_parameters import Category, CategoryIndex, Parameters
+from maskx_request import ImageRequest, Request, accepts_gzip, header, parse_request, queue_seconds
 
-DEFAULTS = Wishes(score_threshold=0.5, max_detections=100)
+DEFAULTS = Parameters(score_threshold=0.5, max_detections=100)
 CATEGORIES = CategoryIndex(
     {
         1: Category(id=7, name="red", mask_supervised=True),
@@ -22,6 +23,8 @@ IMAGE = b"\x89PNG\r\n\x1a\n and so on"
 SECOND = b"\xff\xd8\xff and so on"
 TEXT = base64.b64encode(IMAGE).decode()
 TEXT_2 = base64.b64encode(SECOND).decode()
+INPUT = {"name": "a", "shape": [1], "datatype": "BYTES", "data": [TEXT]}
+GZIP = {"Content-Encoding": "gzip"}
 FORM = {"Content-Type": "multipart/form-data; boundary=x"}
 
 
@@ -37,6 +40,10 @@ def parsed(
     )
 
 
+def typed(kind: str) -> dict[str, str]:
+    return {"Content-Type": kind}
+
+
 def body(content: Any) -> dict[str, Any]:
     return {"body": bytearray(json.dumps(content).encode())}
 
@@ -45,6 +52,11 @@ def refused(request: dict[str, Any], headers: dict[str, Any] | None = None, **li
     with pytest.raises(RequestError) as raised:
         parsed(request, headers, **limits)
     return raised.value
+
+
+def refused_with(message: str, request: dict[str, Any], headers: dict[str, Any] | None = None) -> None:
+    error = refused(request, headers)
+    assert error.kind is INVALID_REQUEST and re.search(message, error.message)
 
 
 def only(request: Request) -> ImageRequest:
@@ -79,13 +91,13 @@ def images_of(request: Request) -> list[bytes]:
         ({"body": IMAGE, "model_name": b"maskx", "model_version": b"1.0"}, {}),
     ],
 )
-def test_every_road_of_a_single_image_carries_it_and_the_defaults(
+def test_every_way_to_send_a_single_image_carries_it_and_the_defaults(
     request_: dict[str, Any], headers: dict[str, str]
 ) -> None:
     request = parsed(request_, headers)
     assert request.envelope.kind == "single"
     assert only(request).image == IMAGE and type(only(request).image) is bytes
-    assert only(request).wishes == DEFAULTS
+    assert only(request).parameters == DEFAULTS
 
 
 @pytest.mark.parametrize(
@@ -99,47 +111,29 @@ def test_every_road_of_a_single_image_carries_it_and_the_defaults(
         (body({"images": [{"image": {"b64": TEXT}}, "data:;base64," + TEXT_2]}), "several"),
         (body({"instances": [{"b64": TEXT}, {"image": {"b64": TEXT_2}}]}), "v1"),
         (body({"instances": [TEXT, {"image": TEXT_2}]}), "v1"),
-        (
-            body({"inputs": [{"name": "a", "shape": [2], "datatype": "BYTES", "data": [TEXT, TEXT_2]}]}),
-            "v2",
-        ),
-        (
-            body(
-                {"inputs": [{"shape": [1, 1], "datatype": "BYTES", "data": [one]} for one in (TEXT, TEXT_2)]}
-            ),
-            "v2",
-        ),
+        (body({"inputs": [{**INPUT, "shape": [2], "data": [TEXT, TEXT_2]}]}), "v2"),
+        (body({"inputs": [{**INPUT, "shape": [1, 1], "data": [one]} for one in (TEXT, TEXT_2)]}), "v2"),
     ],
 )
-def test_every_road_of_several_images_keeps_their_order(request_: dict[str, Any], kind: str) -> None:
+def test_every_way_to_send_several_images_keeps_their_order(request_: dict[str, Any], kind: str) -> None:
     request = parsed(request_)
     assert (request.envelope.kind, request.envelope.id) == (kind, None)
     assert images_of(request) == [IMAGE, SECOND]
 
 
 def test_an_envelope_for_several_images_stays_one_with_a_single_image() -> None:
-    for request in ({"data_1": IMAGE}, body({"images": [TEXT]})):
-        assert parsed(request).envelope.kind == "several"
-    assert parsed(body({"instances": [{"b64": TEXT}]})).envelope.kind == "v1"
+    requests = {"data_1": IMAGE}, body({"images": [TEXT]}), body({"instances": [{"b64": TEXT}]})
+    assert [parsed(request).envelope.kind for request in requests] == ["several", "several", "v1"]
 
 
 def test_the_id_of_a_v2_request_comes_back() -> None:
-    inputs = [{"name": "a", "shape": [1], "datatype": "BYTES", "data": [TEXT]}]
-    assert (
-        parsed(body({"id": "x-1", "inputs": inputs, "outputs": [{"name": "detections"}]})).envelope.id
-        == "x-1"
-    )
+    content = {"id": "x-1", "inputs": [INPUT], "outputs": [{"name": "detections"}]}
+    assert parsed(body(content)).envelope.id == "x-1"
 
 
 ALL = {"score_threshold": 0.25, "max_detections": 7, "categories": [90], "mask_format": "png"}
-AS_TEXT = {
-    "score_threshold": "0.25",
-    "max_detections": "7",
-    "categories": "bl\u00e9u",
-    "mask_format": "png",
-    "output": "json",
-}
-WISHED = Wishes(score_threshold=0.25, max_detections=7, labels=frozenset([2]), mask_format="png")
+AS_TEXT = {name: str(value) for name, value in ALL.items()} | {"categories": "bl\u00e9u", "output": "json"}
+ASKED = Parameters(score_threshold=0.25, max_detections=7, labels=frozenset([2]), mask_format="png")
 
 
 @pytest.mark.parametrize(
@@ -159,29 +153,23 @@ WISHED = Wishes(score_threshold=0.25, max_detections=7, labels=frozenset([2]), m
         ({"body": IMAGE}, AS_TEXT),
         (
             {"body": IMAGE},
-            {
-                name.replace("_", "-").title(): value.encode().decode("latin-1")
-                for name, value in AS_TEXT.items()
-            },
+            {n.replace("_", "-").title(): v.encode().decode("latin-1") for n, v in AS_TEXT.items()},
         ),
-        (
-            {"body": IMAGE, "max_detections": b"7"},
-            {n: v for n, v in AS_TEXT.items() if n != "max_detections"},
-        ),
+        ({"body": IMAGE, "max_detections": b"7"}, {n: v for n, v in AS_TEXT.items() if n[:3] != "max"}),
     ],
 )
-def test_every_road_carries_the_same_parameters(request_: dict[str, Any], headers: dict[str, str]) -> None:
-    assert only(parsed(request_, headers)).wishes == WISHED
+def test_parameters_are_the_same_wherever_they_stand(
+    request_: dict[str, Any], headers: dict[str, str]
+) -> None:
+    assert only(parsed(request_, headers)).parameters == ASKED
 
 
 def test_an_images_own_parameters_go_before_those_of_the_request() -> None:
-    request = parsed(
-        body({"images": [{"image": TEXT, "max_detections": 3}, TEXT_2], "max_detections": 9}),
-        {"Score-Threshold": "0.125"},
-    )
-    wishes = [one.wishes for one in request.images if isinstance(one, ImageRequest)]
-    assert [one.max_detections for one in wishes] == [3, 9]
-    assert [one.score_threshold for one in wishes] == [0.125, 0.125]
+    content = {"images": [{"image": TEXT, "max_detections": 3}, TEXT_2], "max_detections": 9}
+    request = parsed(body(content), {"Score-Threshold": "0.125"})
+    assert [one.parameters for one in request.images if isinstance(one, ImageRequest)] == [
+        Parameters(score_threshold=0.125, max_detections=most) for most in (3, 9)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -190,22 +178,18 @@ def test_an_images_own_parameters_go_before_those_of_the_request() -> None:
         (
             body({"image": TEXT, "max_detections": 7}) | {"max_detections": b"7"},
             {},
-            "in a field and in the JSON",
+            "a field and in the JSON",
         ),
         ({"data": IMAGE, "max_detections": b"7"}, {"max-detections": "7"}, "'max-detections' and in a field"),
         (
             {"body": IMAGE},
-            {"max-detections": "7", "Max_Detections": "7"},
-            "'max-detections' and in the header 'Max_Detections'",
+            {"output": "a", "Output": "b"},
+            "in the header 'output' and in the header 'Output'",
         ),
-        (
-            body({"instances": [TEXT], "parameters": {"output": "json"}}),
-            {"Output": "json"},
-            "the header 'Output' and in \"parameters\"",
-        ),
+        (body({"instances": [TEXT], "parameters": ALL}), {"mask-format": "rle"}, 'mat\' and in "parameters"'),
     ],
 )
-def test_a_parameter_on_two_roads_is_refused_with_both(
+def test_a_parameter_in_two_places_is_refused_with_both(
     request_: dict[str, Any], headers: dict[str, str], message: str
 ) -> None:
     error = refused(request_, headers)
@@ -213,18 +197,57 @@ def test_a_parameter_on_two_roads_is_refused_with_both(
 
 
 def test_headers_that_are_no_parameters_and_parts_content_types_are_left_alone() -> None:
-    headers = {
-        "score_threshold": {"content-type": ""},
-        "data": {"content-type": "image/png"},
+    headers: dict[str, Any] = {
         "X-Score-Threshold": "9",
         "explain": "False",
         "url_path": "",
         "describe": "True",
     }
-    assert only(parsed({"data": IMAGE, "score_threshold": b"0.25"}, headers)).wishes.score_threshold == 0.25
+    headers |= {"score_threshold": {"content-type": ""}, "data": {"content-type": "image/png"}}
+    image = only(parsed({"data": IMAGE, "score_threshold": b"0.25"}, headers))
+    assert image.parameters.score_threshold == 0.25
 
 
-INPUT = {"name": "a", "shape": [1], "datatype": "BYTES", "data": [TEXT]}
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"picture": ""}, "has no \"image\"; exactly one of .*seen were 'picture'"),
+        ({}, "seen were nothing"),
+        ({"image": TEXT, "images": []}, 'has "image" and "images"; exactly one'),
+        ({"image": 7}, '"image" is 7; text in base64'),
+        ({"image": {"b64": TEXT, "x": 1}}, '"image" is {.*; text in base64'),
+        ({"image": "aG%k="}, "\"image\" is not valid base64 \\('aG%k='\\)"),
+        ({"image": "aGk"}, "not valid base64"),
+        ({"image": "caf\u00e9"}, "not valid base64"),
+        ({"image": "data:image/png," + TEXT}, "data URL without ';base64,': 'data:image/png'"),
+        ({"image": TEXT, "mask_formt": 1}, "'mask_formt'; did you mean mask_format"),
+        ({"image": "data:;base64"}, "data URL without"),
+        ({"image": ""}, '"image" is empty'),
+        ({"image": "https://example.org/a.jpg"}, "is an address \\('https.*none is fetched"),
+        ({"image": "file:///etc/passwd"}, "is an address"),
+        ({"image": TEXT, "scores": 1}, "unknown parameter in the JSON 'scores'; known are image, score_th"),
+        ({"images": []}, '"images" is an empty list'),
+        ({"images": TEXT}, '"images" is .*; a list is expected'),
+        ({"instances": {}}, '"instances" is {}; a list is expected'),
+        ({"instances": [TEXT], "max_detections": 3}, 'beside "instances"; put it into "parameters"'),
+        ({"instances": [TEXT], "signature_name": ""}, "unknown key in the JSON 'signature_name'"),
+        ({"instances": [TEXT], "parameters": 3}, '"parameters" is 3; an object'),
+        ({"inputs": [INPUT], "max_detections": 3}, 'beside "inputs"; put it into'),
+        ({"inputs": [7]}, "inputs\\[0\\] is 7; an object"),
+        ({"inputs": [INPUT | {"datatype": "UINT8"}]}, "datatype of inputs\\[0\\] is 'UINT8'; \"BYTES\""),
+        ({"inputs": [INPUT | {"shape": [2]}]}, "shape of inputs\\[0\\] is \\[2\\].*has 1 elements"),
+        ({"inputs": [INPUT | {"shape": [1.0]}]}, "shape of inputs\\[0\\]"),
+        ({"inputs": [INPUT | {"shape": [10**6] * 9}]}, "shape of inputs\\[0\\]"),
+        ({"inputs": [INPUT | {"data": TEXT}]}, '"data" of inputs\\[0\\] is .*; a list'),
+        ({"inputs": [INPUT | {"data": [], "shape": [0]}]}, '"inputs" has no image'),
+        ({"inputs": [INPUT | {"dat": 1}]}, "unknown key in inputs\\[0\\] 'dat'; did you mean data"),
+        ({"inputs": [INPUT], "id": 7}, '"id" is 7; text'),
+        ({"inputs": [INPUT], "id": "x" * 300}, '"id" is .*at most 256'),
+        ({"inputs": [INPUT], "outputs": [{"name": "boxes"}]}, '"outputs" has .*the only output is'),
+    ],
+)
+def test_json_that_cannot_be_understood_is_refused_with_the_reason(content: Any, message: str) -> None:
+    refused_with(message, body(content))
 
 
 @pytest.mark.parametrize(
@@ -232,31 +255,19 @@ INPUT = {"name": "a", "shape": [1], "datatype": "BYTES", "data": [TEXT]}
     [
         ({}, {}, "no image: .*fields seen were none"),
         ({"score_threshold": b"1"}, {}, "no image.*seen were 'score_threshold'"),
-        (
-            {"\u0089PNG": b""},
-            {"Content-Type": "application/x-www-form-urlencoded"},
-            "x-www-form-urlencoded.*curl -T",
-        ),
+        ({"\u0089PNG": b""}, typed("application/x-www-form-urlencoded"), "x-www-form-urlencoded.*curl -T"),
         ({}, FORM, "form has no field.*cut off"),
-        (
-            {"body": b"--x\r\n"},
-            {"Content-Type": "Multipart/Form-Data; boundary=x"},
-            "'Multipart.*small letters",
-        ),
-        (
-            {"body": b"--x\r\n"},
-            {"Content-Type": "multipart/form-data"},
-            "'multipart/form-data', which is not",
-        ),
+        ({"body": b"--x\r\n"}, typed("Multipart/Form-Data; boundary=x"), "'Multipart.*small letters"),
+        ({"body": b"--x\r\n"}, typed("multipart/form-data"), "'multipart/form-data', which is not"),
         ({"body": IMAGE, "data": IMAGE}, {}, "both a body and a field 'data'"),
         ({"body": IMAGE, "data_2": IMAGE}, {}, "both a body and a field 'data_2'"),
         ({"data_1": IMAGE, "data01": IMAGE}, {}, "'data_1' and 'data01' have the same number"),
         ({"body": b""}, {}, "the body is empty"),
-        ({"body": b""}, {"Content-Type": "application/json"}, "the body is empty"),
+        ({"body": b""}, typed("application/json"), "the body is empty"),
         ({"data": b""}, {}, "the field 'data' is empty"),
         ({"body": b'{"image": '}, {}, "the body is not valid JSON"),
         ({"body": b'{"image": "\xff"}'}, {}, "not valid JSON: it is not utf-8 at byte 11"),
-        ({"body": IMAGE}, {"Content-Type": "application/json; charset=utf-8"}, "not valid JSON"),
+        ({"body": IMAGE}, typed("application/json; charset=utf-8"), "not valid JSON"),
         ({"body": b"[1]"}, {}, "not an object: \\[1\\]"),
         ({"body": ["a"]}, {}, "not an object"),
         ({"body": b"{" * 99_000}, {}, "not valid JSON"),
@@ -267,97 +278,40 @@ INPUT = {"name": "a", "shape": [1], "datatype": "BYTES", "data": [TEXT]}
         ({"body": b'{"image": "", "score_threshold": NaN}'}, {}, "NaN is no number in JSON"),
         ({"body": b'{"image": "", "score_threshold": -Infinity}'}, {}, "-Infinity is no number"),
         ({"body": b'{"max_detections": ' + b"9" * 5000 + b"}"}, {}, "a number of 5000 digits"),
-        (body({"picture": ""}), {}, "has no \"image\"; exactly one of .*seen were 'picture'"),
-        (body({}), {}, "seen were nothing"),
-        (body({"image": TEXT, "images": []}), {}, 'has "image" and "images"; exactly one'),
-        (body({"image": 7}), {}, '"image" is 7; text in base64'),
-        (body({"image": {"b64": TEXT, "x": 1}}), {}, '"image" is {.*; text in base64'),
-        (body({"image": "aG%k="}), {}, "\"image\" is not valid base64 \\('aG%k='\\)"),
-        (body({"image": "aGk"}), {}, "not valid base64"),
-        (body({"image": "caf\u00e9"}), {}, "not valid base64"),
-        (body({"image": "data:image/png," + TEXT}), {}, "data URL without ';base64,': 'data:image/png'"),
-        (body({"image": TEXT, "mask_formt": 1}), {}, "'mask_formt'; did you mean mask_format"),
-        (body({"image": "data:;base64"}), {}, "data URL without"),
-        (body({"image": ""}), {}, '"image" is empty'),
-        (body({"image": "https://example.org/a.jpg"}), {}, "is an address \\('https.*none is fetched"),
-        (body({"image": "file:///etc/passwd"}), {}, "is an address"),
         ({"body": b"http://example.org/a.jpg"}, {}, "the body is an address"),
         ({"body": "\x89PNG"}, {}, "came as text"),
         ({"data": None}, {}, "came as text"),
         ({"data": IMAGE, "treshold": b"1"}, {}, "unknown parameter 'treshold'; did you mean score_threshold"),
         ({"data": IMAGE, "Max-Detections": b"1"}, {}, "did you mean max_detections"),
         ({"data": IMAGE, "": b"1"}, {}, "unknown parameter ''; known are data, score_threshold"),
-        (
-            body({"image": TEXT, "scores": 1}),
-            {},
-            "unknown parameter in the JSON 'scores'; known are image, score_th",
-        ),
-        (body({"images": []}), {}, '"images" is an empty list'),
-        (body({"images": TEXT}), {}, '"images" is .*; a list is expected'),
-        (body({"instances": {}}), {}, '"instances" is {}; a list is expected'),
-        (
-            body({"instances": [TEXT], "max_detections": 3}),
-            {},
-            'beside "instances"; put it into "parameters"',
-        ),
-        (body({"instances": [TEXT], "signature_name": ""}), {}, "unknown key in the JSON 'signature_name'"),
-        (body({"instances": [TEXT], "parameters": 3}), {}, '"parameters" is 3; an object'),
-        (body({"inputs": [INPUT], "max_detections": 3}), {}, 'beside "inputs"; put it into'),
-        (body({"inputs": [7]}), {}, "inputs\\[0\\] is 7; an object"),
-        (
-            body({"inputs": [INPUT | {"datatype": "UINT8"}]}),
-            {},
-            "datatype of inputs\\[0\\] is 'UINT8'; \"BYTES\"",
-        ),
-        (body({"inputs": [INPUT | {"shape": [2]}]}), {}, "shape of inputs\\[0\\] is \\[2\\].*has 1 elements"),
-        (body({"inputs": [INPUT | {"shape": [1.0]}]}), {}, "shape of inputs\\[0\\]"),
-        (body({"inputs": [INPUT | {"shape": [10**6] * 9}]}), {}, "shape of inputs\\[0\\]"),
-        (body({"inputs": [INPUT | {"data": TEXT}]}), {}, '"data" of inputs\\[0\\] is .*; a list'),
-        (body({"inputs": [INPUT | {"data": [], "shape": [0]}]}), {}, '"inputs" has no image'),
-        (body({"inputs": [INPUT | {"dat": 1}]}), {}, "unknown key in inputs\\[0\\] 'dat'; did you mean data"),
-        (body({"inputs": [INPUT], "id": 7}), {}, '"id" is 7; text'),
-        (body({"inputs": [INPUT], "id": "x" * 300}), {}, '"id" is .*at most 256'),
-        (body({"inputs": [INPUT], "outputs": [{"name": "boxes"}]}), {}, '"outputs" has .*the only output is'),
-        ({"body": b"abc"}, {"Content-Encoding": "gzip"}, "Content-Encoding is gzip, but the body is not"),
-        ({"body": gzip.compress(IMAGE)[:-3]}, {"Content-Encoding": "gzip"}, "not one complete gzip stream"),
-        ({"body": gzip.compress(IMAGE) + b"x"}, {"Content-Encoding": "gzip"}, "not one complete gzip stream"),
+        ({"body": b"abc"}, GZIP, "Content-Encoding is gzip, but the body is not"),
+        ({"body": gzip.compress(IMAGE)[:-3]}, GZIP, "not one complete gzip stream"),
+        ({"body": gzip.compress(IMAGE) + b"x"}, GZIP, "not one complete gzip stream"),
         ({"body": IMAGE}, {"Content-Encoding": "br"}, "Content-Encoding is 'br'; gzip is read"),
     ],
 )
 def test_a_request_that_cannot_be_understood_is_refused_with_the_reason(
     request_: dict[str, Any], headers: dict[str, str], message: str
 ) -> None:
-    error = refused(request_, headers)
-    assert error.kind is INVALID_REQUEST
-    with pytest.raises(RequestError, match=message):
-        raise error
+    refused_with(message, request_, headers)
 
 
 def test_one_bad_image_of_several_is_an_error_in_its_place() -> None:
-    images = [
-        TEXT,
-        "aG%k=",
-        {"image": TEXT, "score_threshold": 2},
-        {"b64": TEXT},
-        {"image": TEXT, "mask": "rle"},
-        7,
-        {"image": TEXT, "output": "overlay"},
-        TEXT_2,
+    bad: list[tuple[Any, str]] = [
+        ("aG%k=", "images[1] is not valid base64"),
+        ({"image": TEXT, "score_threshold": 2}, "score_threshold is 2 in images[2]; a number from 0 to 1"),
+        ({"b64": TEXT}, "images[3] is {'b64'"),
+        ({"image": TEXT, "mask": "rle"}, "unknown parameter in images[4] 'mask'"),
+        (7, "images[5] is 7; an object"),
+        ({"image": TEXT, "output": "overlay"}, "output is 'overlay'"),
     ]
-    request = parsed(body({"images": images}), max_images=8)
-    assert images_of(request) == [IMAGE, SECOND]
-    messages = [one.message for one in request.images if isinstance(one, RequestError)]
-    wanted = [
-        "images[1] is not valid base64",
-        "score_threshold is 2 in images[2]; a number from 0 to 1",
-        "images[3] is {'b64'",
-        "unknown parameter in images[4] 'mask'",
-        "images[5] is 7; an object",
-        "output is 'overlay'",
-    ]
-    assert [isinstance(one, RequestError) for one in request.images] == [False, *[True] * 6, False]
-    for message, start in zip(messages, wanted, strict=True):
-        assert message.startswith(start)
+    first, *errors, last = parsed(
+        body({"images": [TEXT, *(one for one, _ in bad), TEXT_2]}), max_images=8
+    ).images
+    assert isinstance(first, ImageRequest) and isinstance(last, ImageRequest)
+    assert (first.image, last.image) == (IMAGE, SECOND)
+    for error, (_, message) in zip(errors, bad, strict=True):
+        assert isinstance(error, RequestError) and error.message.startswith(message)
 
 
 @pytest.mark.parametrize(
@@ -398,7 +352,7 @@ def test_more_images_than_allowed_are_refused_and_as_many_are_not(request_: dict
     assert len(parsed(request_, max_images=3).images) == 3
 
 
-def test_an_image_of_more_bytes_than_allowed_is_refused_on_every_road() -> None:
+def test_an_image_of_more_bytes_than_allowed_is_refused_however_it_comes() -> None:
     image = bytes(range(256))
     text = base64.b64encode(image).decode()
     for request in ({"body": image}, {"data": image}, body({"image": text})):
@@ -412,13 +366,13 @@ def test_an_image_of_more_bytes_than_allowed_is_refused_on_every_road() -> None:
 
 def test_a_packed_body_is_unpacked_no_further_than_an_image_may_need() -> None:
     bomb = gzip.compress(b" " * 1_000_000)
-    error = refused({"body": bomb}, {"Content-Encoding": "gzip"})
+    error = refused({"body": bomb}, GZIP)
     assert error.kind is IMAGE_TOO_LARGE and "unpacked body has more than" in error.message
 
 
 def test_an_overlay_is_for_one_image_sent_by_itself() -> None:
     for request in ({"body": IMAGE, "output": b"overlay"}, body({"image": TEXT, "output": "overlay"})):
-        assert only(parsed(request)).wishes.output == "overlay"
+        assert only(parsed(request)).parameters.output == "overlay"
     for request in (
         {"data_1": IMAGE, "output": b"overlay"},
         body({"images": [TEXT], "output": "overlay"}),
@@ -437,5 +391,31 @@ def test_a_form_that_the_server_kept_only_a_part_of_is_refused() -> None:
 
 
 def test_a_default_that_a_request_does_not_name_stays() -> None:
-    wishes = only(parsed({"body": IMAGE, "mask_format": b"none"})).wishes
-    assert wishes == Wishes(score_threshold=0.5, max_detections=100, mask_format="none")
+    parameters = only(parsed({"body": IMAGE, "mask_format": b"none"})).parameters
+    assert parameters == Parameters(score_threshold=0.5, max_detections=100, mask_format="none")
+
+
+def test_gzip_is_accepted_where_the_standard_says_so() -> None:
+    for value in ("gzip", "deflate, GZIP ; Q=0.2, br", "*", "x-gzip"):
+        assert accepts_gzip({"Host": "a", "ACCEPT-encoding": value}), value
+    for value in ("gzip;q=0", "*, gzip;q=0.000", "gzip;q=high", "gzipped, deflate", "identity", ""):
+        assert not accepts_gzip({"Host": "a", "ACCEPT-encoding": value}), value
+    assert not accepts_gzip({"Host": "a"})
+
+
+def test_a_part_of_a_form_is_no_header() -> None:
+    assert header({"accept-encoding": {"content-type": "gzip"}}, "accept-encoding") == ""
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("t=1000.250", 0.5),
+        ("t=1000", 0.75),
+        ("t=1001.5", 0.0),  # the proxy's clock is a little ahead
+        *((wrong, None) for wrong in ("t=1005", "t=1000.25, t=1000.5", "1000.25", "t=nan", "t=-1", "")),
+    ],
+)
+def test_the_time_in_the_queue_is_since_the_proxy_took_the_request(value: str, seconds: float | None) -> None:
+    assert queue_seconds({"X-Request-Start": value}, 1000.75) == seconds
+    assert queue_seconds({"X-Request-Start": "t=1"}, 10_000.0) is None

@@ -8,66 +8,32 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from maskx_body import MOST_JSON_PARTS
-from maskx_categories import Category, CategoryIndex
-from maskx_request import (
+from maskx_errors import RequestError
+from maskx_json import MOST_JSON_PARTS
+from maskx_parameters import (
     MASK_FORMATS,
     MAX_DETECTIONS,
     OUTPUTS,
     PARAMETERS,
-    ImageRequest,
-    RequestError,
-    Wishes,
-    parse_request,
+    Category,
+    CategoryIndex,
+    Parameters,
 )
+from maskx_request import ImageRequest, Request, parse_request
 
-DEFAULTS = Wishes(score_threshold=0.5, max_detections=100)
+DEFAULTS = Parameters(score_threshold=0.5, max_detections=100)
 CATEGORIES = CategoryIndex(
     {label: Category(id=label * 7, name=f"n\u00e4me {label}", mask_supervised=True) for label in range(1, 40)}
 )
 MAX_IMAGES = 3
 MAX_IMAGE_BYTES = 64
 
-NAMES = [
-    "body",
-    "data",
-    "data_1",
-    "data1",
-    "image",
-    "images",
-    "instances",
-    "inputs",
-    "parameters",
-    "b64",
-    "id",
-    "name",
-    "shape",
-    "datatype",
-    "outputs",
-    "x",
-    "host",
-    *PARAMETERS,
-]
-HEADERS = [
-    "Content-Type",
-    "content-type",
-    "Content-Length",
-    "Content-Encoding",
-    "Score-Threshold",
-    "OUTPUT",
-    "categories",
-    "X",
-]
-HEADER_VALUES = [
-    "application/json",
-    "multipart/form-data",
-    "application/x-www-form-urlencoded",
-    "gzip",
-    "12",
-    "99999",
-    "0.5",
-    "overlay",
-]
+FIELDS = ["body", "data", "data_1", "data1", "image", "images", "instances", "inputs", "parameters", "b64"]
+NAMES = [*FIELDS, "id", "name", "shape", "datatype", "outputs", "x", "host", *PARAMETERS]
+OF_BODY = ["Content-Type", "content-type", "Content-Length", "Content-Encoding"]
+HEADERS = [*OF_BODY, "Score-Threshold", "OUTPUT", "categories", "X"]
+KINDS = ["application/json", "multipart/form-data", "application/x-www-form-urlencoded"]
+HEADER_VALUES = [*KINDS, "gzip", "12", "99999", "0.5", "overlay"]
 
 names = st.sampled_from(NAMES) | st.text(max_size=5)
 scalars = (
@@ -95,18 +61,16 @@ headers_ = st.dictionaries(st.sampled_from(HEADERS) | st.text(max_size=5), heade
 many = settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 
 
+def parsed_by(request: dict[str, Any], headers: dict[str, Any]) -> Request:
+    limits = {"max_images": MAX_IMAGES, "max_image_bytes": MAX_IMAGE_BYTES}
+    return parse_request(request, headers, DEFAULTS, CATEGORIES, **limits)
+
+
 def check(request: dict[str, Any], headers: dict[str, Any]) -> None:
     """Understood within the limits, or refused with one short line."""
     errors: list[RequestError] = []
     try:
-        parsed = parse_request(
-            request,
-            headers,
-            DEFAULTS,
-            CATEGORIES,
-            max_images=MAX_IMAGES,
-            max_image_bytes=MAX_IMAGE_BYTES,
-        )
+        parsed = parsed_by(request, headers)
     except RequestError as refusal:
         errors.append(refusal)
     else:
@@ -125,11 +89,13 @@ def check(request: dict[str, Any], headers: dict[str, Any]) -> None:
 
 def check_allowed(one: ImageRequest, kind: str) -> None:
     assert 1 <= len(one.image) <= MAX_IMAGE_BYTES and type(one.image) is bytes
-    assert 0.0 <= one.wishes.score_threshold <= 1.0 and type(one.wishes.score_threshold) is float
-    assert 1 <= one.wishes.max_detections <= MAX_DETECTIONS and type(one.wishes.max_detections) is int
-    assert one.wishes.labels is None or (one.wishes.labels and one.wishes.labels <= set(range(1, 40)))
-    assert one.wishes.mask_format in MASK_FORMATS
-    assert one.wishes.output in (OUTPUTS if kind == "single" else ("json",))
+    assert 0.0 <= one.parameters.score_threshold <= 1.0 and type(one.parameters.score_threshold) is float
+    assert 1 <= one.parameters.max_detections <= MAX_DETECTIONS and type(one.parameters.max_detections) is int
+    assert one.parameters.labels is None or (
+        one.parameters.labels and one.parameters.labels <= set(range(1, 40))
+    )
+    assert one.parameters.mask_format in MASK_FORMATS
+    assert one.parameters.output in (OUTPUTS if kind == "single" else ("json",))
 
 
 @many
@@ -183,9 +149,7 @@ def test_any_json_is_understood_or_refused(content: dict[str, Any]) -> None:
 def test_any_value_of_any_parameter_is_read_or_refused_by_name(name: str, value: Any) -> None:
     check({"body": b"image", name: value}, {})
     try:
-        parse_request(
-            {"body": b"image", name: value}, {}, DEFAULTS, CATEGORIES, max_images=1, max_image_bytes=9
-        )
+        parsed_by({"body": b"image", name: value}, {})
     except RequestError as error:
         message = error.message
     else:
@@ -198,15 +162,7 @@ def test_any_value_of_any_parameter_is_read_or_refused_by_name(name: str, value:
 def test_any_image_comes_through_json_as_it_was(image: bytes) -> None:
     text = base64.b64encode(image).decode()
     for content in ({"image": text}, {"images": [text]}, {"instances": [{"b64": text}]}):
-        parsed = parse_request(
-            {"body": content},
-            {},
-            DEFAULTS,
-            CATEGORIES,
-            max_images=1,
-            max_image_bytes=MAX_IMAGE_BYTES,
-        )
-        (one,) = parsed.images
+        (one,) = parsed_by({"body": content}, {}).images
         assert isinstance(one, ImageRequest) and one.image == image
 
 

@@ -4,7 +4,6 @@ import io
 import json
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,31 +13,19 @@ from PIL import Image
 
 import maskx_service
 from maskx_answer import Detections
-from maskx_categories import Category
 from maskx_model import ServedModel
-from maskx_request import Wishes
+from maskx_parameters import Category, Parameters
 from maskx_service import Answer, Service
 from maskx_settings import Limits
-from maskx_warm_up import warm_up
-from tests.served.standin import METADATA, png, scene, write_standin
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> ServedModel:
-    path = write_standin(tmp_path_factory.mktemp("standin") / "maskx.pt")
-    return ServedModel(path, torch.device("cpu"), precision="float32")
-
-
-@pytest.fixture
-def service(model: ServedModel) -> Service:
-    return Service(model, Limits(), name="maskx", version="1.0")
+from maskx_warm_up import warm_up_service
+from tests.served.standin import png, scene
 
 
 class Recorder:
     """In the model's place: keeps what it is given, and finds one box of the whole original in every image."""
 
     categories: ClassVar = {1: Category(id=5, name="all", mask_supervised=True)}
-    defaults = Wishes(score_threshold=0.5, max_detections=10)
+    defaults = Parameters(score_threshold=0.5, max_detections=10)
     min_size, max_size = 64, 200
     keypoint_lines: ClassVar[tuple[tuple[int, int], ...]] = ()
     device = torch.device("cpu")
@@ -54,10 +41,10 @@ class Recorder:
     def predict(
         self,
         images: Sequence[np.ndarray],
-        wishes: Sequence[Wishes],
+        parameters: Sequence[Parameters],
         sizes: Sequence[tuple[int, int]] | None = None,
     ) -> list[Detections]:
-        assert sizes is not None and len(images) == len(wishes) == len(sizes)
+        assert sizes is not None and len(images) == len(parameters) == len(sizes)
         self.images += images
         self.sizes += sizes
         self.together.append(len(images))
@@ -240,7 +227,7 @@ def test_one_bad_image_of_several_has_its_error_in_its_place_and_only_where_all_
     )
 
 
-def test_each_request_of_a_batch_has_its_own_wishes(service: Service) -> None:
+def test_each_request_of_a_batch_has_its_own_parameters(service: Service) -> None:
     image = png(scene(red=(1, 1, 5, 5), blue=(20, 10, 6, 6)))
     answers = service.answer([{"body": image}, {"data": image, "max_detections": b"1"}, {"body": image}])
     assert [len(json.loads(answer.body)["detections"]) for answer in answers] == [2, 1, 2]
@@ -320,7 +307,7 @@ def test_an_image_turned_by_exif_is_answered_in_upright_pixels(service: Service)
     assert answer["detections"][0]["bbox"] == [25, 5, 10, 8]
 
 
-def test_the_network_is_asked_for_the_categories_and_the_masks_wished_for_and_no_more(
+def test_the_network_is_asked_for_the_categories_and_the_masks_asked_for_and_no_more(
     service: Service, model: ServedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[Any, ...]] = []
@@ -370,7 +357,7 @@ def test_the_service_is_warmed_up_through_all_that_answers_a_request_and_in_the_
 
     monkeypatch.setattr(Service, "_encode", watched)
     service, model = recording()
-    warm_up(service)
+    warm_up_service(service)
     assert set(seen) == {("polygon", "json"), ("png", "json"), ("rle", "overlay")}
     assert model.together[0] == 2 and len(service._threads._threads) >= 1
     assert [height > width for height, width in model.sizes[:2]] == [False, True]
@@ -380,31 +367,5 @@ def test_a_model_that_fails_while_it_is_warmed_up_is_not_served(monkeypatch: pyt
     service, model = recording()
     monkeypatch.setattr(model, "predict", lambda *arguments: 1 / 0)
     with pytest.raises(ValueError, match="the model cannot be warmed up: .*InternalError"):
-        warm_up(service)
-    warm_up(recording(Limits(max_side=64))[0])  # refused by a limit: no failure
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"format_version": 2}, "format_version 2, this handler reads 1; export the checkpoint"),
-        ({"categories": None}, "lacks \\['categories'\\]"),
-    ],
-)
-def test_metadata_that_is_not_understood_is_refused(
-    tmp_path: Path, change: dict[str, Any], message: str
-) -> None:
-    metadata = {name: value for name, value in {**METADATA, **change}.items() if value is not None}
-    path = write_standin(tmp_path / "maskx.pt", metadata)
-    with pytest.raises(ValueError, match=message):
-        ServedModel(path, torch.device("cpu"))
-
-
-def test_a_file_that_is_no_torchscript_or_has_no_metadata_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "maskx.pt"
-    path.write_bytes(b"not a model")
-    with pytest.raises(ValueError, match=r"maskx\.pt cannot be loaded as TorchScript"):
-        ServedModel(path, torch.device("cpu"))
-    torch.jit.save(torch.jit.script(torch.nn.Identity()), str(path))
-    with pytest.raises(ValueError, match=r"no metadata\.json inside"):
-        ServedModel(path, torch.device("cpu"))
+        warm_up_service(service)
+    warm_up_service(recording(Limits(max_side=64))[0])  # refused by a limit: no failure

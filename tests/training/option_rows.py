@@ -1,7 +1,8 @@
 """Every option of the method, in as few trainings of a tiny network as have each value of each once.
 
 A row is what changes from `BASE`, in the form of the command line. {shapes} and {figures} are drawn sets, {words} is a
-file of word vectors. A new option needs a value in a row here, or its own test in `ELSEWHERE`; and a line in README.md.
+file of word vectors. A new option needs a value in a row here, or its own test in `ELSEWHERE`; and a line in
+docs/training.md.
 """
 
 BASE = [

@@ -62,9 +62,9 @@ def test_a_step_waits_twice_whatever_the_batch_with_every_augmentation(
             monkeypatch.setattr(training.data.colour, "moved", lambda tensors, to: list(tensors))
             figures = run.train_on(images, targets)
         waits.append(device.waits)
-        operations.append(device.operations)
+        operations.append(device.total)
         assert figures["loss_mask"] > 0
-    assert waits == [["tolist", "tolist"]] * 2
+    assert waits == [{"tolist": 2}] * 2
     assert operations[1] <= 1.3 * operations[0]
 
 
@@ -78,7 +78,7 @@ def test_masks_on_ground_truth_wait_for_the_figures_alone(
     with watched(run.network, monkeypatch) as device:
         run.train_on(images, targets)
     # The teacher pools in evaluation, which has its own counts (model/inference.py).
-    assert [wait for wait in device.waits if wait == "tolist"] == ["tolist"]
+    assert device.waits["tolist"] == 1
 
 
 def test_parts_of_a_step_are_counted_in_one_read_each(
@@ -90,7 +90,7 @@ def test_parts_of_a_step_are_counted_in_one_read_each(
     with watched(run.network, monkeypatch) as device:
         run.train_on(images, targets)
     # Each part: its RoIs when it is counted, its counts, its RoIs when it is learnt from; and the figures.
-    assert device.waits == ["tolist"] * 7
+    assert device.waits == {"tolist": 7}
 
 
 def test_a_run_on_a_cpu_takes_the_way_of_a_cpu(started: Started) -> None:

@@ -13,6 +13,7 @@ import torch
 from maskx_model import ServedModel
 from maskx_service import Service
 from maskx_settings import Limits
+from maskx_warm_up import warm_up_network
 
 DETECTIONS = 100
 LOW = 0.05
@@ -28,7 +29,7 @@ class Asked:
         self.statuses: Counter[int] = Counter()
         self.said: list[str] = []
         """What the first few answers that were not 200 said."""
-        self.model.warm_up()
+        warm_up_network(self.model)
 
     def answer(self, requests: Sequence[Mapping[str, Any]]) -> list[bytes | None]:
         """The body of each that was answered 200, None of any other."""

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from maskx_categories import LONGEST_TEXT, Category, CategoryIndex
 from maskx_errors import INVALID_REQUEST, RequestError
+from maskx_parameters import LONGEST_TEXT, Category, CategoryIndex
 
 INDEX = CategoryIndex(
     {
@@ -49,10 +49,7 @@ def test_names_and_ids_are_found_on_every_road(value: Any, labels: set[int]) -> 
         ("Person", "unknown name 'Person'; did you mean 'person'\\?"),
         ("persn", "unknown name 'persn'; did you mean 'person'\\?"),
         ("velo", "did you mean 'v\u00e9lo'"),
-        (
-            "handbag, purse",
-            "did you mean 'handbag, purse'\\?; a name with a comma goes into a JSON list",
-        ),
+        ("handbag, purse", "did you mean 'handbag, purse'\\?; a name with a comma goes into a JSON list"),
         ("tv", "unknown name 'tv'; did you mean 'tv, the set that stands in the living room'"),
         ("zzz", "unknown name 'zzz'; the model has 5 names, such as 'person'"),
         ("person,", "unknown name ''"),
