@@ -94,19 +94,19 @@ ready: setup         ## say whether the server answers a prediction now
 	@$(PY) -m server ready
 
 versions: setup      ## the versions of the model that are loaded
-	@$(PY) -m server.versions list
+	@$(PY) -m server versions
 
 register: setup      ## load a version beside the others: ARCHIVE=; the server needs SERVE_ARGS=--model-api
 	@test -n "$(ARCHIVE)" || { echo "error: name an archive: make register ARCHIVE=build/maskx-2.mar" >&2; exit 2; }
-	@$(PY) -m server.versions register --archive "$(ARCHIVE)"
+	@$(PY) -m server register --archive "$(ARCHIVE)"
 
 set-default: setup   ## answer with a version where none is named: VERSION=
 	@test -n "$(VERSION)" || { echo "error: name a version: make set-default VERSION=2.0 (make versions lists them)" >&2; exit 2; }
-	@$(PY) -m server.versions default "$(VERSION)"
+	@$(PY) -m server default "$(VERSION)"
 
 unregister: setup    ## remove a version once its requests are answered: VERSION=
 	@test -n "$(VERSION)" || { echo "error: name a version: make unregister VERSION=1.0 (make versions lists them)" >&2; exit 2; }
-	@$(PY) -m server.versions unregister "$(VERSION)"
+	@$(PY) -m server unregister "$(VERSION)"
 
 # Steps are makes of their own, so that the time of each can be told; nothing is left running at the end.
 demo:                ## all of it: setup, data, train, evaluate, archive, serve, predict, stop

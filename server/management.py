@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,10 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 import psutil
+from PIL import Image
 
-from server.archives import MODEL
-from server.ports import HOST
-from server.processes import Running
+from .processes import HOST, Running
+from .settings import MODEL
 
 KEY_FILE = "key_file.json"
 """TorchServe writes its tokens there, in the folder it runs in."""
@@ -89,8 +90,8 @@ class Management:
 
     def versions(self) -> list[Version]:
         """All that are registered, by name. Raises Refused."""
-        found = [_version(one) for one in self._json("GET", f"/models/{MODEL}/all")]
-        return sorted(found, key=lambda one: one.name)
+        found = [_version(content) for content in self._json("GET", f"/models/{MODEL}/all")]
+        return sorted(found, key=lambda version: version.name)
 
     def worker_answers(self, name: str, *, timeout: float) -> None:
         """Returns when a worker of this version has answered the describe call. Raises Refused or TimeoutError."""
@@ -168,8 +169,49 @@ def tokens(state: Path) -> dict[str, str]:
 def _version(content: dict[str, Any]) -> Version:
     return Version(
         name=str(content["modelVersion"]),
-        workers=tuple(Worker(pid=int(one["pid"]), status=str(one["status"])) for one in content["workers"]),
+        workers=tuple(Worker(pid=int(w["pid"]), status=str(w["status"])) for w in content["workers"]),
         pending=int(content["jobQueueStatus"]["pendingRequests"]),
         batch_size=int(content["batchSize"]),
         batch_delay=int(content["maxBatchDelay"]),
     )
+
+
+def not_ready_because(state: Path, running: Running, *, timeout: float = 30.0) -> str:
+    """Why the server cannot answer, or '' where a worker is READY and a real prediction was answered.
+
+    TorchServe's /ping and KServe's readiness say yes while the model is still loading.
+    """
+    try:
+        workers = Management(state, running, timeout=timeout).default().workers
+        if not any(worker.lives() for worker in workers):
+            return (
+                f"no worker is ready ({', '.join(worker.trouble() for worker in workers) or 'none started'})"
+            )
+        key = tokens(state)["inference"] if running.tokens else ""
+        status, body = ask(
+            running.ports.inference,
+            "POST",
+            f"/predictions/{MODEL}",
+            key=key,
+            timeout=timeout,
+            body=tiny_png(),
+        )
+    except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: a key file half written
+        return f"it does not answer: {type(error).__name__}: {error}"
+    if status != 200 or not _is_answer(body):
+        return f"a prediction is answered with {status}: {body[:200].decode(errors='replace')}"
+    return ""
+
+
+def tiny_png() -> bytes:
+    """A grey image of 32 x 32 pixels."""
+    file = io.BytesIO()
+    Image.new("RGB", (32, 32), (128, 128, 128)).save(file, "PNG")
+    return file.getvalue()
+
+
+def _is_answer(body: bytes) -> bool:
+    try:
+        return "detections" in json.loads(body)
+    except ValueError:
+        return False

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from server.management import Management, Version
+from .management import Management, Version
 
 EVERY = 1.0
 """Seconds between two looks."""

@@ -1,29 +1,21 @@
 """Versions of the model side by side, and the change from one to another without a failed request.
 
-    python -m server.versions register --archive build/maskx-2.mar
-    python -m server.versions default 2.0
-    python -m server.versions unregister 1.0
-    python -m server.versions list
-
 Only with a server that was started with --model-api, on this machine, out of its own model store. `register` returns
 when the new version answers; `unregister` first waits until every request sent to that version is answered.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import http.client
-import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
-from server.archives import MODEL, checked_copy, read_contents
-from server.drain import wait_until_idle
-from server.life import STORE, failed_loads, failure_reason
-from server.management import Management, Refused
-from server.processes import Running, load_running
+from .drain import wait_until_idle
+from .life import STORE, failed_loads, failure_reason
+from .management import Management, Refused
+from .processes import Running, load_running
+from .settings import MODEL, checked_copy, read_contents
 
 
 def register(archive: Path, *, state: Path, timeout: float = 180.0) -> str:
@@ -110,11 +102,12 @@ def table(*, state: Path) -> str:
     server = Management(state, running)
     default = server.default().name
     lines = [f"{'version':<12} {'default':<8} {'workers':<16} {'waiting':<8} batch"]
-    for one in server.versions():
-        workers = ", ".join(worker.trouble() or "ready" for worker in one.workers) or "none"
-        mark = "yes" if one.name == default else ""
+    for version in server.versions():
+        workers = ", ".join(worker.trouble() or "ready" for worker in version.workers) or "none"
+        mark = "yes" if version.name == default else ""
         lines.append(
-            f"{one.name:<12} {mark:<8} {workers:<16} {one.pending:<8} {one.batch_size} within {one.batch_delay} ms"
+            f"{version.name:<12} {mark:<8} {workers:<16} {version.pending:<8} "
+            f"{version.batch_size} within {version.batch_delay} ms"
         )
     return "\n".join(lines)
 
@@ -137,13 +130,13 @@ def _with_model_api(state: Path) -> Running:
 
 
 def _require_registered(server: Management, name: str) -> None:
-    names = [one.name for one in server.versions()]
+    names = [version.name for version in server.versions()]
     if name not in names:
         raise ValueError(f"version {name!r} is not registered; registered are {', '.join(names)}")
 
 
 def _refuse_registered(server: Management, name: str, archive: Path) -> None:
-    if name in [one.name for one in server.versions()]:
+    if name in [version.name for version in server.versions()]:
         raise ValueError(
             f"version {name} of {archive} is registered already; give the archive another version (python -m "
             "export.archive --version), or unregister that one first"
@@ -152,48 +145,3 @@ def _refuse_registered(server: Management, name: str, archive: Path) -> None:
 
 def _file_of(name: str) -> str:
     return f"{MODEL}-{name}.mar"
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status: 0 done, 2 it could not be done."""
-    parser = argparse.ArgumentParser(prog="python -m server.versions", description=__doc__.split("\n")[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    registers = commands.add_parser("register", help="load an archive's version beside the others")
-    registers.add_argument("--archive", type=Path, required=True)
-    registers.add_argument("--timeout", type=float, default=180.0, help="seconds until it must answer")
-    defaults = commands.add_parser("default", help="answer with this version where none is named")
-    unregisters = commands.add_parser("unregister", help="remove a version once its requests are answered")
-    unregisters.add_argument("--drain", type=float, default=150.0, help="seconds to wait for them at most")
-    lists = commands.add_parser("list", help="the versions that are loaded")
-    for command in (defaults, unregisters):
-        command.add_argument("version")
-    for command in (registers, defaults, unregisters, lists):
-        command.add_argument(
-            "--state",
-            type=Path,
-            default=Path("build/serve"),
-            help="the server's folder (default: %(default)s)",
-        )
-    options = parser.parse_args(arguments)
-    try:
-        if options.command == "register":
-            name = register(options.archive, state=options.state, timeout=options.timeout)
-            print(
-                f"version {name} answers beside the others; make it the default: make set-default VERSION={name}"
-            )
-        elif options.command == "default":
-            set_default(options.version, state=options.state)
-            print(f"version {options.version} is the default")
-        elif options.command == "unregister":
-            unregister(options.version, state=options.state, drain=options.drain)
-            print(f"version {options.version} is removed")
-        else:
-            print(table(state=options.state))
-    except (ValueError, OSError, http.client.HTTPException) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -18,8 +18,7 @@ from benchmarks import ROOT
 from benchmarks.load.client import HOST
 from export.archive import build_archive
 from server.life import start, stop
-from server.ports import Ports, free_ports
-from server.processes import server_processes
+from server.processes import Ports, free_ports, server_processes
 
 SHIPPED = ROOT / "serve_config" / "model-config.yaml"
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from client.many.coco import images_list_of
-from client.many.files import read_json
 from maskx_draw import Window, mask_window
+
+from ..many.coco import images_list_of
+from ..many.files import read_json
 
 KINDS = ("auto", "mask", "box")
 
@@ -100,7 +101,7 @@ def read_results(path: Path, images: Path | None, *, kind: str, min_score: float
         min_score: leaves out objects below.
 
     Raises:
-        ValueError: a file that is none, or a result of an image or category that the list does not have.
+        ValueError: a file is not as COCO has it, or a result is of an image that the list does not have.
     """
     beside = images or images_list_of(path)
     if not beside.is_file():
@@ -109,7 +110,7 @@ def read_results(path: Path, images: Path | None, *, kind: str, min_score: float
         )
     results, about = read_json(path), read_json(beside)
     if not isinstance(results, list):
-        raise ValueError(f"{path} holds no COCO results; expected a list")
+        raise ValueError(f"{path} does not hold COCO results; expected a list")
     by_image: dict[int, list[dict[str, Any]]] = {}
     try:
         categories = {int(one["id"]): str(one["name"]) for one in about["categories"]}

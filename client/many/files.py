@@ -5,12 +5,13 @@ from __future__ import annotations
 import glob
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif"})
+from maskx_image import SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ def find_images(inputs: Sequence[str]) -> list[tuple[Path, str]]:
     Files named one by one are taken whatever their suffix is, of folders those with an image's.
 
     Raises:
-        ValueError: an input that is none of these or holds no image; two files of one name.
+        ValueError: an input is neither file, folder nor pattern, or holds no image; two files have one name.
     """
     found: dict[Path, str] = {}
     for given in inputs:
@@ -36,7 +37,7 @@ def find_images(inputs: Sequence[str]) -> list[tuple[Path, str]]:
         if path.is_dir():
             files = [f for f in path.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file()]
             if not files:
-                raise ValueError(f"there is no image in the folder {path} ({', '.join(sorted(SUFFIXES))})")
+                raise ValueError(f"there is no image in the folder {path} ({', '.join(SUFFIXES)})")
             found.update((f, f.relative_to(path).as_posix()) for f in files)
         elif path.is_file():
             found[path] = path.name
@@ -76,11 +77,19 @@ def identified(found: Sequence[tuple[Path, str]], images: Mapping[str, int], sou
     return [ImageFile(path, name, images.get(name, images.get(Path(name).name, 0))) for path, name in found]
 
 
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A path to write to, which becomes `path` when all is written."""
+    unfinished = path.with_name(path.name + ".unfinished")
+    yield unfinished
+    unfinished.replace(path)
+
+
 def read_json(path: Path) -> Any:
     """The content of a JSON file.
 
     Raises:
-        ValueError: there is none, or it is no JSON.
+        ValueError: it cannot be read, or is not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from client.many.files import ImageFile
+from .files import ImageFile
 
 
 class Journal:
@@ -23,7 +23,7 @@ class Journal:
         asked: the model and the parameters; answers to other ones cannot be mixed.
 
     Raises:
-        ValueError: the file is no journal, or one of a run that asked otherwise.
+        ValueError: the file is not a journal, or is that of a run that asked otherwise.
     """
 
     def __init__(self, path: Path, asked: Mapping[str, Any]) -> None:

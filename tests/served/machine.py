@@ -5,15 +5,14 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
-from client.grpc_client import GrpcClient
-from client.rest import RestClient
 from export.archive import ROOT
 from server.processes import Ports, load_running, server_processes
+from tests.served.asking import Once
 
 SECRET = "MASKX_TEST_API_TOKEN"
 UNSUSPECTED = "DATABASE_URL"
@@ -25,7 +24,6 @@ class Machine:
 
     folder: Path
     started: str = ""
-    clients: list[GrpcClient] = field(default_factory=list)
 
     @property
     def state(self) -> Path:
@@ -44,20 +42,16 @@ class Machine:
         environment |= {SECRET: "never to be seen by the worker", "MASKX_TEST_PLAIN": "may be seen"}
         return environment | {UNSUSPECTED: "postgres://user:never@to.be.seen"}
 
-    def command(self, *arguments: str, module: str = "server") -> subprocess.CompletedProcess[str]:
-        """`python -m server ...`, or another of its modules."""
+    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """`python -m server ...`"""
         return subprocess.run(
-            [sys.executable, "-m", module, *arguments],
+            [sys.executable, "-m", "server", *arguments],
             cwd=self.folder,
             env=self.environment,
             capture_output=True,
             text=True,
             check=False,
         )
-
-    def models(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """`python -m server.versions ...`"""
-        return self.command(*arguments, module="server.versions")
 
     def run(self, *arguments: str) -> subprocess.Popen[bytes]:
         """`python -m server run ...`, left running; what it says stands in run.log."""
@@ -73,13 +67,11 @@ class Machine:
     def start(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return self.command("start", "--ports", "free", *arguments)
 
-    def rest(self, token: str = "") -> RestClient:
-        return RestClient(f"http://127.0.0.1:{self.ports.inference}", token=token, timeout=60)
+    def rest(self, token: str = "") -> Once:
+        return Once(f"http://127.0.0.1:{self.ports.inference}", token)
 
-    def grpc(self, token: str = "") -> GrpcClient:
-        client = GrpcClient(f"127.0.0.1:{self.ports.grpc}", token=token, timeout=60)
-        self.clients.append(client)
-        return client
+    def grpc(self, token: str = "") -> Once:
+        return Once(f"grpc://127.0.0.1:{self.ports.grpc}", token)
 
     def processes(self) -> list[psutil.Process]:
         return server_processes(self.state)
@@ -101,8 +93,6 @@ class Machine:
         return str(json.loads((self.state / "key_file.json").read_text())["inference"]["key"])
 
     def end(self) -> None:
-        for client in self.clients:
-            client.close()
         self.command("stop")
 
 

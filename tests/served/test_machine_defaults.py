@@ -9,8 +9,7 @@ import pytest
 
 from server import hardware
 from server.hardware import gpu_count, gpu_memory
-from server.ports import Ports
-from server.processes import Batching
+from server.processes import Batching, Ports
 from server.settings import (
     CONFIG,
     MOST_WAITING,

@@ -21,10 +21,10 @@ from pycocotools.coco import COCO
 
 from client.errors import ServerRefused
 from client.generated import inference_pb2, inference_pb2_grpc
-from client.rest import multipart
 from maskx_answer import image_content
 from maskx_image import decode_to_fit
 from maskx_model import ServedModel
+from tests.served.asking import multipart
 from tests.served.machine import SECRET, Machine
 from tests.served.standin import METADATA, png, scene, write_standin
 

@@ -16,8 +16,7 @@ import psutil
 import pytest
 
 from server.management import Management, ask
-from server.ports import free_ports
-from server.processes import load_running
+from server.processes import free_ports, load_running
 from tests.served.machine import SECRET, UNSUSPECTED, Machine, make_machine
 from tests.served.standin import png, scene
 

@@ -53,7 +53,7 @@ def names(machine: Machine) -> list[str]:
 
 def refused(machine: Machine, *arguments: str) -> str:
     """The one line of an error; the server must go on with version 1.0 as before."""
-    done = machine.models(*arguments)
+    done = machine.command(*arguments)
     assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1, done
     assert names(machine) == ["1.0"] and predict(machine) == (200, "1.0")
     assert {path.name for path in (machine.state / "model-store").iterdir()} == {"maskx.mar"}
@@ -65,9 +65,9 @@ def test_a_server_started_without_the_model_api_lets_nobody_register(
 ) -> None:
     archive = standin_archive("not wanted", version="2.0")
     for arguments in (["register", "--archive", str(archive)], ["default", "1.0"], ["unregister", "1.0"]):
-        done = server.models(*arguments)
+        done = server.command(*arguments)
         assert done.returncode == 2 and "was started without --model-api" in done.stderr
-    assert server.models("list").stdout.split("\n")[1].split()[:3] == ["1.0", "yes", "ready"]
+    assert server.command("versions").stdout.split("\n")[1].split()[:3] == ["1.0", "yes", "ready"]
 
 
 def test_what_cannot_be_registered_is_told_in_one_line_and_changes_nothing(
@@ -128,12 +128,12 @@ def test_hot_swap_under_eight_clients_fails_no_request(
     with ThreadPoolExecutor(8) as pool:
         clients = [pool.submit(client) for _ in range(8)]
         try:
-            registered = machine.models("register", "--archive", str(archive))
+            registered = machine.command("register", "--archive", str(archive))
             assert (registered.returncode, names(machine)) == (0, ["1.0", "2.0"]), registered.stderr
             assert predict(machine)[1] == "1.0" and predict(machine, version="2.0") == (200, "2.0")
             assert [one.batch_size for one in management(machine).versions()] == [3, 3]
-            assert machine.models("default", "2.0").stdout == "version 2.0 is the default\n"
-            removed = machine.models("unregister", "1.0")
+            assert machine.command("default", "2.0").stdout == "version 2.0 is the default\n"
+            removed = machine.command("unregister", "1.0")
             assert (removed.returncode, removed.stdout) == (0, "version 1.0 is removed\n"), removed.stderr
             seen = len(answers)
             deadline = time.monotonic() + 120
@@ -147,7 +147,7 @@ def test_hot_swap_under_eight_clients_fails_no_request(
     assert {version for _, version in answers} == {"1.0", "2.0"}
     assert answers[-1] == (200, "2.0") and predict(machine, version="1.0")[0] == 404
     assert len(machine.workers()) == 1
-    rows = machine.models("list").stdout.splitlines()
+    rows = machine.command("versions").stdout.splitlines()
     assert [row.split()[:3] for row in rows[1:]] == [["2.0", "yes", "ready"]]
 
 
@@ -157,14 +157,14 @@ def test_a_version_is_removed_when_its_last_request_is_answered_and_not_before(
     """TorchServe by itself would leave those in its queue without an answer for ever."""
     if "4.0" not in names(machine):
         archive = standin_archive("fourth", version="4.0")
-        assert machine.models("register", "--archive", str(archive)).returncode == 0
+        assert machine.command("register", "--archive", str(archive)).returncode == 0
     with ThreadPoolExecutor(12) as pool:
         sent = [pool.submit(predict, machine, SLOW, "4.0") for _ in range(12)]
         deadline = time.monotonic() + 60
         while (waiting := management(machine).version("4.0").pending) < 4 and time.monotonic() < deadline:
             time.sleep(0.01)
         assert waiting >= 4
-        removed = machine.models("unregister", "4.0")
+        removed = machine.command("unregister", "4.0")
         assert all(one.done() for one in sent) or {one.result() for one in sent} == {(200, "4.0")}
     assert removed.returncode == 0 and {one.result() for one in sent} == {(200, "4.0")}
     assert "4.0" not in names(machine)
@@ -175,14 +175,14 @@ def test_a_version_that_still_has_requests_after_the_drain_stays(
     machine: Machine, standin_archive: Callable[..., Path]
 ) -> None:
     archive = standin_archive("fifth", version="5.0")
-    assert machine.models("register", "--archive", str(archive)).returncode == 0
+    assert machine.command("register", "--archive", str(archive)).returncode == 0
     (pid,) = [worker.pid for worker in management(machine).version("5.0").workers]
     (worker,) = [process for process in machine.workers() if process.pid == pid]
     worker.suspend()
     try:
-        done = machine.models("unregister", "5.0", "--drain", "1")
+        done = machine.command("unregister", "5.0", "--drain", "1")
         assert done.returncode == 2 and "still has requests after 1 s, or its worker does not" in done.stderr
         assert "5.0" in names(machine)
     finally:
         worker.resume()
-    assert machine.models("unregister", "5.0").returncode == 0
+    assert machine.command("unregister", "5.0").returncode == 0
