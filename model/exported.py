@@ -5,7 +5,7 @@ one of the two compilers can read stands behind `torch.jit.is_scripting()`:
 
 * `model.boxes.rpn.CrowdAwareRPN.kept_together` and `model.boxes.head.BoxPredictor.found_at_most`: torchvision's
   operator in the place of passes until nothing changes, which is a loop on what was computed;
-* `model.boxes.rpn.fewer`: the lesser of two counts that are not known yet;
+* `model.boxes.head.fewer`: the lesser of two counts that are not known yet;
 * `model.boxes.pooling.bucket_of`: counts as they are.
 """
 

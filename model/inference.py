@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.profiler import record_function
 
 from model.backbones.c4 import Res5BoxHead
-from model.boxes.coding import within
-from model.boxes.head import BoxHead, BoxPredictor, ConvBoxHead, ConvFCBoxHead
+from model.boxes.head import BoxHead, BoxPredictor, ConvBoxHead, ConvFCBoxHead, within
 from model.boxes.pooling import PyramidRoIAlign, bucket_of, image_of, rois_of, with_cells
 from model.boxes.rpn import CrowdAwareRPN
 from model.canvas import Canvas

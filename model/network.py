@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from model.backbones.c4 import Res5BoxHead
-from model.boxes.coding import encode_boxes
 from model.boxes.ground_truth import GroundTruth, ground_truth
-from model.boxes.head import BoxHead, BoxPredictor, ConvBoxHead, ConvFCBoxHead
+from model.boxes.head import BoxHead, BoxPredictor, ConvBoxHead, ConvFCBoxHead, encode_boxes
 from model.boxes.pooling import PyramidRoIAlign
 from model.boxes.rois import RoIs, on_ground_truth, sampled
 from model.boxes.rpn import CrowdAwareRPN

@@ -24,7 +24,6 @@ class C4Backbone(nn.Module):
         super().__init__()
         self.body = nn.Sequential(body.stem(), body.layer1, body.layer2, body.layer3)
         self.out_channels = body.channels[2]
-        self.strides = (STRIDE,)
         self.pixel_mean = pixel_mean
         self.pixel_std = pixel_std
 

@@ -10,7 +10,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 
 from model.backbones.convolution import with_winograd
-from model.boxes.coding import moved_boxes, within
+from model.boxes.head import fewer, moved_boxes, within
 from model.boxes.suppression import kept_by_operator, kept_in_groups, nms_by_level
 
 
@@ -151,13 +151,6 @@ class CrowdAwareRPN(RegionProposalNetwork):
         best = boxes.gather(1, index[:, :, None].expand(-1, -1, 4))
         best = torch.where((score >= 0).unsqueeze(2), best, 0.0)
         return best.view(-1, 4), [most]
-
-
-def fewer(one: int, other: int) -> int:
-    """The lesser of two counts, which in a network that is exported may be unknown as yet."""
-    if torch.jit.is_scripting():
-        return min(one, other)
-    return torch.sym_min(one, other)  # type: ignore[return-value]
 
 
 def build_rpn(

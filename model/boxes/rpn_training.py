@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.boxes.coding import moved_boxes
 from model.boxes.ground_truth import GroundTruth
+from model.boxes.head import moved_boxes
 from model.boxes.rpn import CrowdAwareRPN
 from model.boxes.sampling import ANCHORS, match_anchors, random_bits, sample
 from model.boxes.suppression import kept_by_rounds, kept_one_by_one

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
-from model.boxes.coding import decode_boxes
+from model.boxes.head import decode_boxes
 from model.inference import Inference
 from tests.model.small_network import image, small_network, transfer
 

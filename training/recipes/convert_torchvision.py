@@ -21,10 +21,7 @@ from torchvision.models import WeightsEnum, get_weight
 from torchvision.models.detection import MaskRCNN_ResNet50_FPN_V2_Weights, MaskRCNN_ResNet50_FPN_Weights
 
 from model import config as model_config
-from model.checkpoint import FORMAT, save_checkpoint
-from model.classes import ClassTable
-from model.pretrained import converted, torchvision_config
-from model.torchvision_state import (
+from model.backbones.torchvision_state import (
     EPSILON,
     State,
     downloaded,
@@ -33,6 +30,9 @@ from model.torchvision_state import (
     with_epsilon,
     with_present_names,
 )
+from model.checkpoint import FORMAT, save_checkpoint
+from model.classes import ClassTable
+from model.torchvision_weights import converted, torchvision_config
 from training.config import TrainingConfig, to_dict, with_overrides
 from training.distributed import refuse_processes
 

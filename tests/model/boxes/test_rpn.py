@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torchvision.models.detection.image_list import ImageList
 
-from model.boxes.coding import moved_boxes
+from model.boxes.head import moved_boxes
 from model.boxes.rpn import CrowdAwareRPN, build_rpn
 
 SIZES = [(90, 128), (96, 100)]

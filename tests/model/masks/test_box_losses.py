@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from model.losses import own_total
-from model.masks.box_supervision import (
+from model.masks.box_only import (
     cells_in_boxes,
     colours_of_rois,
     confidence,
