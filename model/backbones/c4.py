@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from model.backbones import Pixel, build_backbone
 from model.backbones.resnet import ResNet, SmallResNet
+from model.boxes.head import BoxHead
 
 STRIDE = 16
 """Of conv4."""
@@ -32,7 +33,7 @@ class C4Backbone(nn.Module):
         return {"0": c4}
 
 
-class Res5BoxHead(nn.Module):
+class Res5BoxHead(BoxHead):
     """Conv5 on the crops of conv4, and its mean over the cells (Fig. 4, left)."""
 
     def __init__(self, res5: nn.Sequential) -> None:
@@ -53,8 +54,25 @@ class Res5BoxHead(nn.Module):
         return self.maps(pooled).mean(dim=[2, 3])
 
 
+class Res5OfBoxesAndMasks(Res5BoxHead):
+    """The same conv5 on the crops of the mask branch too (mask head "res5")."""
+
+    crop_step = 2
+
+    def for_masks(self, pooled: Tensor) -> Tensor:
+        """Pooled features [R, F, S, S] -> conv5 of each RoI [R, D, S/2, S/2]."""
+        return self.maps(pooled)
+
+
 def build_c4(
-    *, name: str, weights: str, fpn_channels: int, norm: str, trainable_layers: int, width: int
+    *,
+    name: str,
+    weights: str,
+    fpn_channels: int,
+    norm: str,
+    trainable_layers: int,
+    width: int,
+    of_masks: bool = False,
 ) -> tuple[C4Backbone, Res5BoxHead]:
     """Conv1 to conv4 of a ResNet, and its conv5 as the head of the RoIs.
 
@@ -62,6 +80,7 @@ def build_c4(
         name, weights, fpn_channels, norm, trainable_layers: as of `model.backbone.build_backbone`, of whose
             backbone the body is taken; conv5 counts as one of the five stages.
         width: D, that of the network around it.
+        of_masks: whether the mask branch goes on from this conv5.
 
     Raises:
         ValueError: as there; the backbone is no ResNet; or its conv5 has other channels than `width`.
@@ -79,4 +98,5 @@ def build_c4(
             f"box.width is {width}, and conv5 of {name}, the box head res5, gives {body.channels[3]} channels; "
             f"set box.width to {body.channels[3]}"
         )
-    return C4Backbone(body, pixel_mean=whole.pixel_mean, pixel_std=whole.pixel_std), Res5BoxHead(body.layer4)
+    head = Res5OfBoxesAndMasks(body.layer4) if of_masks else Res5BoxHead(body.layer4)
+    return C4Backbone(body, pixel_mean=whole.pixel_mean, pixel_std=whole.pixel_std), head

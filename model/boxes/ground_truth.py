@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from model.host import moved
+from model.losses import LossDivisor
 from model.targets import Target, mask_windows
 
 
@@ -48,6 +49,16 @@ class GroundTruth:
     def images(self) -> int:
         """N."""
         return self.boxes.shape[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Images as the losses see them."""
+
+    canvas: Tensor  # normalised images [N, 3, H, W]
+    features: dict[str, Tensor]  # the pyramid's levels of the canvas
+    truth: GroundTruth  # the objects on it
+    total: LossDivisor
 
 
 def ground_truth(

@@ -22,6 +22,31 @@ LARGEST_LOG_SCALE = math.log(1000.0 / 16)
 
 
 class BoxHead(nn.Module):
+    """Of the pooled features of RoIs [R, F, S, S] one row each, [R, D].
+
+    What it lends to the mask branch, which is nothing but in one row of one table each: its convolutions (`for_masks`)
+    or a map of where it sees the class (`prior`).
+    """
+
+    __constants__ = ("has_prior",)
+    has_prior = False
+    crop_step = 1
+    """Cells of a mask crop along a side that `for_masks` makes one of."""
+
+    def weight_type(self) -> torch.dtype:
+        """The type that it computes in."""
+        raise NotImplementedError
+
+    def for_masks(self, pooled: Tensor) -> Tensor:
+        """What the mask head sees of a crop [R, F, S, S]."""
+        return pooled
+
+    def prior(self, pooled: Tensor, w_cls_RD: Tensor, size: int) -> Tensor:
+        """A map [R, size, size] of each RoI, of its box crop and its class's weights, to be added to its mask crop."""
+        raise NotImplementedError
+
+
+class FCBoxHead(BoxHead):
     """Two fully connected layers on the pooled features of an RoI (FPN's box head)."""
 
     def __init__(self, *, channels: int, roi_size: int, width: int) -> None:
@@ -43,7 +68,7 @@ class BoxHead(nn.Module):
         return torch.relu(self.fc7(x))
 
 
-class ConvBoxHead(nn.Module):
+class ConvBoxHead(BoxHead):
     """Four 3x3 convolutions and their mean over the cells (OPMask): the classifier reads a mean, so its weights on a
     single cell say how much that cell speaks for the class (`model.masks.object_prior`).
 
@@ -75,7 +100,7 @@ class ConvBoxHead(nn.Module):
         return self.maps(pooled).mean(dim=[2, 3])
 
 
-class ConvFCBoxHead(nn.Module):
+class ConvFCBoxHead(BoxHead):
     """Four 3x3 convolutions and one fully connected layer: the box head of torchvision's second detectors (v2)."""
 
     def __init__(self, *, channels: int, roi_size: int, width: int) -> None:
@@ -103,11 +128,24 @@ class ConvFCBoxHead(nn.Module):
 class BoxPredictor(nn.Module):
     """Class logits and class-wise box deltas. The rows of the two weights are the paper's w_cls and w_box.
 
-    With `prior` all classes together begin with that probability (focal loss: Lin et al. 2017, Sec. 4.1).
+    Args:
+        prior: of all classes together, with which they begin (focal loss: Lin et al. 2017, Sec. 4.1).
+        nms_iou: of the suppression within a class.
+        candidates_per_image: K.
     """
 
-    def __init__(self, *, width: int, num_classes: int, prior: float | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        width: int,
+        num_classes: int,
+        nms_iou: float,
+        candidates_per_image: int,
+        prior: float | None = None,
+    ) -> None:
         super().__init__()
+        self.nms_iou = nms_iou
+        self.candidates_per_image = candidates_per_image
         self.cls_score = nn.Linear(width, num_classes + 1)
         self.bbox_pred = nn.Linear(width, 4 * (num_classes + 1))
         nn.init.normal_(self.cls_score.weight, std=0.01)
@@ -148,8 +186,6 @@ class BoxPredictor(nn.Module):
         threshold: float,
         most: int,
         asked: Tensor,
-        nms_iou: float,
-        candidates: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Boxes [D, 4], scores [D] and labels [D] of one image, the best first.
 
@@ -159,15 +195,14 @@ class BoxPredictor(nn.Module):
             threshold: least class probability.
             most: at most so many.
             asked: bool [C+1], the labels asked for; entry 0 (background) is never answered.
-            nms_iou: of the suppression; candidates: K.
         """
         scores = torch.softmax(logits, dim=1)
         asked = asked.clone()
         asked[0] = False
         pair = torch.where(((scores > threshold) & asked[None, :]).flatten())[0]
         flat = scores.flatten()[pair]
-        if flat.numel() > candidates:
-            flat, best = torch.topk(flat, candidates)
+        if flat.numel() > self.candidates_per_image:
+            flat, best = torch.topk(flat, self.candidates_per_image)
             pair = pair[best]
         proposal = torch.div(pair, scores.shape[1], rounding_mode="floor")
         label = pair - proposal * scores.shape[1]
@@ -175,7 +210,7 @@ class BoxPredictor(nn.Module):
         box = within(decode_boxes(deltas, proposals[proposal]), size)
         real = torch.where(has_area(box))[0]
         box, flat, label = box[real], flat[real], label[real]
-        keep = nms_by_class(box, flat, label, nms_iou)[: max(most, 0)]
+        keep = nms_by_class(box, flat, label, self.nms_iou)[: max(most, 0)]
         return box[keep], flat[keep], label[keep]
 
     def candidates_of(
@@ -218,8 +253,6 @@ class BoxPredictor(nn.Module):
         thresholds_N: Tensor,
         most: list[int],
         asked: Tensor,
-        nms_iou: float,
-        candidates: int,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, list[int]]:
         """`found_in_image` of all images of a batch at once, for which the host waits twice.
 
@@ -233,10 +266,10 @@ class BoxPredictor(nn.Module):
         """
         images = sizes_N2.shape[0]
         scores = self.pair_scores(proposals, logits, thresholds_N, asked)
-        count = min(int((scores >= 0).sum(1).max()), candidates)
+        count = min(int((scores >= 0).sum(1).max()), self.candidates_per_image)
         count = max(count, 1)  # a batch in which nothing is found goes the same way
         box, score, label = self.candidates_of(proposals, hidden_RD, scores, sizes_N2, count)
-        keep, counts = kept_in_groups(box, score >= 0, nms_iou, label)
+        keep, counts = kept_in_groups(box, score >= 0, self.nms_iou, label)
         total = 0
         for i in range(images):
             counts[i] = max(min(counts[i], most[i]), 0)
@@ -270,17 +303,15 @@ class BoxPredictor(nn.Module):
         thresholds_N: Tensor,
         most: int,
         asked: Tensor,
-        nms_iou: float,
-        candidates: int,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """`found_together` with a size that is known: boxes [N, most, 4], scores and labels [N, most], counts [N].
 
         The places behind an image's count hold zeros. Nothing here depends on the numbers, so that it can be exported.
         """
         scores = self.pair_scores(proposals, logits, thresholds_N, asked)
-        count = fewer(candidates, scores.shape[1])
+        count = fewer(self.candidates_per_image, scores.shape[1])
         box, score, label = self.candidates_of(proposals, hidden_RD, scores, sizes_N2, count)
-        keep = kept_by_operator(box, score >= 0, nms_iou, label)
+        keep = kept_by_operator(box, score >= 0, self.nms_iou, label)
         score, index = torch.where(keep, score, -1.0).topk(most, dim=1)
         real = score >= 0
         box = box.gather(1, index.unsqueeze(2).expand(-1, -1, 4))

@@ -18,6 +18,17 @@ OWN_BOXES = 2**40
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """Which RoIs the heads learn from."""
+
+    rois_per_image: int
+    positive_fraction: float  # of these at most, foreground
+    foreground_iou: float  # with an object, from which a RoI is foreground
+    masks_on_ground_truth: bool  # RoIs of the mask loss: the objects' own boxes, not what is sampled
+    mask_box_jitter: float  # the fraction of their sides by which the corners of these move at most
+
+
+@dataclass(frozen=True, kw_only=True)
 class RoIs:
     """R RoIs, those of the first image first, and of each image those of objects with a mask, of objects without, and
     of the background in this order. A list has the indices of some, int64, in this order too."""
@@ -31,39 +42,29 @@ class RoIs:
     without_mask: Tensor  # list
     foreground: Tensor  # list of both together
 
-    def by_image(self) -> list[Tensor]:
-        """The boxes [R_i, 4] of each image."""
-        return list(self.boxes.split([sum(counts) for counts in self.counts]))
-
-    def foreground_by_image(self) -> list[Tensor]:
-        """Those of its objects."""
-        return list(self.boxes[self.foreground].split([a + b for a, b, _ in self.counts]))
-
-    def with_mask_by_image(self) -> list[Tensor]:
-        """Those of its objects with a mask."""
-        return list(self.boxes[self.with_mask].split([a for a, _, _ in self.counts]))
+    def on_images(self, which: Tensor | None = None) -> Tensor:
+        """RoIs [R, 5] as they are pooled: the number of the image, then XYXY; those of a list alone."""
+        images, boxes = (
+            (self.images, self.boxes) if which is None else (self.images[which], self.boxes[which])
+        )
+        return torch.cat([images.to(boxes.dtype).unsqueeze(1), boxes], dim=1)
 
 
 @torch.no_grad()
-def sampled(
-    proposals: Tensor,
-    valid: Tensor,
-    truth: GroundTruth,
-    *,
-    rois_per_image: int,
-    positive_fraction: float,
-    foreground_iou: float,
-) -> RoIs:
+def sampled(proposals: Tensor, valid: Tensor, truth: GroundTruth, sampling: Sampling) -> RoIs:
     """RoIs drawn among proposals [N, P, 4], of which some places are not `valid`, bool [N, P].
 
     Ground-truth boxes join the proposals, as in Detectron.
     """
     candidates = torch.cat([proposals, truth.boxes], dim=1)
-    labels, objects = match_to_objects(candidates, truth.boxes, truth.labels, truth.crowds, foreground_iou)
+    labels, objects = match_to_objects(
+        candidates, truth.boxes, truth.labels, truth.crowds, sampling.foreground_iou
+    )
     labels = torch.where(torch.cat([valid, truth.labels > 0], dim=1), labels, -1)
     own = torch.arange(truth.boxes.shape[1], device=labels.device) + OWN_BOXES
     numbers = torch.cat([torch.arange(proposals.shape[1], device=labels.device), own])
-    chosen, taken = sample(labels, random_bits(truth.seeds, ROIS, numbers), rois_per_image, positive_fraction)
+    bits = random_bits(truth.seeds, ROIS, numbers)
+    chosen, taken = sample(labels, bits, sampling.rois_per_image, sampling.positive_fraction)
     boxes = candidates.gather(1, chosen[:, :, None].expand(-1, -1, 4))
     return arranged(boxes, labels.gather(1, chosen), objects.gather(1, chosen), taken, truth)
 

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
-from model.boxes.ground_truth import GroundTruth
+from model.boxes.ground_truth import Batch
 from model.boxes.rois import RoIs
 from model.canvas import Canvas
-from model.losses import Total
+from model.losses import LossDivisor
 
 COLOUR_DISTANCE = 2.0
 """theta of BoxInst: colours so far apart in CIE Lab have a similarity of 1/e."""
@@ -31,13 +31,13 @@ class Segmenter(Protocol):
 
     canvas: Canvas
 
-    def mask_logits(self, features: dict[str, Tensor], rois: list[Tensor], labels: Tensor) -> Tensor:
-        """Mask logits [R, M, M] of RoIs (per image, in pixels of the canvas), each for its own label [R]."""
+    def mask_logits(self, features: dict[str, Tensor], rois: Tensor, labels: Tensor) -> Tensor:
+        """Mask logits [R, M, M] of RoIs [R, 5] (image, then XYXY in pixels of the canvas), each for its label [R]."""
 
     def object_masks(
-        self, features: dict[str, Tensor] | None, canvas: Tensor, boxes: list[Tensor], labels: Tensor
+        self, features: dict[str, Tensor] | None, canvas: Tensor, rois: Tensor, labels: Tensor
     ) -> Tensor:
-        """Mask probabilities [N, M, M] without gradients; features None: computed from the canvas."""
+        """Mask probabilities [R, M, M] without gradients; features None: computed from the canvas."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,51 +55,44 @@ class BoxOnly:
 
 
 def box_only_losses(
-    network: Segmenter,
-    box_only: BoxOnly,
-    *,
-    features: dict[str, Tensor],
-    same_features: bool,
-    canvas: Tensor,
-    rois: RoIs,
-    truth: GroundTruth,
-    total: Total,
+    network: Segmenter, box_only: BoxOnly, batch: Batch, rois: RoIs, *, same_features: bool
 ) -> dict[str, Tensor]:
     """Losses over the foreground RoIs whose own object has no mask. No target's mask gets here.
 
     Args:
-        network: under training; its `features` of `canvas` [N, 3, H, W].
+        network: under training; its features are the batch's.
         same_features: the teacher's features are these too, its detector being the same frozen one.
-        rois: on that canvas.
-        truth: the objects on it.
-        total: see `model.losses.Total`.
 
     Returns:
         `loss_projection` and `loss_pairwise` where there is a colour threshold, `loss_pseudo_mask` where there is a
         teacher, who looks at the ground-truth boxes.
     """
-    mine = rois.without_mask
+    mine, truth = rois.without_mask, batch.truth
     every = grown(rois.boxes[mine], box_only.margin)
     objects, images, label = rois.objects[mine], rois.images[mine], rois.labels[mine]
     own = truth.boxes.view(-1, 4)[objects]
-    logits = network.mask_logits(features, list(every.split([b for _, b, _ in rois.counts])), label)
+    placed = torch.cat([images.to(every.dtype).unsqueeze(1), every], dim=1)
+    logits = network.mask_logits(batch.features, placed, label)
     side = logits.shape[-1]
-    count = total(every.shape[0])
+    count = batch.total(every.shape[0])
     losses: dict[str, Tensor] = {}
     if box_only.colour_threshold is not None:
         inside = cells_in_boxes(every, own, side)
+        own_canvas = network.canvas
         colours, visible = colours_of_rois(
-            canvas, network.canvas.mean, network.canvas.std, every, images, truth.sizes, side
+            batch.canvas, own_canvas.mean, own_canvas.std, placed, truth.sizes, side
         )
         losses["loss_projection"] = projection_loss(logits, inside, count)
         losses["loss_pairwise"] = pairwise_loss(
-            logits, colours, inside, visible, box_only.colour_threshold, total
+            logits, colours, inside, visible, box_only.colour_threshold, batch.total
         )
     if box_only.teacher is not None:
+        of_image = torch.div(truth.without, truth.boxes.shape[1], rounding_mode="floor")
+        boxes = truth.boxes.view(-1, 4)[truth.without]
         seen = box_only.teacher.object_masks(
-            features if same_features else None,
-            canvas,
-            list(truth.boxes.view(-1, 4)[truth.without].split(truth.without_mask)),
+            batch.features if same_features else None,
+            batch.canvas,
+            torch.cat([of_image.to(boxes.dtype).unsqueeze(1), boxes], dim=1),
             truth.labels.view(-1)[truth.without],
         )
         theirs = seen[positions_among((truth.labels > 0) & ~truth.has_mask, objects)]
@@ -150,7 +143,7 @@ def _dice(predicted: Tensor, wanted: Tensor) -> Tensor:
 
 
 def pairwise_loss(
-    logits: Tensor, colours: Tensor, inside: Tensor, visible: Tensor, threshold: float, total: Total
+    logits: Tensor, colours: Tensor, inside: Tensor, visible: Tensor, threshold: float, total: LossDivisor
 ) -> Tensor:
     """L_pairwise of BoxInst: neighbours of like colour have the same label, both object or both background.
 
@@ -212,21 +205,20 @@ def _lab_curve(share: Tensor) -> Tensor:
 
 
 def colours_of_rois(
-    canvas: Tensor, mean: Tensor, std: Tensor, rois: Tensor, images: Tensor, sizes: Tensor, side: int
+    canvas: Tensor, mean: Tensor, std: Tensor, rois: Tensor, sizes: Tensor, side: int
 ) -> tuple[Tensor, Tensor]:
     """CIE Lab of the image at each cell of each RoI [R, 3, M, M], and which cells lie inside their image [R, M, M].
 
     Args:
         canvas: normalised images [N, 3, H, W]; `mean` and `std` [3, 1, 1] bring them back to [0, 255].
-        rois: [R, 4] XYXY in pixels of the canvas, with the image of each, int64 [R].
+        rois: [R, 5], the image, then XYXY in pixels of the canvas.
         sizes: int64 [N, 2], height and width of what each image fills of the canvas.
         side: M.
     """
-    placed = torch.cat([images[:, None].to(canvas.dtype), rois.to(canvas.dtype)], dim=1)
     # As many samples to a cell as it has pixels: the mean colour of the cell (BoxInst takes an average pool).
-    pooled = roi_align(canvas.float(), placed, (side, side), 1.0, -1, aligned=True)
-    ends = sizes[images].flip(1).to(rois.dtype)
-    visible = cells_in_boxes(rois, torch.cat([torch.zeros_like(ends), ends], dim=1), side)
+    pooled = roi_align(canvas.float(), rois, (side, side), 1.0, -1, aligned=True)
+    ends = sizes[rois[:, 0].to(torch.int64)].flip(1).to(rois.dtype)
+    visible = cells_in_boxes(rois[:, 1:], torch.cat([torch.zeros_like(ends), ends], dim=1), side)
     return lab_of_srgb(pooled * std + mean), visible
 
 

@@ -18,8 +18,8 @@ from model.build import build_network
 from model.config import BackboneConfig, BoxConfig, MaskConfig, ModelConfig, RpnConfig
 from model.network import MaskXRCNN
 from model.serving import prepared_for_serving
-from tests.model.small_network import SMALL, image, target
-from tests.model.test_serving import ASKED, with_statistics
+from tests.model.small_network import ASKED, SMALL, image, same_when_scripted, target
+from tests.model.test_serving import with_statistics
 
 SMALL_C4 = dataclasses.replace(
     SMALL,
@@ -96,8 +96,10 @@ def test_every_box_is_pooled_from_conv4_whatever_its_size() -> None:
     features = {"0": torch.randn(1, 4, 8, 8)}
     boxes = torch.tensor([[0.0, 0, 10, 12], [3, 5, 120, 100]])
     expected = roi_align(features["0"], [boxes], (8, 8), 1 / 16, 2, aligned=True)
-    torch.testing.assert_close(net.box_pool(features, [boxes]), expected, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(net.train().box_pool(features, [boxes]), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(net.box_pool(features, rois_of([boxes])), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        net.train().box_pool(features, rois_of([boxes])), expected, atol=1e-5, rtol=1e-4
+    )
 
 
 def test_every_part_learns_and_masks_train_the_shared_conv5() -> None:
@@ -138,13 +140,9 @@ def test_scripted_answers_equal_the_eager_ones_at_the_heads_own_side(mask: MaskC
     with torch.no_grad():
         probabilities = served.mask_probabilities(features, rois_of([boxes]), labels)
         assert probabilities.shape == (1, net.mask_size, net.mask_size)
-        own = torch.sigmoid(net.mask_logits(features, [boxes], labels))
+        own = torch.sigmoid(net.mask_logits(features, rois_of([boxes]), labels))
         torch.testing.assert_close(probabilities, own, atol=1e-5, rtol=1e-4)
-        scripted = torch.jit.script(served)
-        for _ in range(2):
-            (a,), (b,) = served(*ASKED), scripted(*ASKED)
-            assert a["labels"].shape == (20,)
-            assert all(torch.equal(a[key], b[key]) for key in a)
+        assert same_when_scripted(served)[0]["labels"].shape == (20,)
 
 
 @torch.no_grad()

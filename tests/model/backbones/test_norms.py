@@ -12,10 +12,10 @@ import torchvision.models as classifiers
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 
-from model.backbones import Backbone, build_backbone
 from model.backbones.norms import FrozenBatchNorm2d, SyncBatchNorm2d, replace_norms, synchronised
 from model.backbones.resnet import IMAGENET_WEIGHTS, RESNETS, BasicBlock, ResNet
 from model.serving import fold_batch_norms
+from tests.model.backbones.building import build
 from tests.model.test_serving import with_statistics
 
 OTHER_PROCESS = """
@@ -41,11 +41,6 @@ def normalise_share(rank: int, path: str) -> None:
         norm.eval()(x)  # asks for no other process, or this would wait for ever
     finally:
         dist.destroy_process_group()
-
-
-def build(name: str, **changes: object) -> Backbone:
-    arguments = {"weights": "none", "fpn_channels": 16, "norm": "batch", "trainable_layers": 5, **changes}
-    return build_backbone(name=name, **arguments)  # type: ignore[arg-type]
 
 
 def test_two_processes_normalise_and_learn_as_one_with_both_their_images(tmp_path: Path) -> None:
@@ -90,17 +85,6 @@ def test_alone_a_synchronised_norm_is_batch_normalisation_and_scripts_as_it() ->
     assert torch.equal(other.running_mean, norm.running_mean) and bool(norm.running_mean.any())
     with torch.no_grad():
         assert torch.equal(torch.jit.script(other.eval())(x), norm.eval()(x))
-
-
-@pytest.mark.parametrize("norm", ["sync", "group"])
-def test_scripted_backbone_equals_the_eager_one_exactly(norm: str) -> None:
-    torch.manual_seed(0)
-    backbone = with_statistics(build("small", norm=norm, trainable_layers=4)).eval()
-    x = torch.randn(1, 3, 70, 65)
-    with torch.no_grad():
-        eager, other = backbone(x), torch.jit.script(backbone)(x)
-    for key in eager:
-        assert torch.equal(other[key], eager[key])
 
 
 def test_only_trained_stages_are_synchronised_and_served_as_plain_convolutions() -> None:

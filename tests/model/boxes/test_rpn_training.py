@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import nms
 
-from model.boxes.ground_truth import GroundTruth, ground_truth
+from model.boxes.ground_truth import Batch, GroundTruth, ground_truth
 from model.boxes.rpn_training import anchor_labels, level_anchors, proposals_and_losses, proposed, rpn_losses
 from model.boxes.sampling import ANCHORS, random_bits, sample
 from model.boxes.suppression import kept_by_rounds, kept_one_by_one
@@ -36,6 +36,11 @@ def truth() -> GroundTruth:
     )
 
 
+def batch_of(levels: dict[str, Tensor], known: GroundTruth) -> Batch:
+    canvas = torch.zeros(known.images, 3, *CANVAS)
+    return Batch(canvas=canvas, features=levels, truth=known, total=own_total)
+
+
 @pytest.mark.parametrize("batched", [False, True])
 @pytest.mark.parametrize("training", [False, True])
 @torch.no_grad()
@@ -45,7 +50,14 @@ def test_proposals_are_those_of_torchvision(batched: bool, training: bool) -> No
     module.batched = batched
     module.train(training)
     levels = {str(k): level for k, level in enumerate(pyramid(2))}
-    boxes, valid = proposed(module, levels, *CANVAS, torch.tensor(SIZES))
+    known = ground_truth(
+        TARGETS[1:],  # type: ignore[arg-type]
+        shapes=SIZES,
+        sizes=SIZES,
+        seeds=[7, 8],
+        device=torch.device("cpu"),
+    )
+    boxes, valid = proposed(module, batch_of(levels, known))
     listed = ImageList(torch.zeros(2, 3, *CANVAS), SIZES)
     theirs, _ = module(listed, levels, [{"boxes": torch.tensor([[0.0, 0, 20, 20]])}] * 2)
     for i, wanted in enumerate(theirs):
@@ -165,5 +177,5 @@ def test_proposals_carry_no_gradient_and_losses_do() -> None:
     module = rpn().train()
     levels = {str(k): level for k, level in enumerate(pyramid(3))}
     with torch.enable_grad():
-        (boxes, _), losses = proposals_and_losses(module, levels, *CANVAS, truth(), own_total)
+        (boxes, _), losses = proposals_and_losses(module, batch_of(levels, truth()))
     assert not boxes.requires_grad and all(loss.requires_grad for loss in losses.values())
