@@ -77,7 +77,7 @@ def build_c4(
     """Conv1 to conv4 of a ResNet, and its conv5 as the head of the RoIs.
 
     Args:
-        name, weights, fpn_channels, norm, trainable_layers: as of `model.backbone.build_backbone`, of whose
+        name, weights, fpn_channels, norm, trainable_layers: as of `model.backbones.build_backbone`, of whose
             backbone the body is taken; conv5 counts as one of the five stages.
         width: D, that of the network around it.
         of_masks: whether the mask branch goes on from this conv5.
