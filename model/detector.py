@@ -35,14 +35,14 @@ class Detector(nn.Module):
 
     def __init__(self, parts: "Parts | Detector") -> None:
         super().__init__()
-        self.canvas = parts.canvas
-        self.backbone = parts.backbone
-        self.rpn = parts.rpn
-        self.box_pool = parts.box_pool
-        self.box_head = parts.box_head
-        self.box_predictor = parts.box_predictor
-        self.mask_pool = parts.mask_pool
-        self.mask_branch = parts.mask_branch
+        self.canvas: Canvas = parts.canvas
+        self.backbone: nn.Module = parts.backbone
+        self.rpn: CrowdAwareRPN = parts.rpn
+        self.box_pool: PyramidRoIAlign = parts.box_pool
+        self.box_head: BoxHead = parts.box_head
+        self.box_predictor: BoxPredictor = parts.box_predictor
+        self.mask_pool: PyramidRoIAlign = parts.mask_pool
+        self.mask_branch: MaskBranch = parts.mask_branch
         self.keypoint_branch: KeypointBranch | None
 
     def mask_rows(self, labels: Tensor) -> tuple[Tensor, Tensor]:

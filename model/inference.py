@@ -20,6 +20,10 @@ class Inference(Detector):
 
     Backbone, RPN head, box head and mask branch compute in the type of their weights, which may be float32, bfloat16 or
     float16; anchors, boxes, scores, NMS and run lengths are float32 always. Each stage has a name for the profiler.
+
+    Args:
+        network: whose parts are shared.
+        mask_table: mask weights [C+1, F] of every label; mask_bias: [] or [C+1].
     """
 
     mask_table: Tensor

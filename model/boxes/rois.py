@@ -37,7 +37,6 @@ class RoIs:
     images: Tensor  # int64 [R]
     labels: Tensor  # int64 [R], 0 background
     objects: Tensor  # int64 [R], which of the N * G objects of the batch; of the background any of its image
-    counts: list[tuple[int, int, int]]  # host: of each image with a mask, without, background
     with_mask: Tensor  # list
     without_mask: Tensor  # list
     foreground: Tensor  # list of both together
@@ -79,7 +78,7 @@ def on_ground_truth(truth: GroundTruth, jitter: float) -> RoIs:
         drawn = random_shares(truth.seeds, JITTER, numbers).view(images, most, 4)
         boxes = boxes + (drawn * 2 - 1) * jitter * (boxes[..., 2:] - boxes[..., :2]).repeat(1, 1, 2)
     objects = torch.arange(most, device=boxes.device).expand(images, -1)
-    counts = [(a, b, 0) for a, b in zip(truth.with_mask, truth.without_mask, strict=True)]
+    counts = [truth.with_mask, truth.without_mask, 0]
     return arranged(boxes, truth.labels, objects, truth.labels > 0, truth, counts)
 
 
@@ -89,7 +88,7 @@ def arranged(
     objects: Tensor,
     taken: Tensor,
     truth: GroundTruth,
-    counts: list[tuple[int, int, int]] | None = None,
+    counts: list[int] | None = None,
 ) -> RoIs:
     """RoIs in order, without the places [N, S] that are not taken.
 
@@ -98,7 +97,7 @@ def arranged(
         labels: [N, S], 0 background.
         objects: [N, S], of those of its image.
         taken: bool [N, S].
-        counts: of each kind and image where the host knows them; else they are read, for which it waits.
+        counts: of each kind, of all images, where the host knows them; else they are read, for which it waits.
     """
     images, most = truth.labels.shape
     has_mask = truth.has_mask.gather(1, objects)
@@ -106,19 +105,18 @@ def arranged(
     kinds = torch.where(taken, kinds, NOTHING)
     if counts is None:
         of_kind = torch.arange(NOTHING, device=kinds.device)
-        counts = [tuple(row) for row in read((kinds[:, :, None] == of_kind).sum(1))]
+        counts = read((kinds[:, :, None] == of_kind).sum((0, 1)))
+    with_mask, without, background = counts
     numbers = torch.arange(images, device=kinds.device)[:, None]
     rank = torch.where(taken, kinds + numbers * NOTHING, images * NOTHING)
-    order = rank.flatten().argsort(stable=True)[: sum(map(sum, counts))]
+    order = rank.flatten().argsort(stable=True)[: with_mask + without + background]
     kinds = kinds.flatten()[order]
-    with_mask, without = sum(a for a, _, _ in counts), sum(b for _, b, _ in counts)
     by_kind = kinds.argsort(stable=True)
     return RoIs(
         boxes=boxes.reshape(-1, 4)[order],
         images=torch.div(order, taken.shape[1], rounding_mode="floor"),
         labels=labels.reshape(-1)[order],
         objects=(objects + numbers * most).reshape(-1)[order],
-        counts=counts,
         with_mask=by_kind[:with_mask],
         without_mask=by_kind[with_mask : with_mask + without],
         foreground=(kinds >= BACKGROUND).to(torch.uint8).argsort(stable=True)[: with_mask + without],

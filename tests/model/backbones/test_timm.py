@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from model.backbones import Backbone, build_backbone
+from model.backbones import Backbone
 from model.backbones.norms import FrozenBatchNorm2d
 from model.config import model_config_from_dict, to_dict
 from model.serving import fold_batch_norms
+from tests.model.backbones import building
 from tests.model.small_network import SMALL, image, same_when_scripted, small_network, target
 from tests.model.test_serving import with_statistics
 
@@ -25,8 +26,7 @@ CONVOLUTIONS = ["test_resnet", "test_efficientnet"]
 
 
 def build(name: str, **changes: object) -> Backbone:
-    arguments = {"weights": "none", "fpn_channels": 16, "norm": "batch", "trainable_layers": 5, **changes}
-    return build_backbone(name=f"timm:{name}", **arguments)  # type: ignore[arg-type]
+    return building.build(f"timm:{name}", **changes)
 
 
 @needs_timm
