@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 
 from model.host import read
-from model.losses import LossDivisor
+from model.losses import Total
 from model.network import MaskXRCNN
 from model.targets import Target
 from training.distributed import Group
@@ -75,14 +75,14 @@ class Gradients:
             for i in range(self.parts)
         ]
 
-        def losses(which: nn.Module, part: int, total: LossDivisor) -> dict[str, Tensor]:
+        def losses(which: nn.Module, part: int, total: Total) -> dict[str, Tensor]:
             some, of_some, seeds_of_some = shares[part]
             torch.manual_seed(seed)
             with autocast():
                 answer: dict[str, Tensor] = which(some, of_some, seeds=seeds_of_some, total=total, **options)
             return answer
 
-        totals: list[LossDivisor] = [self.group.total]
+        totals: list[Total] = [self.group.total]
         if self.parts > 1:
             counts = torch.tensor([self._counts(losses, part) for part in range(self.parts)])
             whole = self.group.summed(counts.sum(0)).clamp(min=1) / self.group.size
@@ -101,7 +101,7 @@ class Gradients:
         return dict(zip(sums, means.unbind(), strict=True))
 
     @torch.no_grad()
-    def _counts(self, losses: Callable[[nn.Module, int, LossDivisor], Any], part: int) -> list[float]:
+    def _counts(self, losses: Callable[[nn.Module, int, Total], Any], part: int) -> list[float]:
         """What a part counts, in the order in which it asks for the totals; known only once it was gone through."""
         counts: list[int | Tensor] = []
 
@@ -122,7 +122,7 @@ class Gradients:
 
 
 class _Told:
-    """A `LossDivisor` that was counted before, in the order it is asked in."""
+    """A `Total` that was counted before, in the order it is asked in."""
 
     def __init__(self, totals: list[float]) -> None:
         self._totals = iter(totals)
