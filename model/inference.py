@@ -16,7 +16,7 @@ from model.masks.run_lengths import mask_run_lengths, run_lengths_of_images
 
 
 class Inference(Detector):
-    """Mask^X R-CNN for one batch; every wish (threshold, count, classes, masks) is per image.
+    """Mask^X R-CNN for one batch; what is asked for (threshold, count, classes, masks) is per image.
 
     Backbone, RPN head, box head and mask branch compute in the type of their weights, which may be float32, bfloat16 or
     float16; anchors, boxes, scores, NMS and run lengths are float32 always. Each stage has a name for the profiler.

@@ -222,7 +222,7 @@ class BoxPredictor(nn.Module):
         count: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The best (proposal, class) pairs of each image of a batch, decoded: boxes [N, K, 4], scores [N, K] (those
-        below 0 are none), labels [N, K].
+        below 0 do not count), labels [N, K].
 
         Args:
             proposals: [N * P, 4], of the box head's answers `hidden_RD`.
@@ -257,7 +257,7 @@ class BoxPredictor(nn.Module):
         """`found_in_image` of all images of a batch at once, for which the host waits twice.
 
         Args:
-            proposals: [N * P, 4], as many of each image; boxes of zeros are none.
+            proposals: [N * P, 4], as many of each image; boxes of zeros are no proposals.
             thresholds_N: float32; most, asked: of each image.
 
         Returns:
@@ -285,7 +285,7 @@ class BoxPredictor(nn.Module):
 
     def pair_scores(self, proposals: Tensor, logits: Tensor, thresholds_N: Tensor, asked: Tensor) -> Tensor:
         """Scores [N, P * (C+1)] of all (proposal, class) pairs; -1 of those that are not above their image's threshold,
-        not asked for, background, or of a proposal that is none."""
+        not asked for, background, or of a box of zeros."""
         images, classes = asked.shape[0], asked.shape[1]
         scores = torch.softmax(logits, dim=1).view(images, -1, classes)
         foreground = torch.arange(classes, device=asked.device) > 0
