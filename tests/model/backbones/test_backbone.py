@@ -208,13 +208,16 @@ def test_weights_that_do_not_fit_are_refused_by_the_names_of_their_keys(tmp_path
     assert "conv1.weight (2, 3, 3, 3) instead of (16, 3, 3, 3)" in message
 
 
-def test_small_weights_return_from_a_file(tmp_path: Path) -> None:
-    source = build()
-    with_statistics(source.body)
-    torch.save(source.body.state_dict(), tmp_path / "small.pth")
-    loaded = build(weights=str(tmp_path / "small.pth"))
-    for key, value in source.body.state_dict().items():
-        assert torch.equal(loaded.body.state_dict()[key], value), key
+@pytest.mark.parametrize(("norm", "other"), [("batch", "group"), ("group", "batch")])
+def test_small_weights_return_from_a_file_with_the_norms_they_were_trained_with(
+    norm: str, other: str, tmp_path: Path
+) -> None:
+    source, file = with_statistics(build(norm=norm)).body, tmp_path / "small.pth"
+    torch.save(source.state_dict(), file)
+    loaded = build(norm=norm, weights=str(file)).body.state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in source.state_dict().items())
+    with pytest.raises(ValueError, match=r"bn1\.running_mean"):
+        build(norm=other, weights=str(file))
 
 
 @pytest.mark.parametrize("content", [b"", b"no tensors here", b"PK\x03\x04 broken zip"])
