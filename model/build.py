@@ -137,23 +137,16 @@ def backbone_and_box_head(
 
     ValueError where a model of timm could not be exported, before it is trained.
     """
-    if uses_c4(config):
-        return build_c4(
-            name=config.backbone.name,
-            weights=config.backbone.weights,
-            fpn_channels=config.backbone.fpn_channels,
-            norm=config.backbone.norm,
-            trainable_layers=config.backbone.trainable_layers,
-            width=config.box.width,
-            of_masks=config.mask.head == "res5",
-        )
+    own = config.backbone
     backbone = build_backbone(
-        name=config.backbone.name,
-        weights=config.backbone.weights,
-        fpn_channels=config.backbone.fpn_channels,
-        norm=config.backbone.norm,
-        trainable_layers=config.backbone.trainable_layers,
+        name=own.name,
+        weights=own.weights,
+        fpn_channels=own.fpn_channels,
+        norm=own.norm,
+        trainable_layers=own.trainable_layers,
     )
+    if uses_c4(config):
+        return build_c4(backbone, name=own.name, width=config.box.width, of_masks=config.mask.head == "res5")
     if isinstance(backbone.body, TimmBody):
         with torch.no_grad():
             norms_to_fold(backbone.eval(), torch.zeros(1, 3, 64, 64))

@@ -7,7 +7,7 @@ the same conv5, whose weights it shares with the box branch.
 import torch
 from torch import Tensor, nn
 
-from model.backbones import Pixel, build_backbone
+from model.backbones import Backbone, Pixel
 from model.backbones.resnet import ResNet, SmallResNet
 from model.boxes.head import BoxHead
 
@@ -65,29 +65,18 @@ class Res5OfBoxesAndMasks(Res5BoxHead):
 
 
 def build_c4(
-    *,
-    name: str,
-    weights: str,
-    fpn_channels: int,
-    norm: str,
-    trainable_layers: int,
-    width: int,
-    of_masks: bool = False,
+    whole: Backbone, *, name: str, width: int, of_masks: bool = False
 ) -> tuple[C4Backbone, Res5BoxHead]:
     """Conv1 to conv4 of a ResNet, and its conv5 as the head of the RoIs.
 
     Args:
-        name, weights, fpn_channels, norm, trainable_layers: as of `model.backbones.build_backbone`, of whose
-            backbone the body is taken; conv5 counts as one of the five stages.
+        whole: the backbone `name`, whose body is taken; conv5 counts as one of its five stages.
         width: D, that of the network around it.
         of_masks: whether the mask branch goes on from this conv5.
 
     Raises:
-        ValueError: as there; the backbone is no ResNet; or its conv5 has other channels than `width`.
+        ValueError: the backbone is no ResNet, or its conv5 has other channels than `width`.
     """
-    whole = build_backbone(
-        name=name, weights=weights, fpn_channels=fpn_channels, norm=norm, trainable_layers=trainable_layers
-    )
     body = whole.body
     if not isinstance(body, ResNet | SmallResNet):
         raise ValueError(

@@ -18,6 +18,7 @@ from model.build import build_network
 from model.config import BackboneConfig, BoxConfig, MaskConfig, ModelConfig, RpnConfig
 from model.network import MaskXRCNN
 from model.serving import prepared_for_serving
+from tests.model.backbones.building import build
 from tests.model.small_network import ASKED, SMALL, image, same_when_scripted, target
 from tests.model.test_serving import with_statistics
 
@@ -48,14 +49,8 @@ def test_conv4_and_conv5_on_a_crop_are_those_of_torchvisions_resnet(tmp_path: Pa
     reference = classifiers.resnet18(weights=None)
     with_statistics(reference)
     torch.save(reference.state_dict(), tmp_path / "resnet18.pth")
-    trunk, head = build_c4(
-        name="resnet18",
-        weights=str(tmp_path / "resnet18.pth"),
-        fpn_channels=8,
-        norm="frozen",
-        trainable_layers=5,
-        width=512,
-    )
+    whole = build("resnet18", weights=str(tmp_path / "resnet18.pth"), norm="frozen")
+    trunk, head = build_c4(whole, name="resnet18", width=512)
     convolutions = sum(p.numel() for n, p in reference.named_parameters() if p.dim() == 4)
     assert sum(p.numel() for p in [*trunk.parameters(), *head.parameters()]) == convolutions
     x, crop = torch.randn(1, 3, 97, 131), torch.randn(3, 256, 14, 14)
@@ -72,9 +67,8 @@ def test_conv4_and_conv5_on_a_crop_are_those_of_torchvisions_resnet(tmp_path: Pa
 
 @pytest.mark.parametrize("trained", [0, 1, 3])
 def test_conv5_counts_as_the_deepest_stage_in_what_is_trained(trained: int) -> None:
-    trunk, head = build_c4(
-        name="resnet18", weights="none", fpn_channels=8, norm="frozen", trainable_layers=trained, width=512
-    )
+    whole = build("resnet18", norm="frozen", trainable_layers=trained)
+    trunk, head = build_c4(whole, name="resnet18", width=512)
     assert all(p.requires_grad for p in head.parameters()) == (trained >= 1)
     stages = [any(p.requires_grad for p in part.parameters()) for part in trunk.body]
     assert stages == [False, False, trained >= 3, trained >= 2]
