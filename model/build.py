@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
+from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 from model.backbones import Backbone, build_backbone
-from model.backbones.c4 import STRIDE, C4Backbone, Res5BoxHead, build_c4
+from model.backbones.c4 import STRIDE, C4Backbone, build_c4
 from model.backbones.timm_body import TimmBody
-from model.boxes.head import BoxHead, BoxPredictor, ConvBoxHead, ConvFCBoxHead
-from model.boxes.pooling import PyramidRoIAlign
-from model.boxes.pooling_forms import PyramidBicubicRoIAlign, PyramidRoIPool
-from model.boxes.rpn import build_rpn
+from model.boxes.head import BoxHead, BoxPredictor, ConvBoxHead, ConvFCBoxHead, FCBoxHead
+from model.boxes.pooling import PyramidBicubicRoIAlign, PyramidRoIAlign, PyramidRoIPool
+from model.boxes.rois import Sampling
+from model.boxes.rpn import CrowdAwareRPN, Float32RPNHead
 from model.canvas import Canvas
 from model.config import ModelConfig
+from model.detector import Parts
 from model.keypoints.head import KeypointBranch
 from model.losses import Focal
 from model.masks.head import MaskBranch, MaskHead, MLPMaskHead, OfficialMaskMLP, SlimMaskMLP
 from model.masks.hourglass import HourglassMaskHead, hourglass_20, hourglass_52
+from model.masks.object_prior import BoxHeadWithPrior
 from model.masks.weight_transfer import MaskWeights
 from model.network import MaskXRCNN
 from model.serving import norms_to_fold
@@ -32,8 +37,7 @@ def build_network(config: ModelConfig, *, num_classes: int) -> MaskXRCNN:
         )
     backbone, box_side = backbone_and_box_head(config)
     channels = backbone.out_channels
-    rpn_focal, box_focal = config.rpn.focal, config.box.focal
-    mask = config.mask
+    box_focal, mask = config.box.focal, config.mask
     head = mask_head(config, channels)
     before = mask.width // 2 if isinstance(head, HourglassMaskHead) else mask.width
     if mask.head == "fcn" and mask.convolutions == 0:
@@ -45,7 +49,7 @@ def build_network(config: ModelConfig, *, num_classes: int) -> MaskXRCNN:
         "slim": lambda: SlimMaskMLP(width=before, roi_size=mask.roi_size),
         "official": lambda: OfficialMaskMLP(width=mask.width, mask_size=2 * mask.roi_size),
     }[mask.mlp]()
-    return MaskXRCNN(
+    parts = Parts(
         canvas=Canvas(
             min_size=config.input.min_size,
             max_size=config.input.max_size,
@@ -55,23 +59,7 @@ def build_network(config: ModelConfig, *, num_classes: int) -> MaskXRCNN:
             std=list(backbone.pixel_std),
         ),
         backbone=backbone,
-        rpn=build_rpn(
-            channels=channels,
-            anchor_sizes=config.rpn.anchor_sizes,
-            aspect_ratios=config.rpn.aspect_ratios,
-            foreground_iou=config.rpn.foreground_iou,
-            background_iou=config.rpn.background_iou,
-            batch_per_image=config.rpn.batch_per_image,
-            positive_fraction=config.rpn.positive_fraction,
-            pre_nms_train=config.rpn.pre_nms_train,
-            pre_nms_test=config.rpn.pre_nms_test,
-            post_nms_train=config.rpn.post_nms_train,
-            post_nms_test=config.rpn.post_nms_test,
-            nms_iou=config.rpn.nms_iou,
-            convolutions=config.rpn.convolutions,
-            one_level=uses_c4(config),
-            focal=(rpn_focal.gamma, rpn_focal.alpha, rpn_focal.prior) if config.rpn.loss == "focal" else None,
-        ),
+        rpn=rpn(config, channels),
         box_pool=roi_pooling(
             config,
             form=config.box.pooling,
@@ -82,45 +70,58 @@ def build_network(config: ModelConfig, *, num_classes: int) -> MaskXRCNN:
         box_predictor=BoxPredictor(
             width=config.box.width,
             num_classes=num_classes,
+            nms_iou=config.box.nms_iou,
+            candidates_per_image=config.box.candidates_per_image,
             prior=box_focal.prior if config.box.loss == "focal" else None,
         ),
         mask_pool=roi_pooling(
             config,
             form=mask.pooling,
-            size=mask.roi_size * (2 if mask.head == "res5" else 1),
+            size=mask.roi_size * box_side.crop_step,
             sampling_ratio=mask.sampling_ratio,
         ),
         mask_branch=MaskBranch(head=head, mlp=mlp),
+    )
+    return MaskXRCNN(
+        parts,
         mask_weights=MaskWeights(
-            kind=config.transfer.kind,
-            num_classes=num_classes,
-            input=config.transfer.input,
-            box_width=config.box.width,
-            mask_width=mask.width,
-            layers=config.transfer.layers,
-            relu=config.transfer.activation == "relu",
-            stop_gradient=config.transfer.stop_gradient,
-            normalise=config.transfer.normalise,
-            vector_width=config.transfer.vector_width,
-            kept_mean=config.transfer.kept_mean and config.transfer.kind == "transfer",
-            residual=config.transfer.residual,
-            dropout=config.transfer.dropout,
-            noise=config.transfer.noise,
+            config.transfer, num_classes=num_classes, box_width=config.box.width, mask_width=mask.width
         ),
         keypoint_branch=keypoint_branch(config, channels, num_classes),
-        mask_prior=mask.prior == "cam",
-        mask_on_res5=mask.head == "res5",
+        sampling=Sampling(
+            rois_per_image=config.box.rois_per_image,
+            positive_fraction=config.box.positive_fraction,
+            foreground_iou=config.box.foreground_iou,
+            masks_on_ground_truth=mask.train_on == "ground_truth",
+            mask_box_jitter=mask.jitter,
+        ),
         class_focal=Focal(box_focal.gamma, box_focal.alpha) if config.box.loss == "focal" else None,
         mask_softmax=mask.loss == "softmax",
-        rois_per_image=config.box.rois_per_image,
-        positive_fraction=config.box.positive_fraction,
-        foreground_iou=config.box.foreground_iou,
-        masks_on_ground_truth=mask.train_on == "ground_truth",
-        mask_box_jitter=mask.jitter,
         score_threshold=config.box.score_threshold,
-        nms_iou=config.box.nms_iou,
         detections_per_image=config.box.detections_per_image,
-        candidates_per_image=config.box.candidates_per_image,
+    )
+
+
+def rpn(config: ModelConfig, channels: int) -> CrowdAwareRPN:
+    """The RPN over as many levels as there are anchor sizes, or with all of them on the one level of the C4 form."""
+    own = config.rpn
+    of_level = (own.anchor_sizes,) if uses_c4(config) else tuple((size,) for size in own.anchor_sizes)
+    anchors = AnchorGenerator(of_level, (own.aspect_ratios,) * len(of_level))
+    head = Float32RPNHead(channels, anchors.num_anchors_per_location()[0], own.convolutions)
+    focal = own.focal if own.loss == "focal" else None
+    if focal is not None:
+        torch.nn.init.constant_(head.cls_logits.bias, math.log(focal.prior / (1 - focal.prior)))
+    return CrowdAwareRPN(
+        anchors,
+        head,
+        own.foreground_iou,
+        own.background_iou,
+        own.batch_per_image,
+        own.positive_fraction,
+        {"training": own.pre_nms_train, "testing": own.pre_nms_test},
+        {"training": own.post_nms_train, "testing": own.post_nms_test},
+        own.nms_iou,
+        focal=None if focal is None else Focal(focal.gamma, focal.alpha),
     )
 
 
@@ -131,27 +132,21 @@ def uses_c4(config: ModelConfig) -> bool:
 
 def backbone_and_box_head(
     config: ModelConfig,
-) -> tuple[Backbone | C4Backbone, BoxHead | ConvBoxHead | ConvFCBoxHead | Res5BoxHead]:
+) -> tuple[Backbone | C4Backbone, BoxHead]:
     """The backbone and the box head of the configuration; in the C4 form both come from one ResNet.
 
     ValueError where a model of timm could not be exported, before it is trained.
     """
-    if uses_c4(config):
-        return build_c4(
-            name=config.backbone.name,
-            weights=config.backbone.weights,
-            fpn_channels=config.backbone.fpn_channels,
-            norm=config.backbone.norm,
-            trainable_layers=config.backbone.trainable_layers,
-            width=config.box.width,
-        )
+    own = config.backbone
     backbone = build_backbone(
-        name=config.backbone.name,
-        weights=config.backbone.weights,
-        fpn_channels=config.backbone.fpn_channels,
-        norm=config.backbone.norm,
-        trainable_layers=config.backbone.trainable_layers,
+        name=own.name,
+        weights=own.weights,
+        fpn_channels=own.fpn_channels,
+        norm=own.norm,
+        trainable_layers=own.trainable_layers,
     )
+    if uses_c4(config):
+        return build_c4(backbone, name=own.name, width=config.box.width, of_masks=config.mask.head == "res5")
     if isinstance(backbone.body, TimmBody):
         with torch.no_grad():
             norms_to_fold(backbone.eval(), torch.zeros(1, 3, 64, 64))
@@ -172,14 +167,15 @@ def roi_pooling(config: ModelConfig, *, form: str, size: int, sampling_ratio: in
     )
 
 
-def box_head(config: ModelConfig, channels: int) -> BoxHead | ConvBoxHead | ConvFCBoxHead:
+def box_head(config: ModelConfig, channels: int) -> BoxHead:
     """The box head of the configuration on `channels` pooled channels."""
     box = config.box
     if box.head == "conv":
-        return ConvBoxHead(channels=channels, width=box.width)
+        form = BoxHeadWithPrior if config.mask.prior == "cam" else ConvBoxHead
+        return form(channels=channels, width=box.width)
     if box.head == "conv_fc":
         return ConvFCBoxHead(channels=channels, roi_size=box.roi_size, width=box.width)
-    return BoxHead(channels=channels, roi_size=box.roi_size, width=box.width)
+    return FCBoxHead(channels=channels, roi_size=box.roi_size, width=box.width)
 
 
 def mask_head(config: ModelConfig, channels: int) -> MaskHead | MLPMaskHead | HourglassMaskHead:

@@ -1,6 +1,7 @@
 """The network's configuration: plain numbers and names, each default with its source.
 
-Only `model.build` reads these classes; the leaves of the network take plain arguments.
+`model.build` reads these classes; the leaves of the network take plain arguments, but for the weight transfer, which
+takes its own section.
 """
 
 from __future__ import annotations

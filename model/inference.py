@@ -5,70 +5,43 @@ Evaluation and export run this very code; there is no second implementation.
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.profiler import record_function
 
-from model.backbones.c4 import Res5BoxHead
-from model.boxes.coding import within
-from model.boxes.head import BoxHead, BoxPredictor, ConvBoxHead, ConvFCBoxHead
-from model.boxes.pooling import PyramidRoIAlign, bucket_of, image_of, rois_of, with_cells
-from model.boxes.rpn import CrowdAwareRPN
-from model.canvas import Canvas
+from model.boxes.head import within
+from model.boxes.pooling import bucket_of, image_of, rois_of, with_cells
+from model.detector import Detector
 from model.keypoints.head import KeypointBranch
-from model.masks.head import MaskBranch
-from model.masks.object_prior import object_prior
 from model.masks.run_lengths import mask_run_lengths, run_lengths_of_images
 
 
-class Inference(nn.Module):
-    """Mask^X R-CNN for one batch; every wish (threshold, count, classes, masks) is per image.
+class Inference(Detector):
+    """Mask^X R-CNN for one batch; what is asked for (threshold, count, classes, masks) is per image.
 
     Backbone, RPN head, box head and mask branch compute in the type of their weights, which may be float32, bfloat16 or
     float16; anchors, boxes, scores, NMS and run lengths are float32 always. Each stage has a name for the profiler.
+
+    Args:
+        network: whose parts are shared.
+        mask_table: mask weights [C+1, F] of every label; mask_bias: [] or [C+1].
     """
 
     mask_table: Tensor
     mask_bias: Tensor
     batched: bool
     pixels_together: int
-    mask_prior: torch.jit.Final[bool]
-    mask_on_res5: torch.jit.Final[bool]
 
     def __init__(
         self,
-        *,
-        canvas: Canvas,
-        backbone: nn.Module,
-        rpn: CrowdAwareRPN,
-        box_pool: PyramidRoIAlign,
-        box_head: BoxHead | ConvBoxHead | ConvFCBoxHead | Res5BoxHead,
-        box_predictor: BoxPredictor,
-        mask_pool: PyramidRoIAlign,
-        mask_branch: MaskBranch,
+        network: Detector,
+        keypoint_branch: KeypointBranch | None,
         mask_table: Tensor,
         mask_bias: Tensor,
-        keypoint_branch: KeypointBranch | None = None,
-        mask_prior: bool,
-        mask_on_res5: bool = False,
-        nms_iou: float,
-        candidates_per_image: int,
     ) -> None:
-        super().__init__()
-        self.canvas = canvas
-        self.backbone = backbone
-        self.rpn = rpn
-        self.box_pool = box_pool
-        self.box_head = box_head
-        self.box_predictor = box_predictor
-        self.mask_pool = mask_pool
-        self.mask_branch = mask_branch
+        super().__init__(network)
         self.keypoint_branch = keypoint_branch
         self.register_buffer("mask_table", mask_table.detach().clone())
         self.register_buffer("mask_bias", mask_bias.detach().clone())
-        self.mask_prior = mask_prior
-        self.mask_on_res5 = mask_on_res5
-        self.nms_iou = nms_iou
-        self.candidates_per_image = candidates_per_image
         self.batched = False
         """Whether all images of a canvas are one computation, in which the host waits for the device as seldom as can
         be: the way of a GPU. Else each image is handled by itself where that is less work: the way of a CPU. For
@@ -227,16 +200,9 @@ class Inference(nn.Module):
         with record_function("maskx::box_head"):
             logits = self.box_predictor(hidden)
             asked = class_mask[index].to(device, non_blocking=True)
+            thresholds_N = about[:, 4].to(torch.float32)
             boxes, scores, labels, image, counts = self.detections(
-                proposals,
-                numbers,
-                hidden,
-                logits,
-                sizes_N2,
-                about[:, 4].to(torch.float32),
-                most,
-                asked,
-                thresholds,
+                proposals, numbers, hidden, logits, sizes_N2, thresholds_N, most, asked, thresholds
             )
         with_mask = 0
         for i, k in enumerate(part):
@@ -275,8 +241,8 @@ class Inference(nn.Module):
         with record_function("maskx::box_head"):
             features = self.for_pooling(features)
             rois = torch.cat([image_of(numbers, canvas.shape[0], proposals).unsqueeze(1), proposals], dim=1)
-            pooled = self.box_pool.of_rois(features, rois, bucket_of(rois.shape[0]))
-            hidden = self.box_head(pooled.to(self.box_head.weight_type()))[: rois.shape[0]].float()
+            pooled = self.box_pool(features, rois, bucket_of(rois.shape[0]))
+            hidden = self.box_head(pooled)[: rois.shape[0]].float()
         return features, proposals, numbers, hidden
 
     def for_pooling(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -303,15 +269,7 @@ class Inference(nn.Module):
         many each image has (`model.boxes.head.BoxPredictor`)."""
         if self.batched:
             return self.box_predictor.found_together(
-                proposals,
-                hidden,
-                logits,
-                sizes_N2,
-                thresholds_N,
-                most,
-                asked,
-                self.nms_iou,
-                self.candidates_per_image,
+                proposals, hidden, logits, sizes_N2, thresholds_N, most, asked
             )
         boxes: list[Tensor] = []
         scores: list[Tensor] = []
@@ -328,8 +286,6 @@ class Inference(nn.Module):
                 thresholds[i],
                 most[i],
                 asked[i],
-                self.nms_iou,
-                self.candidates_per_image,
             )
             boxes.append(box)
             scores.append(score)
@@ -337,32 +293,20 @@ class Inference(nn.Module):
             counts.append(box.shape[0])
             start = end
         box = torch.cat(boxes)
-        return (
-            box,
-            torch.cat(scores),
-            torch.cat(labels),
-            image_of(counts, len(counts), box).to(torch.int64),
-            counts,
-        )
+        image = image_of(counts, len(counts), box).to(torch.int64)
+        return box, torch.cat(scores), torch.cat(labels), image, counts
+
+    def mask_rows(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mask weights [R, F] of labels [R], and the bias: one for all [], or [R, 1, 1]."""
+        bias = self.mask_bias
+        if bias.dim() > 0:
+            bias = bias[labels].view(-1, 1, 1)
+        return self.mask_table[labels], bias
 
     def mask_probabilities(self, features: dict[str, Tensor], rois: Tensor, labels: Tensor) -> Tensor:
         """Mask probabilities [D, M, M] of RoIs [D, 5] (image, then XYXY on the canvas) for their labels [D]."""
-        rows = bucket_of(labels.shape[0])
-        pooled = self.mask_pool.of_rois(features, rois, rows).to(self.mask_branch.weight_type())
-        of_row = F.pad(labels, [0, rows - labels.shape[0]])
-        if self.mask_prior:
-            of_box = self.box_pool.of_rois(features, rois, rows).to(self.box_head.weight_type())
-            # `ModelConfig` sees to a convolutional box head.
-            maps = self.box_head.maps(of_box)  # type: ignore
-            prior = object_prior(maps, self.box_predictor.cls_score.weight[of_row], self.mask_pool.size)
-            pooled = pooled + prior.unsqueeze(1).to(pooled.dtype)
-        if self.mask_on_res5:
-            pooled = self.box_head.maps(pooled)  # type: ignore
-        bias = self.mask_bias
-        if bias.dim() > 0:
-            bias = bias[of_row].view(-1, 1, 1)
-        logits = self.mask_branch(pooled, self.mask_table[of_row], bias)
-        return torch.sigmoid(logits)[: labels.shape[0]]
+        of_row = F.pad(labels, [0, bucket_of(labels.shape[0]) - labels.shape[0]])
+        return torch.sigmoid(self.mask_logits(features, rois, of_row))[: labels.shape[0]]
 
     def masks_on_boxes(
         self, images: list[Tensor], boxes: list[Tensor], labels: list[Tensor]

@@ -12,21 +12,18 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from model.backbones.c4 import Res5BoxHead
-from model.boxes.coding import encode_boxes
-from model.boxes.ground_truth import GroundTruth, ground_truth
-from model.boxes.head import BoxHead, BoxPredictor, ConvBoxHead, ConvFCBoxHead
+from model.boxes.ground_truth import Batch, ground_truth
+from model.boxes.head import encode_boxes
 from model.boxes.pooling import PyramidRoIAlign
-from model.boxes.rois import RoIs, on_ground_truth, sampled
+from model.boxes.rois import RoIs, Sampling, on_ground_truth, sampled
 from model.boxes.rpn import CrowdAwareRPN
 from model.boxes.rpn_training import proposals_and_losses, proposed
-from model.canvas import Canvas, canvas_side
+from model.canvas import canvas_side
+from model.detector import Detector, Parts
 from model.inference import Inference
 from model.keypoints.head import KeypointBranch
 from model.losses import Focal, Total, box_loss, class_loss, mask_loss, mask_softmax_loss, own_total
 from model.masks.box_only import BoxOnly, box_only_losses
-from model.masks.head import MaskBranch
-from model.masks.object_prior import object_prior
 from model.masks.targets import mask_targets
 from model.masks.weight_transfer import MaskWeights
 from model.targets import Target
@@ -34,70 +31,45 @@ from model.targets import Target
 Stage = Literal["end_to_end", "detector", "mask", "classes"]
 
 
-class MaskXRCNN(nn.Module):
-    """The network of Learning to Segment Every Thing; its parent Mask R-CNN is the class-agnostic form."""
+class MaskXRCNN(Detector):
+    """The network of Learning to Segment Every Thing; its parent Mask R-CNN is the class-agnostic form.
+
+    Args:
+        class_focal: of the classes of the RoIs; None: cross-entropy.
+        mask_softmax: classes compete for each pixel.
+        score_threshold, detections_per_image: of `forward`.
+    """
 
     mask_shift: Tensor | None
 
     def __init__(
         self,
+        parts: Parts,
         *,
-        canvas: Canvas,
-        backbone: nn.Module,
-        rpn: CrowdAwareRPN,
-        box_pool: PyramidRoIAlign,
-        box_head: BoxHead | ConvBoxHead | ConvFCBoxHead | Res5BoxHead,
-        box_predictor: BoxPredictor,
-        mask_pool: PyramidRoIAlign,
-        mask_branch: MaskBranch,
         mask_weights: MaskWeights,
         keypoint_branch: KeypointBranch | None = None,
-        mask_prior: bool,
-        mask_on_res5: bool = False,
+        sampling: Sampling,
         class_focal: Focal | None = None,
-        mask_softmax: bool,
-        rois_per_image: int,
-        positive_fraction: float,
-        foreground_iou: float,
-        masks_on_ground_truth: bool,
-        mask_box_jitter: float,
+        mask_softmax: bool = False,
         score_threshold: float,
-        nms_iou: float,
         detections_per_image: int,
-        candidates_per_image: int,
     ) -> None:
-        super().__init__()
-        self.canvas = canvas
-        self.backbone = backbone
-        self.rpn = rpn
-        self.box_pool = box_pool
-        self.box_head = box_head
-        self.box_predictor = box_predictor
-        self.mask_pool = mask_pool
-        self.mask_branch = mask_branch
+        super().__init__(parts)
         self.mask_weights = mask_weights
         self.keypoint_branch = keypoint_branch
-        self.mask_prior = mask_prior
-        self.mask_on_res5 = mask_on_res5
+        self.sampling = sampling
         self.class_focal = class_focal
         self.mask_softmax = mask_softmax
-        self.rois_per_image = rois_per_image
-        self.positive_fraction = positive_fraction
-        self.foreground_iou = foreground_iou
-        self.masks_on_ground_truth = masks_on_ground_truth
-        self.mask_box_jitter = mask_box_jitter
         self.score_threshold = score_threshold
-        self.nms_iou = nms_iou
         self.detections_per_image = detections_per_image
-        self.candidates_per_image = candidates_per_image
         self.register_buffer("mask_shift", None, persistent=False)
         self.stage: Stage = "end_to_end"
         self._trainable = {name for name, p in self.named_parameters() if p.requires_grad}
 
     @property
     def mask_size(self) -> int:
-        """M, the side of a mask: every head's is twice its crop's, which conv5 has halved before."""
-        return self.mask_pool.size if self.mask_on_res5 else 2 * self.mask_pool.size
+        """M, the side of a mask: every head's is twice its crop's, which conv5 may have halved before."""
+        return 2 * self.mask_pool.size // self.box_head.crop_step
 
     @property
     def batched(self) -> bool:
@@ -173,6 +145,44 @@ class MaskXRCNN(nn.Module):
         """
         if len(images) != len(targets):
             raise ValueError(f"{len(images)} images came with {len(targets)} targets; one target an image")
+        losses: dict[str, Tensor] = {}
+        frozen = self.stage in ("mask", "classes")
+        on_objects = self.sampling.masks_on_ground_truth
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+            batch = self.batch_of(images, targets, seeds, total)
+            if self.stage != "mask" or not on_objects:
+                if frozen:
+                    places = proposed(self.rpn, batch)
+                else:
+                    places, of_rpn = proposals_and_losses(self.rpn, batch)
+                    losses |= of_rpn
+                rois = sampled(*places, batch.truth, self.sampling)
+        if self.stage != "mask":
+            losses |= self.box_losses(batch, rois)
+        if self.stage not in ("detector", "classes"):
+            if on_objects:
+                rois = on_ground_truth(batch.truth, self.sampling.mask_box_jitter)
+            logits, goal, labels = self.masks_of_set_a(batch, rois)
+            count = total(labels.numel())
+            if self.mask_softmax:
+                losses["loss_mask"] = mask_softmax_loss(logits, goal, labels, count)
+            else:
+                losses["loss_mask"] = mask_loss(logits, goal, count)
+            if self.keypoint_branch is not None:
+                losses["loss_keypoint"] = self.keypoint_branch.loss(batch, rois)
+            if box_only is not None:
+                same = self.stage == "mask"
+                losses |= box_only_losses(self, box_only, batch, rois, same_features=same)
+        return losses
+
+    def batch_of(
+        self,
+        images: list[Tensor],
+        targets: list[Target],
+        seeds: Sequence[int] | None,
+        total: Total,
+    ) -> Batch:
+        """The images on one canvas, its features, and the objects on it; see `losses`."""
         sizes = [t.get("size") or self.canvas.size_of(x) for x, t in zip(images, targets, strict=True)]
         height = canvas_side(max(size[0] for size in sizes), self.canvas.step)
         width = canvas_side(max(size[1] for size in sizes), self.canvas.step)
@@ -183,127 +193,72 @@ class MaskXRCNN(nn.Module):
             seeds=torch.randint(2**63 - 1, (len(images),)).tolist() if seeds is None else seeds,
             device=self.canvas.mean.device,
         )
+        canvas = self.canvas.resized(images, sizes, height, width)
+        return Batch(canvas=canvas, features=self.backbone(canvas), truth=truth, total=total)
 
-        losses: dict[str, Tensor] = {}
-        frozen = self.stage in ("mask", "classes")
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-            canvas = self.canvas.resized(images, sizes, height, width)
-            features = self.backbone(canvas)
-            if self.stage != "mask" or not self.masks_on_ground_truth:
-                if frozen:
-                    places = proposed(self.rpn, features, height, width, truth.sizes)
-                else:
-                    places, of_rpn = proposals_and_losses(self.rpn, features, height, width, truth, total)
-                    losses |= of_rpn
-                rois = sampled(
-                    *places,
-                    truth,
-                    rois_per_image=self.rois_per_image,
-                    positive_fraction=self.positive_fraction,
-                    foreground_iou=self.foreground_iou,
-                )
-        if self.stage != "mask":
-            losses |= self.box_losses(features, rois, truth, total)
-        if self.stage not in ("detector", "classes"):
-            if self.masks_on_ground_truth:
-                rois = on_ground_truth(truth, self.mask_box_jitter)
-            losses["loss_mask"] = self.mask_loss(features, rois, truth, total)
-            if self.keypoint_branch is not None:
-                losses["loss_keypoint"] = self.keypoint_branch.loss(features, rois, truth, total)
-            if box_only is not None:
-                losses |= box_only_losses(
-                    self,
-                    box_only,
-                    features=features,
-                    same_features=self.stage == "mask",
-                    canvas=canvas,
-                    rois=rois,
-                    truth=truth,
-                    total=total,
-                )
-        return losses
-
-    def box_losses(
-        self, features: dict[str, Tensor], rois: RoIs, truth: GroundTruth, total: Total
-    ) -> dict[str, Tensor]:
+    def box_losses(self, batch: Batch, rois: RoIs) -> dict[str, Tensor]:
         """Class and box losses over the sampled RoIs; boxes are decoded for the RoI's own class alone."""
-        hidden = self.box_head(self.box_pool(features, rois.by_image()))
+        hidden = self.box_head(self.box_pool(batch.features, rois.on_images()))
         mine = rois.foreground
         deltas = self.box_predictor.deltas_of(hidden.index_select(0, mine), rois.labels[mine])
-        wanted = encode_boxes(truth.boxes.view(-1, 4)[rois.objects[mine]], rois.boxes[mine])
-        sampled = total(rois.labels.numel())
+        wanted = encode_boxes(batch.truth.boxes.view(-1, 4)[rois.objects[mine]], rois.boxes[mine])
+        sampled = batch.total(rois.labels.numel())
         logits, focal = self.box_predictor(hidden), self.class_focal
         if focal is None:
             of_class = class_loss(logits, rois.labels, sampled)
         else:
-            of_class = focal.of_classes(logits, rois.labels, total)
+            of_class = focal.of_classes(logits, rois.labels, batch.total)
         return {"loss_class": of_class, "loss_box": box_loss(deltas, wanted, sampled)}
 
-    def mask_loss(self, features: dict[str, Tensor], rois: RoIs, truth: GroundTruth, total: Total) -> Tensor:
-        """Mask loss over the foreground RoIs whose own object has a mask (set A).
+    def masks_of_set_a(self, batch: Batch, rois: RoIs) -> tuple[Tensor, Tensor, Tensor]:
+        """Mask logits, targets [R, M, M] and labels [R] of the foreground RoIs whose own object has a mask (set A).
 
         An RoI's mask is that of the object it was matched to by the box branch: no object of set B
-        can lend its mask to an RoI of set A.
+        can lend its mask to an RoI of set A. Logits are [R, M, M], or where classes compete [R, C+1, M, M].
         """
-        mine = rois.with_mask
-        label = rois.labels[mine]
+        mine, truth = rois.with_mask, batch.truth
+        labels = rois.labels[mine]
         in_image = rois.boxes[mine] / truth.scales[rois.images[mine]]
         goal = mask_targets(in_image, rois.objects[mine], truth.masks, self.mask_size)
-        of_a, count = rois.with_mask_by_image(), total(label.numel())
+        placed = rois.on_images(mine)
         if not self.mask_softmax:
-            return mask_loss(self.mask_logits(features, of_a, label), goal, count)
-        table, bias = self.mask_weights(
-            self.box_predictor.cls_score.weight, self.box_predictor.bbox_pred.weight
-        )
-        logits = self.mask_branch.of_all_labels(self.mask_features(features, of_a, label), table, bias)
-        return mask_softmax_loss(logits, goal, label, count)
+            return self.mask_logits(batch.features, placed, labels), goal, labels
+        features = self.mask_features(batch.features, placed, labels)
+        return self.mask_branch.of_all_labels(features, *self.mask_weights_of_all()), goal, labels
 
     @torch.no_grad()
     def object_masks(
-        self, features: dict[str, Tensor] | None, canvas: Tensor, boxes: list[Tensor], labels: Tensor
+        self, features: dict[str, Tensor] | None, canvas: Tensor, rois: Tensor, labels: Tensor
     ) -> Tensor:
-        """Mask probabilities [N, M, M] on boxes (per image, in pixels of the canvas) for their labels [N].
+        """Mask probabilities [R, M, M] of RoIs [R, 5] (image, then XYXY in pixels of the canvas) for their labels [R].
 
         Without `features` they are computed from the canvas; for use in evaluation mode.
         """
         if features is None:
             features = self.backbone(canvas)
-        return torch.sigmoid(self.mask_logits(features, boxes, labels))
+        return torch.sigmoid(self.mask_logits(features, rois, labels))
 
-    def mask_logits(self, features: dict[str, Tensor], rois: list[Tensor], labels: Tensor) -> Tensor:
-        """Mask logits [R, M, M] of RoIs (per image, in pixels of the canvas), each for its own label [R]."""
+    def mask_rows(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mask weights [R, F] of labels [R], and the bias: one for all [], or [R, 1, 1]."""
         if self.mask_softmax:
             table, of_label = self.mask_table()
-            weights, bias = table[labels], of_label[labels].view(-1, 1, 1)
-        else:
-            box = self.box_predictor
-            weights, bias = self.mask_weights.of_labels(box.cls_score.weight, box.bbox_pred.weight, labels)
-        logits: Tensor = self.mask_branch(self.mask_features(features, rois, labels), weights, bias)
-        return logits
+            return table[labels], of_label[labels].view(-1, 1, 1)
+        box = self.box_predictor
+        return self.mask_weights.of_labels(box.cls_score.weight, box.bbox_pred.weight, labels)
 
-    def mask_features(self, features: dict[str, Tensor], rois: list[Tensor], labels: Tensor) -> Tensor:
-        """What the mask head sees of RoIs [R, channels, S, S]: pooled, and with the prior of their labels [R] added, or
-        after conv5 of the box head."""
-        pooled: Tensor = self.mask_pool(features, rois)
-        if self.mask_on_res5:
-            assert isinstance(self.box_head, Res5BoxHead)
-            return self.box_head.maps(pooled)
-        if not self.mask_prior:
-            return pooled
-        assert isinstance(self.box_head, ConvBoxHead)
-        maps = self.box_head.maps(self.box_pool(features, rois))
-        prior = object_prior(maps, self.box_predictor.cls_score.weight[labels], self.mask_pool.size)
-        return pooled + prior.unsqueeze(1).to(pooled.dtype)
+    def mask_weights_of_all(self) -> tuple[Tensor, Tensor]:
+        """Mask weights [C+1, F] of every label, and the bias, [] or [C+1] (`model.masks.weight_transfer`)."""
+        box = self.box_predictor
+        weights: tuple[Tensor, Tensor] = self.mask_weights(box.cls_score.weight, box.bbox_pred.weight)
+        return weights
 
     def mask_table(self) -> tuple[Tensor, Tensor]:
-        """Mask weights [C+1, F] of every label, and the bias, [] or [C+1] (`model.masks.weight_transfer.MaskWeights`).
+        """`mask_weights_of_all` as masks are made of them.
 
         Trained by a softmax over classes, a mask is that of its own class against the background: what the box
         branch has decided leaves these two, whose softmax is the sigmoid of their difference.
         """
-        table, bias = self.mask_weights(
-            self.box_predictor.cls_score.weight, self.box_predictor.bbox_pred.weight
-        )
+        table, bias = self.mask_weights_of_all()
         return (table - table[:1], bias - bias[:1]) if self.mask_softmax else (table, bias)
 
     # ---- answers ----
@@ -332,23 +287,8 @@ class MaskXRCNN(nn.Module):
         was_training = self.training
         self.eval()
         table, bias = self.mask_table()
-        served = Inference(
-            canvas=self.canvas,
-            backbone=self.backbone,
-            rpn=self.rpn,
-            box_pool=self.box_pool,
-            box_head=self.box_head,
-            box_predictor=self.box_predictor,
-            mask_pool=self.mask_pool,
-            mask_branch=self.mask_branch,
-            keypoint_branch=self.keypoint_branch,
-            mask_table=table,
-            mask_bias=bias if self.mask_shift is None else bias + self.mask_shift,
-            mask_prior=self.mask_prior,
-            mask_on_res5=self.mask_on_res5,
-            nms_iou=self.nms_iou,
-            candidates_per_image=self.candidates_per_image,
-        ).eval()
+        bias = bias if self.mask_shift is None else bias + self.mask_shift
+        served = Inference(self, self.keypoint_branch, table, bias).eval()
         served.batched = table.device.type != "cpu"
         if was_training:
             self.train()

@@ -45,15 +45,3 @@ def mask_windows(boxes: Tensor, height: int | Tensor, width: int | Tensor) -> Te
         ends = torch.tensor([width, height], dtype=torch.int64, device=boxes.device)
     zero = torch.zeros_like(ends)
     return torch.cat([torch.clamp(low, zero, ends), torch.clamp(high, zero, ends)], dim=1)
-
-
-def paste_crop(crop: Tensor, window: Tensor, height: int, width: int) -> Tensor:
-    """The whole mask: `crop` [h, w] of any dtype set into zeros [height, width] at `window` [4]."""
-    x0, y0, x1, y1 = (int(v) for v in window)
-    if tuple(crop.shape) != (y1 - y0, x1 - x0):
-        raise ValueError(
-            f"a crop of {tuple(crop.shape)} does not fill its window of {(y1 - y0, x1 - x0)} (height, width)"
-        )
-    pasted = torch.zeros((height, width), dtype=crop.dtype, device=crop.device)
-    pasted[y0:y1, x0:x1] = crop
-    return pasted

@@ -19,7 +19,7 @@ import torchvision.ops  # noqa: F401  # the operators that an archive calls
 from torch import Tensor
 
 from model.backbones.norms import FrozenBatchNorm2d
-from model.boxes.head import BoxHead
+from model.boxes.head import FCBoxHead
 from model.build import build_network
 from model.checkpoint import load_checkpoint, load_detector, without_pretrained
 from model.classes import ClassTable
@@ -222,7 +222,7 @@ def as_trained(network: MaskXRCNN, served: dict[str, Tensor], classes: ClassTabl
     weights = dict(served)
     table, bias = weights.pop("mask_table"), weights.pop("mask_bias")
     _unfold(network, weights)
-    if isinstance(network.box_head, BoxHead) and "box_head.fc6.weight" in weights:
+    if isinstance(network.box_head, FCBoxHead) and "box_head.fc6.weight" in weights:
         fc6, side = weights["box_head.fc6.weight"], network.box_pool.size
         if fc6.shape[1] % side**2 == 0:
             by_cell = fc6.view(fc6.shape[0], side, side, -1).permute(0, 3, 1, 2)

@@ -22,7 +22,7 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import MultiScaleRoIAlign
 
-from model.targets import Target, mask_windows, paste_crop
+from model.targets import Target, mask_windows
 from training.data.coco import CocoDataset, collate
 from training.data.sampler import SeededBatches
 
@@ -147,9 +147,8 @@ def _peers_target(target: Target, size: tuple[int, int]) -> dict[str, Tensor]:
     """Boxes, labels and whole masks, as torchvision wants them; objects without a mask are left out."""
     windows = mask_windows(target["boxes"], *size)
     kept = torch.where(target["has_mask"])[0]
-    masks = [paste_crop(target["masks"][i], windows[i], *size) for i in kept.tolist()]
-    return {
-        "boxes": target["boxes"][kept],
-        "labels": target["labels"][kept],
-        "masks": torch.stack(masks) if masks else torch.zeros((0, *size), dtype=torch.uint8),
-    }
+    masks = torch.zeros((len(kept), *size), dtype=torch.uint8)
+    for whole, i in zip(masks, kept.tolist(), strict=True):
+        x0, y0, x1, y1 = windows[i].tolist()
+        whole[y0:y1, x0:x1] = target["masks"][i]
+    return {"boxes": target["boxes"][kept], "labels": target["labels"][kept], "masks": masks}

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.memory import forget_peak, peak_mib, resident_mib, settle
+from model.config import TransferConfig
 from model.losses import mask_loss
 from model.masks.head import MaskBranch
 from model.masks.weight_transfer import MaskWeights
@@ -72,17 +73,7 @@ class MaskLossSide:
         self.box = (torch.randn(4 * (classes + 1), box_width, generator=drawn) * 0.001).to(self.device)
         torch.manual_seed(0)
         self.weights = MaskWeights(
-            kind="transfer",
-            input="cls+box",
-            box_width=box_width,
-            mask_width=width,
-            layers=2,
-            relu=False,
-            stop_gradient=True,
-            normalise=False,
-            residual=False,
-            dropout=0.0,
-            noise=0.0,
+            TransferConfig(), num_classes=classes, box_width=box_width, mask_width=width
         ).to(self.device)
         self.branch = MaskBranch(head=_Given(), mlp=None)
         settle()

@@ -21,10 +21,10 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from model.backbones.convolution import group_norm, with_winograd
 from model.backbones.efficientnet_lite import CLASSIFIER_PREFIXES, EfficientNetLite0
 from model.backbones.norms import NORMS, frozen, grouped, replace_norms, synchronised
-from model.backbones.resnet import IMAGENET_WEIGHTS, RESNETS, SMALL_WIDTHS, ResNet, SmallResNet
+from model.backbones.resnet import IMAGENET_WEIGHTS, RESNETS, ResNet, SmallResNet
 from model.backbones.timm_body import PREFIX, TimmBody
+from model.backbones.torchvision_state import detector_backbone, downloaded
 from model.files import first_few
-from model.torchvision_state import detector_backbone, downloaded
 
 NAMES = (*RESNETS, "efficientnet_lite0", "small")
 COCO_WEIGHTS: dict[str, WeightsEnum] = {
@@ -89,7 +89,7 @@ class Backbone(nn.Module):
 
     `forward` takes images float [N, 3, H, W], RGB, normalised as
     (uint8 value - pixel_mean) / pixel_std, and returns under "0", "1", "2", "3" and "pool" a tensor
-    [N, out_channels, ceil(H / stride), ceil(W / stride)] for each of `strides`.
+    [N, out_channels, ceil(H / stride), ceil(W / stride)] for each of the strides 4, 8, 16, 32 and 64.
     """
 
     def __init__(
@@ -99,7 +99,6 @@ class Backbone(nn.Module):
         self.body = body
         self.fpn = Pyramid(list(body.channels), fpn_channels, grouped=grouped)
         self.out_channels = fpn_channels
-        self.strides = (4, 8, 16, 32, 64)
         self.pixel_mean = pixel_mean
         self.pixel_std = pixel_std
 
@@ -115,8 +114,6 @@ def build_backbone(
     fpn_channels: int,
     norm: str,
     trainable_layers: int,
-    small_widths: tuple[int, int, int, int] = SMALL_WIDTHS,
-    small_blocks: int = 1,
 ) -> Backbone:
     """The backbone `name` with its starting weights.
 
@@ -134,8 +131,6 @@ def build_backbone(
         trainable_layers: how many of the five stages (stem, C2 to C5), counted from the end, are trained:
             0 to 5. The others keep their weights, and their normalisation is frozen whatever `norm` says.
             The pyramid always trains.
-        small_widths: channels of C2 to C5 of "small".
-        small_blocks: basic blocks in each of these stages, at least 1.
 
     Raises:
         ValueError: an argument is none of the above, the weights are out of reach, or they do not fit.
@@ -148,10 +143,6 @@ def build_backbone(
         raise ValueError(f"trainable_layers {trainable_layers}: expected 0 to {STAGE_COUNT}")
     if fpn_channels < 1:
         raise ValueError(f"fpn_channels {fpn_channels}: expected at least 1")
-    if small_blocks < 1 or min(small_widths) < 2:
-        raise ValueError(
-            f"small_blocks {small_blocks}, small_widths {small_widths}: expected at least 1 and 2"
-        )
     if norm == "group" and weights in ("imagenet", *COCO_WEIGHTS):
         raise ValueError(
             f"weights {weights!r} were trained with batch normalisation, and norm is group; use weights 'none' or "
@@ -161,7 +152,7 @@ def build_backbone(
         backbone = _of_timm(name, weights, fpn_channels, grouped=norm == "group")
         weights = "none"
     else:
-        backbone = _untrained(name, fpn_channels, small_widths, small_blocks, grouped=norm == "group")
+        backbone = _untrained(name, fpn_channels, grouped=norm == "group")
     everything = set(backbone.body.modules())
     if norm == "group":
         replace_norms(backbone.body, everything, grouped)
@@ -177,13 +168,11 @@ def build_backbone(
     return backbone
 
 
-def _untrained(
-    name: str, fpn_channels: int, small_widths: tuple[int, int, int, int], small_blocks: int, *, grouped: bool
-) -> Backbone:
+def _untrained(name: str, fpn_channels: int, *, grouped: bool) -> Backbone:
     body: Body
     mean, std = IMAGENET_MEAN, IMAGENET_STD
     if name == "small":
-        body = SmallResNet(widths=small_widths, blocks=small_blocks)
+        body = SmallResNet()
         mean, std = (127.5,) * 3, (64.0,) * 3
     elif name == "efficientnet_lite0":
         body = EfficientNetLite0()

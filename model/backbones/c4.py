@@ -7,8 +7,9 @@ the same conv5, whose weights it shares with the box branch.
 import torch
 from torch import Tensor, nn
 
-from model.backbones import Pixel, build_backbone
+from model.backbones import Backbone, Pixel
 from model.backbones.resnet import ResNet, SmallResNet
+from model.boxes.head import BoxHead
 
 STRIDE = 16
 """Of conv4."""
@@ -24,7 +25,6 @@ class C4Backbone(nn.Module):
         super().__init__()
         self.body = nn.Sequential(body.stem(), body.layer1, body.layer2, body.layer3)
         self.out_channels = body.channels[2]
-        self.strides = (STRIDE,)
         self.pixel_mean = pixel_mean
         self.pixel_std = pixel_std
 
@@ -33,7 +33,7 @@ class C4Backbone(nn.Module):
         return {"0": c4}
 
 
-class Res5BoxHead(nn.Module):
+class Res5BoxHead(BoxHead):
     """Conv5 on the crops of conv4, and its mean over the cells (Fig. 4, left)."""
 
     def __init__(self, res5: nn.Sequential) -> None:
@@ -54,22 +54,29 @@ class Res5BoxHead(nn.Module):
         return self.maps(pooled).mean(dim=[2, 3])
 
 
+class Res5OfBoxesAndMasks(Res5BoxHead):
+    """The same conv5 on the crops of the mask branch too (mask head "res5")."""
+
+    crop_step = 2
+
+    def for_masks(self, pooled: Tensor) -> Tensor:
+        """Pooled features [R, F, S, S] -> conv5 of each RoI [R, D, S/2, S/2]."""
+        return self.maps(pooled)
+
+
 def build_c4(
-    *, name: str, weights: str, fpn_channels: int, norm: str, trainable_layers: int, width: int
+    whole: Backbone, *, name: str, width: int, of_masks: bool = False
 ) -> tuple[C4Backbone, Res5BoxHead]:
     """Conv1 to conv4 of a ResNet, and its conv5 as the head of the RoIs.
 
     Args:
-        name, weights, fpn_channels, norm, trainable_layers: as of `model.backbone.build_backbone`, of whose
-            backbone the body is taken; conv5 counts as one of the five stages.
+        whole: the backbone `name`, whose body is taken; conv5 counts as one of its five stages.
         width: D, that of the network around it.
+        of_masks: whether the mask branch goes on from this conv5.
 
     Raises:
-        ValueError: as there; the backbone is no ResNet; or its conv5 has other channels than `width`.
+        ValueError: the backbone is no ResNet, or its conv5 has other channels than `width`.
     """
-    whole = build_backbone(
-        name=name, weights=weights, fpn_channels=fpn_channels, norm=norm, trainable_layers=trainable_layers
-    )
     body = whole.body
     if not isinstance(body, ResNet | SmallResNet):
         raise ValueError(
@@ -80,4 +87,5 @@ def build_c4(
             f"box.width is {width}, and conv5 of {name}, the box head res5, gives {body.channels[3]} channels; "
             f"set box.width to {body.channels[3]}"
         )
-    return C4Backbone(body, pixel_mean=whole.pixel_mean, pixel_std=whole.pixel_std), Res5BoxHead(body.layer4)
+    head = Res5OfBoxesAndMasks(body.layer4) if of_masks else Res5BoxHead(body.layer4)
+    return C4Backbone(body, pixel_mean=whole.pixel_mean, pixel_std=whole.pixel_std), head

@@ -24,6 +24,7 @@ IMAGENET_WEIGHTS: dict[str, WeightsEnum] = {
 """As torchvision's own detectors take them; of the 64x4d there are no others."""
 
 SMALL_WIDTHS = (32, 64, 128, 192)
+"""Channels of C2 to C5 of the small one, each stage one basic block."""
 
 
 class ResNet(nn.Module):
@@ -85,20 +86,11 @@ class SmallResNet(nn.Module):
 
     Meant for images of 128 to 160 pixels. Of the stems tried (one convolution, two, 4x4 or 7x7 with stride 4,
     pooling) none is more than a tenth faster than these two convolutions; blocks and pyramid cost the time.
-
-    Args:
-        widths: channels of C2, C3, C4, C5.
-        blocks: basic blocks in each of these stages, at least 1.
     """
 
-    def __init__(
-        self,
-        *,
-        widths: tuple[int, int, int, int] = SMALL_WIDTHS,
-        blocks: int = 1,
-    ) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.channels = widths
+        self.channels = widths = SMALL_WIDTHS
         self.conv1 = nn.Conv2d(3, widths[0] // 2, 3, stride=2, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0] // 2)
         self.conv2 = nn.Conv2d(widths[0] // 2, widths[0], 3, stride=2, padding=1, bias=False)
@@ -106,9 +98,7 @@ class SmallResNet(nn.Module):
         layers: list[nn.Sequential] = []
         inputs = widths[0]
         for stage, width in enumerate(widths):
-            layer = [BasicBlock(inputs, width, stride=1 if stage == 0 else 2)]
-            layer += [BasicBlock(width, width, stride=1) for _ in range(blocks - 1)]
-            layers.append(nn.Sequential(*layer))
+            layers.append(nn.Sequential(BasicBlock(inputs, width, stride=1 if stage == 0 else 2)))
             inputs = width
         self.layer1, self.layer2, self.layer3, self.layer4 = layers
         for module in self.modules():

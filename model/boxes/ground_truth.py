@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from model.host import moved
+from model.losses import Total
 from model.targets import Target, mask_windows
 
 
@@ -41,13 +42,23 @@ class GroundTruth:
     without: Tensor  # int64 [W], the objects without a mask among N * G
     masks: FlatMasks
     keypoints: Tensor | None  # float32 [N, G, K, 3] on the canvas
-    with_mask: list[int]  # host: objects of each image that have a mask
-    without_mask: list[int]  # host: objects of each image that have none
+    with_mask: int  # host: how many objects have a mask
+    without_mask: int  # host: how many have none
 
     @property
     def images(self) -> int:
         """N."""
         return self.boxes.shape[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Images as the losses see them."""
+
+    canvas: Tensor  # normalised images [N, 3, H, W]
+    features: dict[str, Tensor]  # the pyramid's levels of the canvas
+    truth: GroundTruth  # the objects on it
+    total: Total
 
 
 def ground_truth(
@@ -96,9 +107,6 @@ def ground_truth(
         device,
     )
     boxes, labels, known, crowds, scales, on_canvas, drawn, without, pixels, places, *keypoints = on_device
-    with_mask = [0] * images
-    for i, mask in zip(image_of, has_mask, strict=True):
-        with_mask[i] += mask
     return GroundTruth(
         boxes=boxes * scales[:, None],
         labels=labels,
@@ -110,8 +118,8 @@ def ground_truth(
         without=without,
         masks=FlatMasks(pixels=pixels, places=places),
         keypoints=_scaled_keypoints(keypoints[0], scales) if keypoints else None,
-        with_mask=with_mask,
-        without_mask=[count - known for count, known in zip(counts, with_mask, strict=True)],
+        with_mask=sum(has_mask),
+        without_mask=len(has_mask) - sum(has_mask),
     )
 
 

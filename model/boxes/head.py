@@ -2,6 +2,10 @@
 
 What it finds in an image (Mask R-CNN, Sec. 3.1): classes are filtered first, then the best K (proposal, class) pairs
 above the threshold are decoded, then come suppression within each class and the best `most`.
+
+Boxes are offsets from proposals (R-CNN, appendix C) with the weights (10, 10, 5, 5) of Fast R-CNN: `encode_boxes` and
+`decode_boxes`, plain functions over two tensors of equal length, for the coder that torchvision ships decodes every
+class of every proposal.
 """
 
 import itertools
@@ -11,12 +15,38 @@ import torch
 from torch import Tensor, nn
 
 from model.backbones.convolution import group_norm, with_winograd
-from model.boxes.coding import decode_boxes, within
-from model.boxes.rpn import fewer
 from model.boxes.suppression import kept_by_operator, kept_in_groups, nms_by_class
+
+LARGEST_LOG_SCALE = math.log(1000.0 / 16)
+"""Decoded sides are kept below 62.5 times the proposal's, as Detectron does."""
 
 
 class BoxHead(nn.Module):
+    """Of the pooled features of RoIs [R, F, S, S] one row each, [R, D].
+
+    What it lends to the mask branch, which is nothing but in one row of one table each: its convolutions (`for_masks`)
+    or a map of where it sees the class (`prior`).
+    """
+
+    __constants__ = ("has_prior",)
+    has_prior = False
+    crop_step = 1
+    """Cells of a mask crop along a side that `for_masks` makes one of."""
+
+    def weight_type(self) -> torch.dtype:
+        """The type that it computes in."""
+        raise NotImplementedError
+
+    def for_masks(self, pooled: Tensor) -> Tensor:
+        """What the mask head sees of a crop [R, F, S, S]."""
+        return pooled
+
+    def prior(self, pooled: Tensor, w_cls_RD: Tensor, size: int) -> Tensor:
+        """A map [R, size, size] of each RoI, of its box crop and its class's weights, to be added to its mask crop."""
+        raise NotImplementedError
+
+
+class FCBoxHead(BoxHead):
     """Two fully connected layers on the pooled features of an RoI (FPN's box head)."""
 
     def __init__(self, *, channels: int, roi_size: int, width: int) -> None:
@@ -38,7 +68,7 @@ class BoxHead(nn.Module):
         return torch.relu(self.fc7(x))
 
 
-class ConvBoxHead(nn.Module):
+class ConvBoxHead(BoxHead):
     """Four 3x3 convolutions and their mean over the cells (OPMask): the classifier reads a mean, so its weights on a
     single cell say how much that cell speaks for the class (`model.masks.object_prior`).
 
@@ -70,7 +100,7 @@ class ConvBoxHead(nn.Module):
         return self.maps(pooled).mean(dim=[2, 3])
 
 
-class ConvFCBoxHead(nn.Module):
+class ConvFCBoxHead(BoxHead):
     """Four 3x3 convolutions and one fully connected layer: the box head of torchvision's second detectors (v2)."""
 
     def __init__(self, *, channels: int, roi_size: int, width: int) -> None:
@@ -98,11 +128,24 @@ class ConvFCBoxHead(nn.Module):
 class BoxPredictor(nn.Module):
     """Class logits and class-wise box deltas. The rows of the two weights are the paper's w_cls and w_box.
 
-    With `prior` all classes together begin with that probability (focal loss: Lin et al. 2017, Sec. 4.1).
+    Args:
+        prior: of all classes together, with which they begin (focal loss: Lin et al. 2017, Sec. 4.1).
+        nms_iou: of the suppression within a class.
+        candidates_per_image: K.
     """
 
-    def __init__(self, *, width: int, num_classes: int, prior: float | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        width: int,
+        num_classes: int,
+        nms_iou: float,
+        candidates_per_image: int,
+        prior: float | None = None,
+    ) -> None:
         super().__init__()
+        self.nms_iou = nms_iou
+        self.candidates_per_image = candidates_per_image
         self.cls_score = nn.Linear(width, num_classes + 1)
         self.bbox_pred = nn.Linear(width, 4 * (num_classes + 1))
         nn.init.normal_(self.cls_score.weight, std=0.01)
@@ -143,8 +186,6 @@ class BoxPredictor(nn.Module):
         threshold: float,
         most: int,
         asked: Tensor,
-        nms_iou: float,
-        candidates: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Boxes [D, 4], scores [D] and labels [D] of one image, the best first.
 
@@ -154,15 +195,14 @@ class BoxPredictor(nn.Module):
             threshold: least class probability.
             most: at most so many.
             asked: bool [C+1], the labels asked for; entry 0 (background) is never answered.
-            nms_iou: of the suppression; candidates: K.
         """
         scores = torch.softmax(logits, dim=1)
         asked = asked.clone()
         asked[0] = False
         pair = torch.where(((scores > threshold) & asked[None, :]).flatten())[0]
         flat = scores.flatten()[pair]
-        if flat.numel() > candidates:
-            flat, best = torch.topk(flat, candidates)
+        if flat.numel() > self.candidates_per_image:
+            flat, best = torch.topk(flat, self.candidates_per_image)
             pair = pair[best]
         proposal = torch.div(pair, scores.shape[1], rounding_mode="floor")
         label = pair - proposal * scores.shape[1]
@@ -170,7 +210,7 @@ class BoxPredictor(nn.Module):
         box = within(decode_boxes(deltas, proposals[proposal]), size)
         real = torch.where(has_area(box))[0]
         box, flat, label = box[real], flat[real], label[real]
-        keep = nms_by_class(box, flat, label, nms_iou)[: max(most, 0)]
+        keep = nms_by_class(box, flat, label, self.nms_iou)[: max(most, 0)]
         return box[keep], flat[keep], label[keep]
 
     def candidates_of(
@@ -182,7 +222,7 @@ class BoxPredictor(nn.Module):
         count: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The best (proposal, class) pairs of each image of a batch, decoded: boxes [N, K, 4], scores [N, K] (those
-        below 0 are none), labels [N, K].
+        below 0 do not count), labels [N, K].
 
         Args:
             proposals: [N * P, 4], of the box head's answers `hidden_RD`.
@@ -213,13 +253,11 @@ class BoxPredictor(nn.Module):
         thresholds_N: Tensor,
         most: list[int],
         asked: Tensor,
-        nms_iou: float,
-        candidates: int,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, list[int]]:
         """`found_in_image` of all images of a batch at once, for which the host waits twice.
 
         Args:
-            proposals: [N * P, 4], as many of each image; boxes of zeros are none.
+            proposals: [N * P, 4], as many of each image; boxes of zeros are no proposals.
             thresholds_N: float32; most, asked: of each image.
 
         Returns:
@@ -228,10 +266,10 @@ class BoxPredictor(nn.Module):
         """
         images = sizes_N2.shape[0]
         scores = self.pair_scores(proposals, logits, thresholds_N, asked)
-        count = min(int((scores >= 0).sum(1).max()), candidates)
+        count = min(int((scores >= 0).sum(1).max()), self.candidates_per_image)
         count = max(count, 1)  # a batch in which nothing is found goes the same way
         box, score, label = self.candidates_of(proposals, hidden_RD, scores, sizes_N2, count)
-        keep, counts = kept_in_groups(box, score >= 0, nms_iou, label)
+        keep, counts = kept_in_groups(box, score >= 0, self.nms_iou, label)
         total = 0
         for i in range(images):
             counts[i] = max(min(counts[i], most[i]), 0)
@@ -247,7 +285,7 @@ class BoxPredictor(nn.Module):
 
     def pair_scores(self, proposals: Tensor, logits: Tensor, thresholds_N: Tensor, asked: Tensor) -> Tensor:
         """Scores [N, P * (C+1)] of all (proposal, class) pairs; -1 of those that are not above their image's threshold,
-        not asked for, background, or of a proposal that is none."""
+        not asked for, background, or of a box of zeros."""
         images, classes = asked.shape[0], asked.shape[1]
         scores = torch.softmax(logits, dim=1).view(images, -1, classes)
         foreground = torch.arange(classes, device=asked.device) > 0
@@ -265,17 +303,15 @@ class BoxPredictor(nn.Module):
         thresholds_N: Tensor,
         most: int,
         asked: Tensor,
-        nms_iou: float,
-        candidates: int,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """`found_together` with a size that is known: boxes [N, most, 4], scores and labels [N, most], counts [N].
 
         The places behind an image's count hold zeros. Nothing here depends on the numbers, so that it can be exported.
         """
         scores = self.pair_scores(proposals, logits, thresholds_N, asked)
-        count = fewer(candidates, scores.shape[1])
+        count = fewer(self.candidates_per_image, scores.shape[1])
         box, score, label = self.candidates_of(proposals, hidden_RD, scores, sizes_N2, count)
-        keep = kept_by_operator(box, score >= 0, nms_iou, label)
+        keep = kept_by_operator(box, score >= 0, self.nms_iou, label)
         score, index = torch.where(keep, score, -1.0).topk(most, dim=1)
         real = score >= 0
         box = box.gather(1, index.unsqueeze(2).expand(-1, -1, 4))
@@ -290,3 +326,38 @@ class BoxPredictor(nn.Module):
 def has_area(boxes: Tensor) -> Tensor:
     """Whether both sides of boxes [..., 4] are a hundredth of a pixel or more; what is smaller is no detection."""
     return ((boxes[..., 2:] - boxes[..., :2]) >= 0.01).all(-1)
+
+
+def encode_boxes(boxes: Tensor, proposals: Tensor) -> Tensor:
+    """Deltas [R, 4] that bring each proposal to its box (both XYXY, [R, 4])."""
+    size_p = proposals[:, 2:] - proposals[:, :2]
+    size_b = boxes[:, 2:] - boxes[:, :2]
+    centre_p = proposals[:, :2] + 0.5 * size_p
+    centre_b = boxes[:, :2] + 0.5 * size_b
+    return torch.cat([10.0 * (centre_b - centre_p) / size_p, 5.0 * torch.log(size_b / size_p)], dim=1)
+
+
+def decode_boxes(deltas: Tensor, proposals: Tensor) -> Tensor:
+    """Boxes XYXY [R, 4] of the deltas [R, 4] from the proposals [R, 4]."""
+    return moved_boxes(torch.cat([deltas[:, :2] / 10.0, deltas[:, 2:] / 5.0], dim=1), proposals)
+
+
+def moved_boxes(deltas: Tensor, boxes: Tensor, largest_log_scale: float = LARGEST_LOG_SCALE) -> Tensor:
+    """Boxes XYXY [..., 4] of deltas [..., 4] with the weights (1, 1, 1, 1), as an RPN has them."""
+    size = boxes[..., 2:] - boxes[..., :2]
+    centre = deltas[..., :2] * size + (boxes[..., :2] + 0.5 * size)
+    half = 0.5 * torch.exp(deltas[..., 2:].clamp(max=largest_log_scale)) * size
+    return torch.cat([centre - half, centre + half], dim=-1)
+
+
+def within(boxes: Tensor, size: Tensor) -> Tensor:
+    """Boxes [..., 4] cut at the border of an image of `size` [..., 2], height and width."""
+    limit = size.flip(-1)
+    return torch.minimum(boxes.clamp(min=0), torch.cat([limit, limit], dim=-1))
+
+
+def fewer(one: int, other: int) -> int:
+    """The lesser of two counts, which in a network that is exported may be unknown as yet."""
+    if torch.jit.is_scripting():
+        return min(one, other)
+    return torch.sym_min(one, other)  # type: ignore[return-value]

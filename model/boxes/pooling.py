@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import roi_align
+from torchvision.ops import roi_align, roi_pool
 
 from model.boxes.pooling_training import pooled_at_once
 
@@ -73,6 +73,35 @@ def sample_rows(
     return index.view(-1, size, 2 * sampling_ratio), weights.view(-1, size, 2 * sampling_ratio)
 
 
+def cubic_rows(
+    low: Tensor, high: Tensor, size: int, sampling_ratio: int, cells: Tensor
+) -> tuple[Tensor, Tensor]:
+    """As `sample_rows` with the four cells around each sample: [R, size, 4 * sampling_ratio].
+
+    Weights of the cubic convolution kernel (Keys, 1981) with a = -0.75, that of torch and OpenCV. Beyond the border
+    lies the border's value.
+    """
+    samples = size * sampling_ratio
+    step = (high - low) / samples
+    at = low[:, None] + (torch.arange(samples, device=low.device) + 0.5) * step[:, None]
+    inside = ((at >= -1.0) & (at <= cells)).to(low.dtype) / sampling_ratio
+    last = cells - 1
+    at = torch.minimum(at.clamp(min=0), last)
+    below = at.floor()
+    part = at - below
+    a = -0.75
+    indices: list[Tensor] = []
+    weights: list[Tensor] = []
+    for k in range(-1, 3):
+        d = (part - k).abs()
+        near = ((a + 2) * d - (a + 3)) * d * d + 1
+        far = ((d - 5) * d + 8) * d * a - 4 * a
+        weights.append(inside * torch.where(d <= 1, near, far))
+        indices.append(torch.minimum((below + k).clamp(min=0), last).to(torch.int64))
+    index, weight = torch.stack(indices, dim=2), torch.stack(weights, dim=2)
+    return index.view(-1, size, 4 * sampling_ratio), weight.view(-1, size, 4 * sampling_ratio)
+
+
 def bags_of_cells(
     cells: Tensor, rows: tuple[Tensor, Tensor], columns: tuple[Tensor, Tensor], size: int
 ) -> Tensor:
@@ -90,7 +119,9 @@ def bags_of_cells(
     return pooled.view(-1, size, size, cells.shape[1])
 
 
-def gathered_roi_align(feature: Tensor, rois: Tensor, size: int, scale: float, sampling_ratio: int) -> Tensor:
+def gathered_roi_align(
+    feature: Tensor, rois: Tensor, size: int, scale: float, sampling_ratio: int, cubic: bool = False
+) -> Tensor:
     """RoIAlign as a weighted sum of whole cells, each cell's channels in one piece: an embedding bag.
 
     The numbers of `torchvision.ops.roi_align(..., aligned=True)`. That operator walks over the cells anew for each
@@ -100,6 +131,7 @@ def gathered_roi_align(feature: Tensor, rois: Tensor, size: int, scale: float, s
     Args:
         feature: [N, C, H, W], read without a copy where its channels lie together (channels_last).
         rois: [R, 5] float32: image, then XYXY in pixels of the image; `scale` brings them to cells.
+        cubic: samples are bicubic, each a weighted sum of 16 cells.
 
     Returns:
         [R, size, size, C] of the feature's type.
@@ -108,8 +140,12 @@ def gathered_roi_align(feature: Tensor, rois: Tensor, size: int, scale: float, s
     ends = rois[:, 1:] * scale - 0.5
     high = torch.full((1, 1), float(height), device=rois.device)
     wide = torch.full((1, 1), float(width), device=rois.device)
-    rows, row_weights = sample_rows(ends[:, 1], ends[:, 3], size, sampling_ratio, high)
-    columns = sample_rows(ends[:, 0], ends[:, 2], size, sampling_ratio, wide)
+    if cubic:
+        rows, row_weights = cubic_rows(ends[:, 1], ends[:, 3], size, sampling_ratio, high)
+        columns = cubic_rows(ends[:, 0], ends[:, 2], size, sampling_ratio, wide)
+    else:
+        rows, row_weights = sample_rows(ends[:, 1], ends[:, 3], size, sampling_ratio, high)
+        columns = sample_rows(ends[:, 0], ends[:, 2], size, sampling_ratio, wide)
     first = rois[:, 0].to(torch.int64) * (height * width)
     return bags_of_cells(cells_of(feature), (rows * width + first[:, None, None], row_weights), columns, size)
 
@@ -124,9 +160,7 @@ def with_cells(features: dict[str, Tensor], levels: int) -> dict[str, Tensor]:
     cells: list[Tensor] = []
     for k in range(levels):
         cells.append(cells_of(features[str(k)]))
-    together: dict[str, Tensor] = {}
-    for name, level in features.items():
-        together[name] = level
+    together = features.copy()
     together["cells"] = torch.cat(cells)
     return together
 
@@ -232,11 +266,7 @@ class PyramidRoIAlign(nn.Module):
         self.batched = False
         """Whether training pools without a wait of the host, as a GPU wants it (`model.boxes.pooling_training`)."""
 
-    def forward(self, features: dict[str, Tensor], boxes: list[Tensor]) -> Tensor:
-        """Features "0".."3" [N, F, H, W] and boxes [R_i, 4] per image -> [sum R_i, F, size, size]."""
-        return self.of_rois(features, rois_of(boxes))
-
-    def of_rois(self, features: dict[str, Tensor], rois: Tensor, rows: int = 0) -> Tensor:
+    def forward(self, features: dict[str, Tensor], rois: Tensor, rows: int = 0) -> Tensor:
         """Features "0".."3" [N, F, H, W] and RoIs [R, 5] (image, then XYXY) -> [R, F, size, size].
 
         In evaluation, with `rows` above R, zeros follow up to so many. Where the features hold "cells", those of all
@@ -247,13 +277,7 @@ class PyramidRoIAlign(nn.Module):
         if not torch.jit.is_scripting():  # (TorchScript leaves out a branch by this condition alone)
             if self.training and self.batched:
                 return pooled_at_once(
-                    features,
-                    rois,
-                    level,
-                    levels=self.levels,
-                    size=self.size,
-                    first_stride=self.first_stride,
-                    sampling_ratio=self.sampling_ratio,
+                    features, rois, level, self.levels, self.size, self.first_stride, self.sampling_ratio
                 )
             if self.training and features["0"].shape[2] * features["0"].shape[3] <= SMALL_LEVEL:
                 return self.by_matrix_products(features, rois, level)
@@ -307,20 +331,20 @@ class PyramidRoIAlign(nn.Module):
         return pooled.permute(0, 3, 1, 2)
 
     def by_gathering(self, features: dict[str, Tensor], rois: Tensor, level: Tensor, rows: int) -> Tensor:
-        """The same numbers by `gathered_roi_align`, level by level, as a view of [rows, size, size, F]."""
+        """The same numbers by `of_level`, level by level, as a view of [rows, size, size, F]."""
         finest = features["0"]
-        pooled = torch.zeros(
-            [rows, self.size, self.size, finest.shape[1]], dtype=finest.dtype, device=finest.device
-        )
+        dtype = torch.float32 if self.training else finest.dtype
+        pooled = torch.zeros([rows, self.size, self.size, finest.shape[1]], dtype=dtype, device=finest.device)
         for k in range(self.levels):
             mine = torch.where(level == k)[0]
             if mine.numel() > 0:
                 scale = 1.0 / float(self.first_stride * 2**k)
-                of_level = gathered_roi_align(
-                    features[str(k)], rois[mine], self.size, scale, self.sampling_ratio
-                )
-                pooled.index_copy_(0, mine, of_level)
+                pooled.index_copy_(0, mine, self.of_level(features[str(k)], rois[mine], scale))
         return pooled.permute(0, 3, 1, 2)
+
+    def of_level(self, feature: Tensor, rois: Tensor, scale: float) -> Tensor:
+        """RoIs [R, 5] pooled from one level [N, F, H, W]: [R, size, size, F]."""
+        return gathered_roi_align(feature, rois, self.size, scale, self.sampling_ratio)
 
     def by_matrix_products(self, features: dict[str, Tensor], rois: Tensor, level: Tensor) -> Tensor:
         """The same numbers by `separable_roi_align`, image by image and level by level."""
@@ -345,3 +369,32 @@ class PyramidRoIAlign(nn.Module):
         back = torch.empty_like(torch.cat(order))
         back[torch.cat(order)] = torch.arange(back.numel(), device=back.device)
         return torch.cat(pooled)[back]
+
+
+class PyramidBicubicRoIAlign(PyramidRoIAlign):
+    """RoIAlign whose samples are bicubic, for comparison: computed in float32, level by level."""
+
+    def forward(self, features: dict[str, Tensor], rois: Tensor, rows: int = 0) -> Tensor:
+        """As `PyramidRoIAlign.forward`; in training float32."""
+        rois, level = self.placed(rois)
+        return self.by_gathering(features, rois, level, max(rows, rois.shape[0]))
+
+    def of_level(self, feature: Tensor, rois: Tensor, scale: float) -> Tensor:
+        """RoIs [R, 5] pooled from one level [N, F, H, W]: [R, size, size, F]."""
+        pooled = gathered_roi_align(feature.float(), rois, self.size, scale, self.sampling_ratio, True)
+        return pooled if self.training else pooled.to(feature.dtype)
+
+
+class PyramidRoIPool(PyramidBicubicRoIAlign):
+    """RoIPool (Fast R-CNN, Sec. 2.1) in the place of RoIAlign: borders rounded to cells, the maximum of each bin;
+    nothing is sampled and nothing aligned."""
+
+    def forward(self, features: dict[str, Tensor], rois: Tensor, rows: int = 0) -> Tensor:
+        """As `PyramidRoIAlign.forward`; in training float32."""
+        rois, level = self.placed(rois)
+        return self.by_gathering(features, rois, level, max(rows, rois.shape[0])).contiguous()
+
+    def of_level(self, feature: Tensor, rois: Tensor, scale: float) -> Tensor:
+        """RoIs [R, 5] pooled from one level [N, F, H, W]: [R, size, size, F]."""
+        pooled = roi_pool(feature.float(), rois, (self.size, self.size), scale).permute(0, 2, 3, 1)
+        return pooled if self.training else pooled.to(feature.dtype)

@@ -14,7 +14,6 @@ def pooled_at_once(
     features: dict[str, Tensor],
     rois: Tensor,
     level: Tensor,
-    *,
     levels: int,
     size: int,
     first_stride: int,

@@ -18,6 +18,17 @@ OWN_BOXES = 2**40
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """Which RoIs the heads learn from."""
+
+    rois_per_image: int
+    positive_fraction: float  # of these at most, foreground
+    foreground_iou: float  # with an object, from which a RoI is foreground
+    masks_on_ground_truth: bool  # RoIs of the mask loss: the objects' own boxes, not what is sampled
+    mask_box_jitter: float  # the fraction of their sides by which the corners of these move at most
+
+
+@dataclass(frozen=True, kw_only=True)
 class RoIs:
     """R RoIs, those of the first image first, and of each image those of objects with a mask, of objects without, and
     of the background in this order. A list has the indices of some, int64, in this order too."""
@@ -26,44 +37,33 @@ class RoIs:
     images: Tensor  # int64 [R]
     labels: Tensor  # int64 [R], 0 background
     objects: Tensor  # int64 [R], which of the N * G objects of the batch; of the background any of its image
-    counts: list[tuple[int, int, int]]  # host: of each image with a mask, without, background
     with_mask: Tensor  # list
     without_mask: Tensor  # list
     foreground: Tensor  # list of both together
 
-    def by_image(self) -> list[Tensor]:
-        """The boxes [R_i, 4] of each image."""
-        return list(self.boxes.split([sum(counts) for counts in self.counts]))
-
-    def foreground_by_image(self) -> list[Tensor]:
-        """Those of its objects."""
-        return list(self.boxes[self.foreground].split([a + b for a, b, _ in self.counts]))
-
-    def with_mask_by_image(self) -> list[Tensor]:
-        """Those of its objects with a mask."""
-        return list(self.boxes[self.with_mask].split([a for a, _, _ in self.counts]))
+    def on_images(self, which: Tensor | None = None) -> Tensor:
+        """RoIs [R, 5] as they are pooled: the number of the image, then XYXY; those of a list alone."""
+        images, boxes = (
+            (self.images, self.boxes) if which is None else (self.images[which], self.boxes[which])
+        )
+        return torch.cat([images.to(boxes.dtype).unsqueeze(1), boxes], dim=1)
 
 
 @torch.no_grad()
-def sampled(
-    proposals: Tensor,
-    valid: Tensor,
-    truth: GroundTruth,
-    *,
-    rois_per_image: int,
-    positive_fraction: float,
-    foreground_iou: float,
-) -> RoIs:
+def sampled(proposals: Tensor, valid: Tensor, truth: GroundTruth, sampling: Sampling) -> RoIs:
     """RoIs drawn among proposals [N, P, 4], of which some places are not `valid`, bool [N, P].
 
     Ground-truth boxes join the proposals, as in Detectron.
     """
     candidates = torch.cat([proposals, truth.boxes], dim=1)
-    labels, objects = match_to_objects(candidates, truth.boxes, truth.labels, truth.crowds, foreground_iou)
+    labels, objects = match_to_objects(
+        candidates, truth.boxes, truth.labels, truth.crowds, sampling.foreground_iou
+    )
     labels = torch.where(torch.cat([valid, truth.labels > 0], dim=1), labels, -1)
     own = torch.arange(truth.boxes.shape[1], device=labels.device) + OWN_BOXES
     numbers = torch.cat([torch.arange(proposals.shape[1], device=labels.device), own])
-    chosen, taken = sample(labels, random_bits(truth.seeds, ROIS, numbers), rois_per_image, positive_fraction)
+    bits = random_bits(truth.seeds, ROIS, numbers)
+    chosen, taken = sample(labels, bits, sampling.rois_per_image, sampling.positive_fraction)
     boxes = candidates.gather(1, chosen[:, :, None].expand(-1, -1, 4))
     return arranged(boxes, labels.gather(1, chosen), objects.gather(1, chosen), taken, truth)
 
@@ -78,7 +78,7 @@ def on_ground_truth(truth: GroundTruth, jitter: float) -> RoIs:
         drawn = random_shares(truth.seeds, JITTER, numbers).view(images, most, 4)
         boxes = boxes + (drawn * 2 - 1) * jitter * (boxes[..., 2:] - boxes[..., :2]).repeat(1, 1, 2)
     objects = torch.arange(most, device=boxes.device).expand(images, -1)
-    counts = [(a, b, 0) for a, b in zip(truth.with_mask, truth.without_mask, strict=True)]
+    counts = [truth.with_mask, truth.without_mask, 0]
     return arranged(boxes, truth.labels, objects, truth.labels > 0, truth, counts)
 
 
@@ -88,7 +88,7 @@ def arranged(
     objects: Tensor,
     taken: Tensor,
     truth: GroundTruth,
-    counts: list[tuple[int, int, int]] | None = None,
+    counts: list[int] | None = None,
 ) -> RoIs:
     """RoIs in order, without the places [N, S] that are not taken.
 
@@ -97,7 +97,7 @@ def arranged(
         labels: [N, S], 0 background.
         objects: [N, S], of those of its image.
         taken: bool [N, S].
-        counts: of each kind and image where the host knows them; else they are read, for which it waits.
+        counts: of each kind, of all images, where the host knows them; else they are read, for which it waits.
     """
     images, most = truth.labels.shape
     has_mask = truth.has_mask.gather(1, objects)
@@ -105,19 +105,18 @@ def arranged(
     kinds = torch.where(taken, kinds, NOTHING)
     if counts is None:
         of_kind = torch.arange(NOTHING, device=kinds.device)
-        counts = [tuple(row) for row in read((kinds[:, :, None] == of_kind).sum(1))]
+        counts = read((kinds[:, :, None] == of_kind).sum((0, 1)))
+    with_mask, without, background = counts
     numbers = torch.arange(images, device=kinds.device)[:, None]
     rank = torch.where(taken, kinds + numbers * NOTHING, images * NOTHING)
-    order = rank.flatten().argsort(stable=True)[: sum(map(sum, counts))]
+    order = rank.flatten().argsort(stable=True)[: with_mask + without + background]
     kinds = kinds.flatten()[order]
-    with_mask, without = sum(a for a, _, _ in counts), sum(b for _, b, _ in counts)
     by_kind = kinds.argsort(stable=True)
     return RoIs(
         boxes=boxes.reshape(-1, 4)[order],
         images=torch.div(order, taken.shape[1], rounding_mode="floor"),
         labels=labels.reshape(-1)[order],
         objects=(objects + numbers * most).reshape(-1)[order],
-        counts=counts,
         with_mask=by_kind[:with_mask],
         without_mask=by_kind[with_mask : with_mask + without],
         foreground=(kinds >= BACKGROUND).to(torch.uint8).argsort(stable=True)[: with_mask + without],

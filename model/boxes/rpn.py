@@ -1,17 +1,16 @@
 """The region proposal network of Faster R-CNN on FPN: torchvision's, with the losses of `rpn_training`."""
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 
 from model.backbones.convolution import with_winograd
-from model.boxes.coding import moved_boxes, within
+from model.boxes.head import fewer, moved_boxes, within
 from model.boxes.suppression import kept_by_operator, kept_in_groups, nms_by_level
+from model.losses import Focal
 
 
 class Float32RPNHead(RPNHead):
@@ -37,10 +36,10 @@ class CrowdAwareRPN(RegionProposalNetwork):
 
     Args:
         settings: of torchvision's.
-        focal: gamma and alpha of the focal loss over all anchors; None: the cross-entropy of sampled ones.
+        focal: over all anchors; None: the cross-entropy of sampled ones.
     """
 
-    def __init__(self, *settings: Any, focal: tuple[float, float] | None = None) -> None:
+    def __init__(self, *settings: Any, focal: Focal | None = None) -> None:
         super().__init__(*settings)
         self.focal = focal
         self.batched = False
@@ -151,52 +150,3 @@ class CrowdAwareRPN(RegionProposalNetwork):
         best = boxes.gather(1, index[:, :, None].expand(-1, -1, 4))
         best = torch.where((score >= 0).unsqueeze(2), best, 0.0)
         return best.view(-1, 4), [most]
-
-
-def fewer(one: int, other: int) -> int:
-    """The lesser of two counts, which in a network that is exported may be unknown as yet."""
-    if torch.jit.is_scripting():
-        return min(one, other)
-    return torch.sym_min(one, other)  # type: ignore[return-value]
-
-
-def build_rpn(
-    *,
-    channels: int,
-    anchor_sizes: tuple[int, ...],
-    aspect_ratios: tuple[float, ...],
-    foreground_iou: float,
-    background_iou: float,
-    batch_per_image: int,
-    positive_fraction: float,
-    pre_nms_train: int,
-    pre_nms_test: int,
-    post_nms_train: int,
-    post_nms_test: int,
-    nms_iou: float,
-    convolutions: int = 1,
-    one_level: bool = False,
-    focal: tuple[float, float, float] | None = None,
-) -> CrowdAwareRPN:
-    """The RPN over as many levels as there are anchor sizes, or with all these sizes on one level.
-
-    Args:
-        focal: gamma and alpha of the focal loss, and the probability that anchors begin with; None: cross-entropy.
-    """
-    of_level = (anchor_sizes,) if one_level else tuple((size,) for size in anchor_sizes)
-    anchors = AnchorGenerator(of_level, (aspect_ratios,) * len(of_level))
-    head = Float32RPNHead(channels, anchors.num_anchors_per_location()[0], convolutions)
-    if focal is not None:
-        torch.nn.init.constant_(head.cls_logits.bias, math.log(focal[2] / (1 - focal[2])))
-    return CrowdAwareRPN(
-        anchors,
-        head,
-        foreground_iou,
-        background_iou,
-        batch_per_image,
-        positive_fraction,
-        {"training": pre_nms_train, "testing": pre_nms_test},
-        {"training": post_nms_train, "testing": post_nms_test},
-        nms_iou,
-        focal=None if focal is None else focal[:2],
-    )

@@ -8,55 +8,42 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.boxes.coding import moved_boxes
-from model.boxes.ground_truth import GroundTruth
+from model.boxes.ground_truth import Batch, GroundTruth
+from model.boxes.head import moved_boxes
 from model.boxes.rpn import CrowdAwareRPN
 from model.boxes.sampling import ANCHORS, match_anchors, random_bits, sample
 from model.boxes.suppression import kept_by_rounds, kept_one_by_one
 from model.host import waiting
-from model.losses import Focal, Total
+from model.losses import Total
 
 OVERLAPS_AT_ONCE = 2**26
 """Anchors times objects of so many images are compared together, at least of one: 256 MiB a tensor."""
 
 
-def proposals_and_losses(
-    rpn: CrowdAwareRPN, features: dict[str, Tensor], height: int, width: int, truth: GroundTruth, total: Total
-) -> tuple[tuple[Tensor, Tensor], dict[str, Tensor]]:
-    """Proposals as `proposed` has them, and `loss_objectness` and `loss_rpn_box`.
-
-    Args:
-        features: the pyramid's levels, of a canvas of `height` and `width`.
-        truth: the objects on that canvas.
-        total: see `model.losses.Total`.
-    """
-    levels = list(features.values())
-    logits, deltas = rpn.head(levels)
-    anchors = level_anchors(rpn, levels, height, width)
-    objectness, moves = [_of_anchors(x, 1)[..., 0] for x in logits], [_of_anchors(x, 4) for x in deltas]
-    proposals = _best(rpn, objectness, moves, anchors, truth.sizes)
-    losses = rpn_losses(rpn, torch.cat(objectness, 1), torch.cat(moves, 1), torch.cat(anchors), truth, total)
-    return proposals, losses
+def proposals_and_losses(rpn: CrowdAwareRPN, batch: Batch) -> tuple[tuple[Tensor, Tensor], dict[str, Tensor]]:
+    """Proposals as `proposed` has them, and `loss_objectness` and `loss_rpn_box`."""
+    objectness, deltas, anchors = _answers(rpn, batch)
+    proposals = _best(rpn, objectness, deltas, anchors, batch.truth.sizes)
+    return proposals, rpn_losses(
+        rpn, torch.cat(objectness, 1), torch.cat(deltas, 1), torch.cat(anchors), batch.truth, batch.total
+    )
 
 
 @torch.no_grad()
-def proposed(
-    rpn: CrowdAwareRPN, features: dict[str, Tensor], height: int, width: int, sizes: Tensor
-) -> tuple[Tensor, Tensor]:
+def proposed(rpn: CrowdAwareRPN, batch: Batch) -> tuple[Tensor, Tensor]:
     """Proposals XYXY [N, P, 4] of each image, the best first, and which of these places hold one, bool [N, P].
 
     P is the number of training or of evaluation, as the RPN's mode is.
-
-    Args:
-        features: the pyramid's levels, of a canvas of `height` and `width`.
-        sizes: int64 [N, 2], height and width of each image on it.
     """
-    levels = list(features.values())
+    return _best(rpn, *_answers(rpn, batch), batch.truth.sizes)
+
+
+def _answers(rpn: CrowdAwareRPN, batch: Batch) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Of each level the head's answers [N, A_k] and [N, A_k, 4], and its anchors."""
+    levels = list(batch.features.values())
     logits, deltas = rpn.head(levels)
-    anchors = level_anchors(rpn, levels, height, width)
-    return _best(
-        rpn, [_of_anchors(x, 1)[..., 0] for x in logits], [_of_anchors(x, 4) for x in deltas], anchors, sizes
-    )
+    anchors = level_anchors(rpn, levels, batch.canvas.shape[2], batch.canvas.shape[3])
+    return [_of_anchors(x, 1)[..., 0] for x in logits], [_of_anchors(x, 4) for x in deltas], anchors
 
 
 def level_anchors(rpn: CrowdAwareRPN, levels: list[Tensor], height: int, width: int) -> list[Tensor]:
@@ -138,12 +125,13 @@ def rpn_losses(
         objectness: logits [N, A].
         deltas: [N, A, 4].
         anchors: [A, 4].
-        truth, total: as in `proposals_and_losses`.
+        truth: the objects on the canvas.
+        total: see `model.losses.Total`.
     """
     labels, matched = anchor_labels(rpn, anchors, truth)
     if rpn.focal is not None:
         foreground = total((labels > 0).sum())
-        of_object = Focal(*rpn.focal).of_objects(objectness, labels, foreground)
+        of_object = rpn.focal.of_objects(objectness, labels, foreground)
         of_box = _box_loss(deltas, anchors, matched, labels > 0, truth) / foreground
         return {"loss_objectness": of_object, "loss_rpn_box": of_box}
     sampler = rpn.fg_bg_sampler

@@ -116,7 +116,7 @@ def match_anchors(
 
     Args:
         anchors: [A, 4].
-        boxes: of the objects [N, G, 4], G at least 1; those that are not `present`, bool [N, G], are none.
+        boxes: of the objects [N, G, 4], G at least 1; those that are not `present`, bool [N, G], do not count.
         crowd_boxes: [N, M, 4].
     """
     iou = torch.where(present[:, None], pairwise_iou(anchors, boxes), -1.0)

@@ -5,11 +5,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.backbones.convolution import with_winograd
-from model.boxes.ground_truth import GroundTruth
-from model.boxes.pooling import PyramidRoIAlign, bucket_of, rois_of
+from model.boxes.ground_truth import Batch
+from model.boxes.pooling import PyramidRoIAlign, bucket_of
 from model.boxes.rois import RoIs
 from model.host import read
-from model.losses import Total
 
 
 class KeypointBranch(nn.Module):
@@ -62,7 +61,7 @@ class KeypointBranch(nn.Module):
 
         In evaluation, with `rows` above R, those of zeros follow up to so many.
         """
-        pooled = self.pool.of_rois(features, rois, rows).to(self.weight_type())
+        pooled = self.pool(features, rois, rows).to(self.weight_type())
         coarse = self.deconv(self.convs(pooled).to(self.deconv.weight.dtype)).float()
         logits: Tensor = F.interpolate(coarse, scale_factor=2.0, mode="bilinear", align_corners=False)
         return logits
@@ -81,24 +80,17 @@ class KeypointBranch(nn.Module):
         return answer
 
     @torch.jit.unused
-    def loss(self, features: dict[str, Tensor], rois: RoIs, truth: GroundTruth, total: Total) -> Tensor:
-        """The loss of `keypoint_loss` over foreground RoIs whose own object has a keypoint inside the RoI.
-
-        Args:
-            rois: in pixels of the canvas.
-            truth: with `keypoints`.
-            total: see `model.losses.Total`; counts keypoints.
-        """
-        assert truth.keypoints is not None
-        mine = rois.foreground
-        boxes, images = rois.boxes[mine], rois.images[mine]
-        keypoints = truth.keypoints.flatten(0, 1)[rois.objects[mine]]
-        cells = keypoint_cells(keypoints, boxes, 4 * self.pool.size)
+    def loss(self, batch: Batch, rois: RoIs) -> Tensor:
+        """The loss of `keypoint_loss` over foreground RoIs whose own object has a keypoint inside the RoI; its divisor
+        counts keypoints."""
+        assert batch.truth.keypoints is not None
+        placed = rois.on_images(rois.foreground)
+        keypoints = batch.truth.keypoints.flatten(0, 1)[rois.objects[rois.foreground]]
+        cells = keypoint_cells(keypoints, placed[:, 1:], 4 * self.pool.size)
         has_one = (cells >= 0).any(dim=1).to(torch.int64)
-        counts = read(has_one.new_zeros(truth.images).index_add_(0, images, has_one))
-        chosen = has_one.argsort(descending=True, stable=True)[: sum(counts)]
-        logits = self(features, rois_of(list(boxes[chosen].split(counts))))
-        return keypoint_loss(logits, cells[chosen], total((cells >= 0).sum()))
+        chosen = has_one.argsort(descending=True, stable=True)[: read(has_one.sum())]
+        logits = self(batch.features, placed[chosen])
+        return keypoint_loss(logits, cells[chosen], batch.total((cells >= 0).sum()))
 
 
 def keypoint_cells(keypoints_RK3: Tensor, boxes: Tensor, side: int) -> Tensor:

@@ -22,7 +22,7 @@ ROWS_OF_A_CLASS: Mapping[str, int] = {
     "mask_weights.bias": 1,
     "mask_weights.rows": 1,
 }
-"""Weights with rows for classes, and how many for each. A bias [] of all classes together is none of them."""
+"""Weights with rows for classes, and how many for each. A bias [] of all classes together is not one."""
 
 
 def rows_of_a_class(name: str, value: Tensor) -> int:

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.boxes.head import ConvBoxHead
+
 
 def object_prior(maps: Tensor, w_cls_RD: Tensor, size: int) -> Tensor:
     """Class activation map of each RoI for its own class: [R, size, size] float32 in [0, 1].
@@ -22,3 +24,13 @@ def object_prior(maps: Tensor, w_cls_RD: Tensor, size: int) -> Tensor:
     scaled = (flat - low) / (high - low).clamp(min=1e-6)
     as_map = scaled.view(rois, 1, cells, cells)
     return F.interpolate(as_map, size=[size, size], mode="bilinear", align_corners=False)[:, 0]
+
+
+class BoxHeadWithPrior(ConvBoxHead):
+    """`ConvBoxHead` whose maps say where in its crop the mask branch should look."""
+
+    has_prior = True
+
+    def prior(self, pooled: Tensor, w_cls_RD: Tensor, size: int) -> Tensor:
+        """`object_prior` of the pooled features [R, F, S, S] of the boxes."""
+        return object_prior(self.maps(pooled), w_cls_RD, size)

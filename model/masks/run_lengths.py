@@ -133,18 +133,6 @@ def run_lengths_of_images(
     return _counts_of_positions(torch.cat(positions), base_D, area_D, bounded)
 
 
-def run_lengths_area(counts: Tensor, offsets: Tensor) -> Tensor:
-    """Pixels of each mask, int64 [D]: the sum of its every second run.
-
-    Args:
-        counts int64 [total], offsets int64 [D + 1]: as `mask_run_lengths` returns them.
-    """
-    detections = torch.arange(offsets.size(0) - 1, device=counts.device)
-    detection = torch.repeat_interleave(detections, offsets[1:] - offsets[:-1], output_size=counts.size(0))
-    is_object = (torch.arange(counts.size(0), device=counts.device) - offsets[detection]) % 2
-    return torch.zeros_like(detections).index_add_(0, detection, counts * is_object)
-
-
 def _places(true: Tensor, bounded: bool) -> Tensor:
     """Where a mask [N] is true, in order, int64; bounded: of as many as [N], those that are too many being N - 1."""
     if not bounded:

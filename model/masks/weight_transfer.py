@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from model.config import TransferConfig
 from model.host import waiting
 
 FEW_CLASSES = 128
@@ -73,38 +74,25 @@ class MaskWeights(nn.Module):
     computed. Both are buffers, so that a checkpoint holds them, with zeros for the background.
 
     Args:
-        num_classes: C, without background; for class-specific weights and the inputs of Table 1a alone.
-        kept_mean: normalise with the mean that `keep_mean` took, whatever classes there are by then.
+        config: which form, what T reads and how it is made. A kept mean is that which `keep_mean` took, whatever
+            classes there are by then.
+        num_classes: C, without background.
+        box_width: D.
+        mask_width: F.
     """
 
     rows: Tensor | None
     mean: Tensor | None
 
-    def __init__(
-        self,
-        *,
-        kind: str,
-        input: str,
-        box_width: int,
-        mask_width: int,
-        layers: int,
-        relu: bool,
-        stop_gradient: bool,
-        normalise: bool,
-        residual: bool,
-        dropout: float,
-        noise: float,
-        num_classes: int = 0,
-        vector_width: int = 300,
-        kept_mean: bool = False,
-    ) -> None:
+    def __init__(self, config: TransferConfig, *, num_classes: int, box_width: int, mask_width: int) -> None:
         super().__init__()
+        kind, input = config.kind, config.input
         self.use_cls = "cls" in input.split("+")
         self.use_box = "box" in input.split("+")
-        self.stop_gradient = stop_gradient
-        self.normalise = normalise
-        self.dropout = dropout
-        self.noise = noise
+        self.stop_gradient = config.stop_gradient
+        self.normalise = config.normalise
+        self.dropout = config.dropout
+        self.noise = config.noise
         self.transfer: WeightTransfer | None = None
         self.agnostic: nn.Parameter | None = None
         self.specific: nn.Parameter | None = None
@@ -112,27 +100,29 @@ class MaskWeights(nn.Module):
         width = box_width * (int(self.use_cls) + 4 * int(self.use_box))
         rows = None
         if kind == "transfer" and input in ("random", "words"):
-            width = vector_width
+            width = config.vector_width
             # Until they are set words are NaN: nobody trains on words that were never read.
             rows = torch.full((num_classes + 1, width), torch.nan)
             if input == "random":
                 rows = torch.randn(num_classes + 1, width)
             rows[0] = 0.0
         self.register_buffer("rows", rows)
-        self.register_buffer("mean", torch.full((width,), torch.nan) if kept_mean else None)
+        self.register_buffer(
+            "mean", torch.full((width,), torch.nan) if config.kept_mean and kind == "transfer" else None
+        )
         if kind == "transfer":
             self.transfer = WeightTransfer(
                 input_width=width,
                 output_width=mask_width,
-                layers=layers,
-                relu=relu,
-                zero_init=residual,
+                layers=config.layers,
+                relu=config.activation == "relu",
+                zero_init=config.residual,
             )
         # Std 0.001 where fan-in initialisation diverges, as in the paper's own code.
         if kind == "class_specific":
             self.specific = nn.Parameter(torch.randn(num_classes + 1, mask_width) * 0.001)
             self.bias = nn.Parameter(torch.zeros(num_classes + 1))
-        elif kind == "class_agnostic" or residual:
+        elif kind == "class_agnostic" or config.residual:
             self.agnostic = nn.Parameter(torch.randn(mask_width) * 0.001)
             self.bias = nn.Parameter(torch.zeros(()))
 

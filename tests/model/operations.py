@@ -112,3 +112,18 @@ class _Reads(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         finally:
             self.inside = before
+
+
+class LargestTensor(TorchDispatchMode):
+    """Counts the numbers of the largest floating-point tensor that any operator makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        out = func(*args, **(kwargs or {}))
+        for value in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(value, Tensor) and value.is_floating_point():
+                self.numel = max(self.numel, value.numel())
+        return out

@@ -82,3 +82,48 @@ def target(
         masks=masks,
         crowd_boxes=torch.zeros((0, 4)),
     )
+
+
+Arguments = tuple[list[Tensor], Tensor, Tensor, Tensor, Tensor, Tensor]
+"""Of `model.inference.Inference.forward`."""
+
+
+def asked(
+    images: list[Tensor],
+    *,
+    sizes: list[list[int]] | None = None,
+    threshold: float = 0.0,
+    most: int = 20,
+    classes: int = 5,
+    labels: list[int] | None = None,
+    with_masks: bool = True,
+) -> Arguments:
+    """Every image asked for the same; by default in its own pixels, all labels, at most 20 detections, with masks."""
+    count = len(images)
+    class_mask = torch.zeros((count, classes + 1), dtype=torch.bool)
+    class_mask[:, list(range(classes + 1)) if labels is None else labels] = True
+    return (
+        images,
+        torch.tensor(sizes or [[x.shape[1], x.shape[2]] for x in images]),
+        torch.full((count,), threshold),
+        torch.full((count,), most),
+        class_mask,
+        torch.full((count,), with_masks),
+    )
+
+
+ASKED = asked([image(90, 70)])
+
+
+@torch.no_grad()
+def same_when_scripted(served: Any, arguments: Arguments = ASKED) -> list[dict[str, Tensor]]:
+    """The answers, having seen that TorchScript gives them too, to the last bit, whatever its executor makes of the
+    graph from the second run on."""
+    scripted = torch.jit.script(served)
+    for _ in range(3):
+        eager: list[dict[str, Tensor]] = served(*arguments)
+        for one, other in zip(eager, scripted(*arguments), strict=True):
+            assert one.keys() == other.keys()
+            for key in one:
+                assert torch.equal(one[key], other[key]), key
+    return eager

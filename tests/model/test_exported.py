@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.exported import LEAST_STEPS, OneCanvas, export_one_canvas
+from model.serving import LEAST_STEPS, OneCanvas, export_one_canvas
 from tests.model.small_network import small_network, transfer
 
 CLASSES, PLACES = 5, 20

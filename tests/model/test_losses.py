@@ -6,8 +6,8 @@ from torch.nn import functional as F
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import roi_align
 
-from model.boxes.coding import decode_boxes, encode_boxes
 from model.boxes.ground_truth import flat_masks
+from model.boxes.head import decode_boxes, encode_boxes
 from model.boxes.sampling import random_bits, sample
 from model.losses import box_loss, class_loss, own_total
 from model.masks.targets import mask_targets

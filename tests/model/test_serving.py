@@ -7,17 +7,7 @@ from torch import nn
 from model.backbones import build_backbone
 from model.backbones.norms import FrozenBatchNorm2d
 from model.serving import REDUCIBLE, fold_batch_norms, prepared_for_serving
-from tests.model.small_network import image, small_network
-
-ASKED = (
-    [image(90, 70)],
-    torch.tensor([[90, 70]]),
-    torch.zeros(1),
-    torch.full((1,), 20),
-    torch.ones(1, 6, dtype=torch.bool),
-    torch.ones(1, dtype=torch.bool),
-)
-"""One image, every class, at most 20 detections, with masks."""
+from tests.model.small_network import ASKED, small_network
 
 
 def with_statistics(module: nn.Module) -> nn.Module:

@@ -1,9 +1,8 @@
-"""Windows of masks, and crops put back."""
+"""Windows of masks."""
 
-import pytest
 import torch
 
-from model.targets import mask_windows, paste_crop
+from model.targets import mask_windows
 
 
 def test_a_window_is_the_box_rounded_outwards() -> None:
@@ -19,15 +18,3 @@ def test_no_boxes_have_no_windows() -> None:
     windows = mask_windows(torch.zeros(0, 4), 8, 10)
     assert windows.shape == (0, 4)
     assert windows.dtype == torch.int64
-
-
-def test_a_crop_goes_back_where_it_was_cut() -> None:
-    full = (torch.rand(8, 10, generator=torch.Generator().manual_seed(0)) > 0.5).to(torch.uint8)
-    pasted = paste_crop(full[2:5, 1:9], torch.tensor([1, 2, 9, 5]), 8, 10)
-    assert torch.equal(pasted[2:5, 1:9], full[2:5, 1:9])
-    assert int(pasted.sum()) == int(full[2:5, 1:9].sum()) > 0
-
-
-def test_a_crop_of_another_size_than_its_window_is_refused() -> None:
-    with pytest.raises(ValueError, match="window"):
-        paste_crop(torch.ones(3, 3), torch.tensor([0, 0, 2, 3]), 8, 10)

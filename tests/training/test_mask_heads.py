@@ -40,7 +40,7 @@ def test_a_training_ends_in_a_checkpoint_that_loads(
     config = load_config("training/presets/shapes.toml", [*base, *changes, *schedule])
     network, _, contents = load_network(train(config))
     assert contents["step"] == config.schedule.total_steps
-    assert network.mask_prior is (config.model.mask.prior == "cam")
+    assert network.box_head.has_prior is (config.model.mask.prior == "cam")
 
 
 def test_class_specific_masks_of_a_class_without_masks_are_refused_by_its_name(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ class ViewsInference:
         self.views = [
             (served, flip) for served in scaled for flip in ((False, True) if config.flip else (False,))
         ]
-        self.nms_iou = scaled[0].nms_iou
+        self.nms_iou = scaled[0].box_predictor.nms_iou
 
     def __call__(
         self,

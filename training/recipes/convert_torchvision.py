@@ -19,11 +19,7 @@ from torchvision.models import WeightsEnum, get_weight
 from torchvision.models.detection import MaskRCNN_ResNet50_FPN_V2_Weights, MaskRCNN_ResNet50_FPN_Weights
 
 from model import config as model_config
-from model.checkpoint import FORMAT, save_checkpoint
-from model.classes import ClassTable
-from model.files import exit_status, first_few
-from model.pretrained import converted, torchvision_config
-from model.torchvision_state import (
+from model.backbones.torchvision_state import (
     EPSILON,
     State,
     downloaded,
@@ -32,6 +28,10 @@ from model.torchvision_state import (
     with_epsilon,
     with_present_names,
 )
+from model.checkpoint import FORMAT, save_checkpoint
+from model.classes import ClassTable
+from model.files import exit_status, first_few
+from model.torchvision_weights import converted, torchvision_config
 from training.config import TrainingConfig, changed, to_dict
 from training.distributed import refuse_processes
 

@@ -18,8 +18,9 @@ from model.build import build_network
 from model.config import BackboneConfig, BoxConfig, MaskConfig, ModelConfig, RpnConfig
 from model.network import MaskXRCNN
 from model.serving import prepared_for_serving
-from tests.model.small_network import SMALL, image, target
-from tests.model.test_serving import ASKED, with_statistics
+from tests.model.backbones.building import build
+from tests.model.small_network import ASKED, SMALL, image, same_when_scripted, target
+from tests.model.test_serving import with_statistics
 
 SMALL_C4 = dataclasses.replace(
     SMALL,
@@ -48,14 +49,8 @@ def test_conv4_and_conv5_on_a_crop_are_those_of_torchvisions_resnet(tmp_path: Pa
     reference = classifiers.resnet18(weights=None)
     with_statistics(reference)
     torch.save(reference.state_dict(), tmp_path / "resnet18.pth")
-    trunk, head = build_c4(
-        name="resnet18",
-        weights=str(tmp_path / "resnet18.pth"),
-        fpn_channels=8,
-        norm="frozen",
-        trainable_layers=5,
-        width=512,
-    )
+    whole = build("resnet18", weights=str(tmp_path / "resnet18.pth"), norm="frozen")
+    trunk, head = build_c4(whole, name="resnet18", width=512)
     convolutions = sum(p.numel() for n, p in reference.named_parameters() if p.dim() == 4)
     assert sum(p.numel() for p in [*trunk.parameters(), *head.parameters()]) == convolutions
     x, crop = torch.randn(1, 3, 97, 131), torch.randn(3, 256, 14, 14)
@@ -72,9 +67,8 @@ def test_conv4_and_conv5_on_a_crop_are_those_of_torchvisions_resnet(tmp_path: Pa
 
 @pytest.mark.parametrize("trained", [0, 1, 3])
 def test_conv5_counts_as_the_deepest_stage_in_what_is_trained(trained: int) -> None:
-    trunk, head = build_c4(
-        name="resnet18", weights="none", fpn_channels=8, norm="frozen", trainable_layers=trained, width=512
-    )
+    whole = build("resnet18", norm="frozen", trainable_layers=trained)
+    trunk, head = build_c4(whole, name="resnet18", width=512)
     assert all(p.requires_grad for p in head.parameters()) == (trained >= 1)
     stages = [any(p.requires_grad for p in part.parameters()) for part in trunk.body]
     assert stages == [False, False, trained >= 3, trained >= 2]
@@ -96,8 +90,10 @@ def test_every_box_is_pooled_from_conv4_whatever_its_size() -> None:
     features = {"0": torch.randn(1, 4, 8, 8)}
     boxes = torch.tensor([[0.0, 0, 10, 12], [3, 5, 120, 100]])
     expected = roi_align(features["0"], [boxes], (8, 8), 1 / 16, 2, aligned=True)
-    torch.testing.assert_close(net.box_pool(features, [boxes]), expected, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(net.train().box_pool(features, [boxes]), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(net.box_pool(features, rois_of([boxes])), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        net.train().box_pool(features, rois_of([boxes])), expected, atol=1e-5, rtol=1e-4
+    )
 
 
 def test_every_part_learns_and_masks_train_the_shared_conv5() -> None:
@@ -138,13 +134,9 @@ def test_scripted_answers_equal_the_eager_ones_at_the_heads_own_side(mask: MaskC
     with torch.no_grad():
         probabilities = served.mask_probabilities(features, rois_of([boxes]), labels)
         assert probabilities.shape == (1, net.mask_size, net.mask_size)
-        own = torch.sigmoid(net.mask_logits(features, [boxes], labels))
+        own = torch.sigmoid(net.mask_logits(features, rois_of([boxes]), labels))
         torch.testing.assert_close(probabilities, own, atol=1e-5, rtol=1e-4)
-        scripted = torch.jit.script(served)
-        for _ in range(2):
-            (a,), (b,) = served(*ASKED), scripted(*ASKED)
-            assert a["labels"].shape == (20,)
-            assert all(torch.equal(a[key], b[key]) for key in a)
+        assert same_when_scripted(served)[0]["labels"].shape == (20,)
 
 
 @torch.no_grad()

@@ -1,6 +1,5 @@
 """The normalisations of a backbone: over processes, frozen, over groups; ResNeXt beside them."""
 
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +11,10 @@ import torchvision.models as classifiers
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 
-from model.backbones import Backbone, build_backbone
 from model.backbones.norms import FrozenBatchNorm2d, SyncBatchNorm2d, replace_norms, synchronised
 from model.backbones.resnet import IMAGENET_WEIGHTS, RESNETS, BasicBlock, ResNet
 from model.serving import fold_batch_norms
+from tests.model.backbones.building import build
 from tests.model.test_serving import with_statistics
 
 OTHER_PROCESS = """
@@ -41,11 +40,6 @@ def normalise_share(rank: int, path: str) -> None:
         norm.eval()(x)  # asks for no other process, or this would wait for ever
     finally:
         dist.destroy_process_group()
-
-
-def build(name: str, **changes: object) -> Backbone:
-    arguments = {"weights": "none", "fpn_channels": 16, "norm": "batch", "trainable_layers": 5, **changes}
-    return build_backbone(name=name, **arguments)  # type: ignore[arg-type]
 
 
 def test_two_processes_normalise_and_learn_as_one_with_both_their_images(tmp_path: Path) -> None:
@@ -92,17 +86,6 @@ def test_alone_a_synchronised_norm_is_batch_normalisation_and_scripts_as_it() ->
         assert torch.equal(torch.jit.script(other.eval())(x), norm.eval()(x))
 
 
-@pytest.mark.parametrize("norm", ["sync", "group"])
-def test_scripted_backbone_equals_the_eager_one_exactly(norm: str) -> None:
-    torch.manual_seed(0)
-    backbone = with_statistics(build("small", norm=norm, trainable_layers=4)).eval()
-    x = torch.randn(1, 3, 70, 65)
-    with torch.no_grad():
-        eager, other = backbone(x), torch.jit.script(backbone)(x)
-    for key in eager:
-        assert torch.equal(other[key], eager[key])
-
-
 def test_only_trained_stages_are_synchronised_and_served_as_plain_convolutions() -> None:
     torch.manual_seed(0)
     backbone = with_statistics(build("small", norm="sync", trainable_layers=3)).eval()
@@ -143,15 +126,6 @@ def test_with_group_normalisation_an_image_does_not_depend_on_its_company() -> N
 def test_weights_of_batch_normalisation_are_refused_for_groups(weights: str) -> None:
     with pytest.raises(ValueError, match="were trained with batch normalisation, and norm is group"):
         build("resnet50", norm="group", weights=weights)
-
-
-def test_weights_of_group_normalisation_return_from_a_file(tmp_path: Path) -> None:
-    source = build("small", norm="group")
-    torch.save(source.body.state_dict(), tmp_path / "group.pth")
-    loaded = build("small", norm="group", weights=str(tmp_path / "group.pth"))
-    assert all(torch.equal(loaded.body.state_dict()[k], v) for k, v in source.body.state_dict().items())
-    with pytest.raises(ValueError, match=re.escape("bn1.running_mean")):
-        build("small", norm="batch", weights=str(tmp_path / "group.pth"))
 
 
 @pytest.mark.parametrize(

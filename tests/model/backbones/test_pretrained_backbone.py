@@ -11,15 +11,16 @@ from torchvision.models import WeightsEnum
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.mask_rcnn import MaskRCNN_ResNet50_FPN_V2_Weights
 
-from model.backbones import COCO_WEIGHTS, Backbone, build_backbone
+from model.backbones import COCO_WEIGHTS, Backbone
 from model.backbones.resnet import IMAGENET_WEIGHTS, RESNETS
+from tests.model.backbones import building
+from tests.model.test_serving import with_statistics
 
 Hub = Callable[[dict[str, Tensor]], list[str]]
 
 
 def build(name: str, **changes: object) -> Backbone:
-    arguments = {"weights": "none", "fpn_channels": 16, "norm": "frozen", "trainable_layers": 3, **changes}
-    return build_backbone(name=name, **arguments)  # type: ignore[arg-type]
+    return building.build(name, **({"norm": "frozen", "trainable_layers": 3} | changes))
 
 
 @pytest.fixture
@@ -45,16 +46,10 @@ def detector_state(*, norm: Callable[..., nn.Module] | None, channels: int = 16)
     torch.manual_seed(0)
     levels = {f"layer{k + 1}": str(k) for k in range(4)}
     whole = BackboneWithFPN(RESNETS["resnet18"](), levels, [64, 128, 256, 512], channels, norm_layer=norm)
-    for module in whole.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            assert module.running_mean is not None and module.running_var is not None
-            module.running_mean.uniform_(-0.2, 0.2)
-            module.running_var.uniform_(0.5, 1.5)
-            nn.init.uniform_(module.weight, 0.5, 1.0)
-            nn.init.uniform_(module.bias, -0.2, 0.2)
+    with_statistics(whole)
     state = {f"backbone.{key}": value for key, value in whole.state_dict().items()}
     state["roi_heads.box_head.fc6.weight"] = torch.zeros(1)  # of the rest of a detector
-    reference.append(whole.eval())
+    reference.append(whole)
     return state
 
 

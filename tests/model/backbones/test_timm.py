@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from model.backbones import Backbone, build_backbone
+from model.backbones import Backbone
 from model.backbones.norms import FrozenBatchNorm2d
 from model.config import model_config_from_dict, to_dict
 from model.serving import fold_batch_norms
-from tests.model.small_network import SMALL, image, small_network, target
-from tests.model.test_serving import ASKED, with_statistics
+from tests.model.backbones import building
+from tests.model.small_network import SMALL, image, same_when_scripted, small_network, target
+from tests.model.test_serving import with_statistics
 
 needs_timm = pytest.mark.skipif(
     importlib.util.find_spec("timm") is None, reason="timm is not installed: requirements/timm.txt"
@@ -25,8 +26,7 @@ CONVOLUTIONS = ["test_resnet", "test_efficientnet"]
 
 
 def build(name: str, **changes: object) -> Backbone:
-    arguments = {"weights": "none", "fpn_channels": 16, "norm": "batch", "trainable_layers": 5, **changes}
-    return build_backbone(name=f"timm:{name}", **arguments)  # type: ignore[arg-type]
+    return building.build(f"timm:{name}", **changes)
 
 
 @needs_timm
@@ -102,12 +102,7 @@ def test_a_network_on_timm_learns_and_scripts_as_it_is(norm: Literal["sync", "gr
     sum(losses.values()).backward()  # type: ignore[union-attr]
     body = network.backbone.body
     assert all(p.grad is not None for stage in body.stages()[:4] for m in stage for p in m.parameters())
-    served = network.eval().inference()
-    with torch.no_grad():
-        scripted = torch.jit.script(served)
-        for _ in range(2):
-            (a,), (b,) = served(*ASKED), scripted(*ASKED)
-            assert all(torch.equal(a[key], b[key]) for key in a)
+    same_when_scripted(network.eval().inference())
 
 
 @needs_timm

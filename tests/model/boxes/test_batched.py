@@ -100,7 +100,7 @@ def test_above_the_largest_group_the_answers_are_the_same() -> None:
 
 def test_three_thousand_classes_batched_are_as_image_by_image() -> None:
     served = small_network(3000, mask=dataclasses.replace(SMALL.mask, mlp="none")).eval().inference()
-    served.candidates_per_image = 150
+    served.box_predictor.candidates_per_image = 150
     images = [image(), image(seed=1)]
     arguments = (
         *asked(images, 0.0)[:4],

@@ -7,15 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.boxes.ground_truth import ground_truth
+from model.boxes.ground_truth import Batch, ground_truth
 from model.boxes.rpn import CrowdAwareRPN
 from model.boxes.rpn_training import anchor_labels, level_anchors, proposals_and_losses
 from model.build import build_network
 from model.config import FocalConfig, ModelConfig, model_config_from_dict
 from model.losses import Focal, class_loss, own_total
 from tests.model.boxes.test_rpn import SIZES, pyramid
-from tests.model.small_network import SMALL, image, small_network, target
-from tests.model.test_serving import ASKED
+from tests.model.small_network import SMALL, image, same_when_scripted, small_network, target
 
 FOCAL = dataclasses.replace(
     SMALL,
@@ -94,7 +93,8 @@ def rpn_losses(config: ModelConfig, counts: list[int]) -> tuple[dict[str, Tensor
         counts.append(int(count))
         return float(max(int(count), 1))
 
-    _, losses = proposals_and_losses(rpn.train(), levels, 96, 128, truth, total)
+    batch = Batch(canvas=torch.zeros(2, 3, 96, 128), features=levels, truth=truth, total=total)
+    _, losses = proposals_and_losses(rpn.train(), batch)
     labels, _ = anchor_labels(rpn, torch.cat(level_anchors(rpn, list(levels.values()), 96, 128)), truth)
     logits, _ = rpn.head(list(levels.values()))
     flat = [torch.cat([x[i].permute(1, 2, 0).flatten() for x in logits]) for i in range(2)]
@@ -129,12 +129,7 @@ def test_a_network_with_focal_losses_learns_and_scripts_as_it_is() -> None:
     focal = focal_network().train().losses([image()], [target(3)], seeds=[0])
     assert not torch.equal(plain["loss_class"], focal["loss_class"])
     assert not torch.equal(plain["loss_objectness"], focal["loss_objectness"])
-    served = net.eval().inference()
-    with torch.no_grad():
-        scripted = torch.jit.script(served)
-        for _ in range(2):
-            (a,), (b,) = served(*ASKED), scripted(*ASKED)
-            assert all(torch.equal(a[key], b[key]) for key in a)
+    same_when_scripted(net.eval().inference())
 
 
 @pytest.mark.parametrize("wrong", [{"gamma": -1.0}, {"alpha": 1.5}, {"prior": 0.0}])

@@ -5,28 +5,25 @@ import torch
 from torch import Tensor
 from torchvision.models.detection.image_list import ImageList
 
-from model.boxes.coding import moved_boxes
-from model.boxes.rpn import CrowdAwareRPN, build_rpn
+from model import build
+from model.boxes.head import moved_boxes
+from model.boxes.rpn import CrowdAwareRPN
+from model.config import ModelConfig, RpnConfig
 
 SIZES = [(90, 128), (96, 100)]
 
 
 def rpn(*, pre_nms: int = 60, post_nms: int = 80) -> CrowdAwareRPN:
     torch.manual_seed(0)
-    built = build_rpn(
-        channels=8,
+    config = RpnConfig(
         anchor_sizes=(8, 16, 32, 48, 64),
-        aspect_ratios=(0.5, 1.0, 2.0),
-        foreground_iou=0.7,
-        background_iou=0.3,
         batch_per_image=16,
-        positive_fraction=0.5,
         pre_nms_train=10,
         pre_nms_test=pre_nms,
         post_nms_train=10,
         post_nms_test=post_nms,
-        nms_iou=0.7,
-    ).eval()
+    )
+    built = build.rpn(ModelConfig(rpn=config), channels=8).eval()
     torch.nn.init.normal_(built.head.bbox_pred.weight, std=0.3)
     torch.nn.init.normal_(built.head.cls_logits.weight, std=0.1)
     return built

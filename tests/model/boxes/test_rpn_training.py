@@ -7,12 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.models.detection.image_list import ImageList
-from torchvision.ops import nms
 
-from model.boxes.ground_truth import GroundTruth, ground_truth
+from model.boxes.ground_truth import Batch, GroundTruth, ground_truth
 from model.boxes.rpn_training import anchor_labels, level_anchors, proposals_and_losses, proposed, rpn_losses
 from model.boxes.sampling import ANCHORS, random_bits, sample
-from model.boxes.suppression import kept_by_rounds, kept_one_by_one
 from model.losses import own_total
 from tests.model.boxes.test_rpn import SIZES, pyramid, rpn
 from tests.model.small_network import SMALL, image, small_network, target
@@ -36,6 +34,11 @@ def truth() -> GroundTruth:
     )
 
 
+def batch_of(levels: dict[str, Tensor], known: GroundTruth) -> Batch:
+    canvas = torch.zeros(known.images, 3, *CANVAS)
+    return Batch(canvas=canvas, features=levels, truth=known, total=own_total)
+
+
 @pytest.mark.parametrize("batched", [False, True])
 @pytest.mark.parametrize("training", [False, True])
 @torch.no_grad()
@@ -45,7 +48,14 @@ def test_proposals_are_those_of_torchvision(batched: bool, training: bool) -> No
     module.batched = batched
     module.train(training)
     levels = {str(k): level for k, level in enumerate(pyramid(2))}
-    boxes, valid = proposed(module, levels, *CANVAS, torch.tensor(SIZES))
+    known = ground_truth(
+        TARGETS[1:],  # type: ignore[arg-type]
+        shapes=SIZES,
+        sizes=SIZES,
+        seeds=[7, 8],
+        device=torch.device("cpu"),
+    )
+    boxes, valid = proposed(module, batch_of(levels, known))
     listed = ImageList(torch.zeros(2, 3, *CANVAS), SIZES)
     theirs, _ = module(listed, levels, [{"boxes": torch.tensor([[0.0, 0, 20, 20]])}] * 2)
     for i, wanted in enumerate(theirs):
@@ -102,36 +112,6 @@ def test_the_losses_are_those_of_the_sampled_anchors_one_by_one() -> None:
         torch.testing.assert_close(a, b)
 
 
-def crowded(seed: int) -> Tensor:
-    """Boxes around few objects, so that chains of suppressions are long."""
-    generator = torch.Generator().manual_seed(seed)
-    middle = torch.rand(6, 2, generator=generator) * 200
-    of = torch.randint(6, (400,), generator=generator)
-    at = middle[of] + torch.randn(400, 2, generator=generator) * 6
-    half = (20 + 4 * of[:, None]) * (1 + 0.15 * torch.randn(400, 2, generator=generator)).clamp(min=0.2)
-    return torch.cat([at - half, at + half], dim=1)
-
-
-def test_rounds_of_suppression_keep_what_greedy_suppression_keeps() -> None:
-    boxes = torch.stack([crowded(seed) for seed in range(3)])
-    scores = torch.arange(400, 0, -1).float().expand(3, -1)
-    valid = torch.rand(3, 400, generator=torch.Generator().manual_seed(1)) > 0.1
-    valid[2] = False
-    boxes[0, ~valid[0]] = float("nan")
-    kept = kept_by_rounds(boxes, valid, 0.7)
-    assert torch.equal(kept, kept_one_by_one(boxes, scores, valid, 0.7))
-    mine = torch.where(valid[1])[0]
-    assert torch.equal(torch.where(kept[1])[0], mine[nms(boxes[1, mine], scores[1, mine], 0.7)].sort().values)
-    assert 20 < int(kept[1].sum()) < 200 and not bool(kept[2].any())
-
-
-def test_after_too_few_rounds_no_two_boxes_that_stay_overlap() -> None:
-    boxes = crowded(0)[None]
-    valid = torch.ones((1, 400), dtype=torch.bool)
-    few, all_of_them = kept_by_rounds(boxes, valid, 0.7, rounds=3), kept_by_rounds(boxes, valid, 0.7)
-    assert bool((few <= all_of_them).all()) and int(few.sum()) < int(all_of_them.sum())
-
-
 def test_both_ways_of_a_network_give_the_same_losses_and_gradients() -> None:
     """The same RoIs are drawn, so all that differs is the order of sums; at sizes pooled by each of a CPU's forms."""
     for side in (64, 96):
@@ -165,5 +145,5 @@ def test_proposals_carry_no_gradient_and_losses_do() -> None:
     module = rpn().train()
     levels = {str(k): level for k, level in enumerate(pyramid(3))}
     with torch.enable_grad():
-        (boxes, _), losses = proposals_and_losses(module, levels, *CANVAS, truth(), own_total)
+        (boxes, _), losses = proposals_and_losses(module, batch_of(levels, truth()))
     assert not boxes.requires_grad and all(loss.requires_grad for loss in losses.values())

@@ -5,7 +5,14 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms
 
-from model.boxes.suppression import kept_by_operator, kept_in_groups, nms_by_class, nms_by_level
+from model.boxes.suppression import (
+    kept_by_operator,
+    kept_by_rounds,
+    kept_in_groups,
+    kept_one_by_one,
+    nms_by_class,
+    nms_by_level,
+)
 
 
 def crowded(groups: int, count: int, seed: int = 0) -> Tensor:
@@ -58,6 +65,25 @@ def test_what_is_no_box_is_not_kept_and_suppresses_nothing() -> None:
     valid = torch.tensor([[False, True, True, False]])
     for keep in (kept_in_groups(boxes, valid, 0.5)[0], kept_by_operator(boxes, valid, 0.5)):
         assert keep.tolist() == [[False, True, True, False]]
+
+
+def test_rounds_of_suppression_keep_what_greedy_suppression_keeps() -> None:
+    boxes = crowded(3, 400)
+    scores = torch.arange(400, 0, -1).float().expand(3, -1)
+    valid = torch.rand(3, 400, generator=torch.Generator().manual_seed(1)) > 0.1
+    valid[2] = False
+    boxes[0, ~valid[0]] = float("nan")
+    kept = kept_by_rounds(boxes, valid, 0.7)
+    assert torch.equal(kept, kept_one_by_one(boxes, scores, valid, 0.7))
+    assert torch.equal(kept[1:], one_by_one(boxes[1:], valid[1:], 0.7, torch.zeros(2, 400)))
+    assert 20 < int(kept[1].sum()) < 300 and not bool(kept[2].any())
+
+
+def test_after_too_few_rounds_no_two_boxes_that_stay_overlap() -> None:
+    boxes = crowded(1, 400)
+    valid = torch.ones((1, 400), dtype=torch.bool)
+    few, all_of_them = kept_by_rounds(boxes, valid, 0.4, rounds=3), kept_by_rounds(boxes, valid, 0.4)
+    assert bool((few <= all_of_them).all()) and int(few.sum()) < int(all_of_them.sum())
 
 
 def test_scripted_it_keeps_the_same() -> None:

@@ -20,7 +20,15 @@ from model.losses import own_total
 from model.network import MaskXRCNN
 from model.serving import prepared_for_serving
 from model.targets import Target
-from tests.model.small_network import SMALL, image, small_network, target
+from tests.model.small_network import (
+    SMALL,
+    Arguments,
+    asked,
+    image,
+    same_when_scripted,
+    small_network,
+    target,
+)
 
 NAMES = ("head", "left_hand", "right_hand")
 CONFIG = KeypointsConfig(layout="own", names=NAMES, width=8, convolutions=2, roi_size=7)
@@ -161,7 +169,7 @@ def test_objects_of_set_b_teach_keypoints_too() -> None:
 def test_the_loss_counts_keypoints_so_that_parts_of_a_batch_add_up_to_the_whole() -> None:
     network = network_with_keypoints().train()
     network.set_stage("mask")
-    network.masks_on_ground_truth = True
+    network.sampling = dataclasses.replace(network.sampling, masks_on_ground_truth=True)
     images, targets = [image(), image(seed=1)], [with_keypoints(3), with_keypoints(1, seed=1)]
     whole = network.losses(images, targets)["loss_keypoint"]
     asked: list[float] = []
@@ -178,30 +186,22 @@ def test_the_loss_counts_keypoints_so_that_parts_of_a_batch_add_up_to_the_whole(
     assert own_total(0) == 1.0
 
 
+def enlarged(images: list[Tensor], masks: bool = True) -> Arguments:
+    sizes = [[2 * i.shape[1], 3 * i.shape[2]] for i in images]
+    return asked(images, sizes=sizes, most=6, with_masks=masks)
+
+
 def answer_of(network: Any, images: list[Tensor], masks: bool = True) -> list[dict[str, Tensor]]:
-    count = len(images)
-    answers: list[dict[str, Tensor]] = network(
-        images,
-        torch.tensor([[2 * i.shape[1], 3 * i.shape[2]] for i in images]),
-        torch.zeros(count),
-        torch.full((count,), 6),
-        torch.ones((count, 6), dtype=torch.bool),
-        torch.full((count,), masks),
-    )
+    answers: list[dict[str, Tensor]] = network(*enlarged(images, masks))
     return answers
 
 
 def test_scripted_keypoints_are_exactly_the_eager_ones() -> None:
     network = network_with_keypoints().eval()
-    served = prepared_for_serving(network.inference())
-    scripted = torch.jit.script(served)
-    images = [image(), image(60, 80, seed=2), image(seed=3)]
-    with torch.inference_mode():
-        for _ in range(3):
-            for mine, theirs in zip(answer_of(served, images), answer_of(scripted, images), strict=True):
-                assert mine["keypoints"].shape == (6, 3, 3)
-                assert set(mine) == set(theirs)
-                assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    answers = same_when_scripted(
+        prepared_for_serving(network.inference()), enlarged([image(), image(60, 80, seed=2), image(seed=3)])
+    )
+    assert all(answer["keypoints"].shape == (6, 3, 3) for answer in answers)
 
 
 def test_keypoints_lie_in_their_boxes_in_pixels_of_the_original() -> None:
@@ -256,14 +256,7 @@ def test_only_the_classes_that_have_keypoints_get_some() -> None:
 def test_an_image_without_detections_has_no_keypoints() -> None:
     served = network_with_keypoints().eval().inference()
     with torch.inference_mode():
-        (answer,) = served(
-            [image()],
-            torch.tensor([[64, 64]]),
-            torch.tensor([2.0]),
-            torch.tensor([5]),
-            torch.ones((1, 6), dtype=torch.bool),
-            torch.tensor([True]),
-        )
+        (answer,) = served(*asked([image()], threshold=2.0))
     assert answer["keypoints"].shape == (0, 3, 3)
 
 

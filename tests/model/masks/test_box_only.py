@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from model.boxes.pooling import rois_of
 from model.masks.box_only import BoxOnly
 from model.network import MaskXRCNN
 from model.targets import Target
@@ -154,7 +155,7 @@ def test_the_target_is_the_teachers_own_mask_on_the_box_weighted_by_its_confiden
     assert set(loss) == {"loss_mask", "loss_pseudo_mask"}
     wanted = 0.0
     for i in (0, 2):
-        box, label = [batch["boxes"][i : i + 1]], batch["labels"][i : i + 1]
+        box, label = rois_of([batch["boxes"][i : i + 1]]), batch["labels"][i : i + 1]
         canvas = network.canvas([image()], 64, 64)
         with torch.no_grad():
             theirs = teacher.object_masks(None, canvas, box, label)[0]

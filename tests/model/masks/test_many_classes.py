@@ -1,9 +1,12 @@
 """With many classes T is computed for the labels that occur, and nothing else about the mask weights changes."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
+from model.config import TransferConfig
 from model.masks import weight_transfer
 from model.masks.weight_transfer import MaskWeights
 
@@ -11,23 +14,11 @@ CLASSES, BOX_WIDTH, MASK_WIDTH = 300, 6, 4
 LABELS = torch.tensor([7, 299, 7, 1, 300])
 
 
-def made(**changes: object) -> MaskWeights:
+def made(**options: Any) -> MaskWeights:
     torch.manual_seed(0)
-    options: dict[str, object] = {
-        "kind": "transfer",
-        "input": "cls+box",
-        "box_width": BOX_WIDTH,
-        "mask_width": MASK_WIDTH,
-        "layers": 2,
-        "relu": False,
-        "stop_gradient": True,
-        "normalise": False,
-        "residual": False,
-        "dropout": 0.0,
-        "noise": 0.0,
-        "num_classes": CLASSES,
-    }
-    return MaskWeights(**(options | changes))  # type: ignore[arg-type]
+    return MaskWeights(
+        TransferConfig(**options), num_classes=CLASSES, box_width=BOX_WIDTH, mask_width=MASK_WIDTH
+    )
 
 
 def detection_weights() -> tuple[Tensor, Tensor]:
@@ -48,7 +39,7 @@ def detection_weights() -> tuple[Tensor, Tensor]:
     ],
 )
 def test_weights_and_gradients_are_those_of_t_on_all_classes(
-    monkeypatch: pytest.MonkeyPatch, changes: dict[str, object]
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
 ) -> None:
     found = []
     for few in (0, 1000):

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import nn
 
 from model.backbones.convolution import WinogradConv2d, group_norm
 from model.boxes.pooling import rois_of
@@ -20,18 +19,11 @@ from model.masks.head import MaskBranch, MaskHead, MLPMaskHead, SlimMaskMLP
 from model.masks.hourglass import HourglassMaskHead, Residual, hourglass_20, hourglass_52
 from model.network import MaskXRCNN
 from model.serving import REDUCIBLE, prepared_for_serving
-from tests.model.small_network import SMALL, image, small_network, target
+from tests.model.operations import LargestTensor
+from tests.model.small_network import SMALL, asked, image, same_when_scripted, small_network, target
 
 CLASSES = 5
-ASKED = (
-    [image(90, 70), image(64, 96, seed=1)],
-    torch.tensor([[90, 70], [64, 96]]),
-    torch.zeros(2),
-    torch.full((2,), 9),
-    torch.ones(2, CLASSES + 1, dtype=torch.bool),
-    torch.ones(2, dtype=torch.bool),
-)
-"""Two images, every class, at most 9 detections each, with masks."""
+TWO = asked([image(90, 70), image(64, 96, seed=1)], most=9)
 
 
 def small(kind: str = "transfer", box_head: str = "fc", **mask: Any) -> MaskXRCNN:
@@ -144,10 +136,7 @@ def test_every_variant_is_served_scripted_and_in_bfloat16(variant: dict[str, Any
     steps_with_gradients(network)
     inference = network.eval().inference()
     served = prepared_for_serving(inference)
-    plain, eager, scripted = inference(*ASKED), served(*ASKED), torch.jit.script(served)
-    for _ in range(2):  # the executor changes the graph on its second run
-        for a, b in zip(eager, scripted(*ASKED), strict=True):
-            assert all(torch.equal(a[key], b[key]) for key in a) and a.keys() == b.keys()
+    plain, eager = inference(*TWO), same_when_scripted(served, TWO)
     side = 2 * network.mask_pool.size
     assert network.mask_size == side
     for a, b in zip(plain, eager, strict=True):
@@ -158,7 +147,7 @@ def test_every_variant_is_served_scripted_and_in_bfloat16(variant: dict[str, Any
     left = {name.partition(".")[0] for name, p in served.named_parameters() if p.dtype == torch.float32}
     assert left == {"box_predictor"}
     frozen = torch.jit.freeze(torch.jit.script(served))
-    for answer in frozen(*ASKED):
+    for answer in frozen(*TWO):
         assert answer["boxes"].dtype == torch.float32 and answer["labels"].shape == (9,)
         assert answer["rle_offsets"][-1] == answer["rle_counts"].numel() > 0
 
@@ -179,7 +168,7 @@ def test_served_masks_are_those_of_training(given: str) -> None:
         boxes, labels = target(4)["boxes"], target(4)["labels"]
         canvas = network.canvas([image()], 64, 64)
         with torch.no_grad():
-            expected = network.object_masks(None, canvas, [boxes], labels)
+            expected = network.object_masks(None, canvas, rois_of([boxes]), labels)
             features = network.inference().for_pooling(network.backbone(canvas))
             got = network.inference().mask_probabilities(features, rois_of([boxes]), labels)
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
@@ -331,19 +320,6 @@ def test_the_softmax_loss_is_the_cross_entropy_of_own_class_inside_and_backgroun
     own = share[torch.arange(2), labels]
     expected = -torch.where(inside, own, share[:, 0]).log().mean()
     torch.testing.assert_close(mask_softmax_loss(logits, inside.float(), labels, 2.0), expected)
-
-
-class LargestTensor(TorchDispatchMode):
-    """Counts the numbers of the largest floating-point tensor that any operator makes."""
-
-    numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        out = func(*args, **(kwargs or {}))
-        for value in out if isinstance(out, tuple | list) else (out,):
-            if isinstance(value, Tensor) and value.is_floating_point():
-                self.numel = max(self.numel, value.numel())
-        return out
 
 
 @pytest.mark.parametrize("loss", ["sigmoid", "softmax"])

@@ -46,14 +46,14 @@ def test_masks_teach_the_box_features_and_not_the_class_weights() -> None:
 @torch.no_grad()
 def test_the_prior_is_added_to_every_channel_of_the_crop_in_training_and_as_served() -> None:
     network = small(box_head="conv", prior="cam").eval()
-    boxes, labels = [target(3)["boxes"]], target(3)["labels"]
+    rois, labels = rois_of([target(3)["boxes"]]), target(3)["labels"]
     features = network.backbone(network.canvas([image()], 64, 64))
-    added = network.mask_features(features, boxes, labels) - network.mask_pool(features, boxes)
+    added = network.mask_features(features, rois, labels) - network.mask_pool(features, rois)
     assert bool(added.amax(dim=(1, 2, 3)).gt(0.5).all())
     torch.testing.assert_close(added, added[:, :1].expand_as(added))
-    other = network.mask_features(features, boxes, labels % 5 + 1) - network.mask_pool(features, boxes)
+    other = network.mask_features(features, rois, labels % 5 + 1) - network.mask_pool(features, rois)
     assert not torch.allclose(other, added, atol=1e-2)
-    expected = torch.sigmoid(network.mask_logits(features, boxes, labels))
+    expected = torch.sigmoid(network.mask_logits(features, rois, labels))
     inference = network.inference()
-    got = inference.mask_probabilities(inference.for_pooling(features), rois_of(boxes), labels)
+    got = inference.mask_probabilities(inference.for_pooling(features), rois, labels)
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)

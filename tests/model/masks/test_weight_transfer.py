@@ -1,26 +1,19 @@
 """The weight transfer function T against Sec. 3.2, Table 1 and the official sizes."""
 
+from typing import Any
+
 import pytest
 import torch
 
+from model.config import TransferConfig
 from model.masks.weight_transfer import MaskWeights, WeightTransfer, normalised
 
 
-def weights(**changes: object) -> MaskWeights:
-    options: dict[str, object] = {
-        "kind": "transfer",
-        "input": "cls+box",
-        "box_width": 6,
-        "mask_width": 4,
-        "layers": 2,
-        "relu": False,
-        "stop_gradient": True,
-        "normalise": False,
-        "residual": False,
-        "dropout": 0.0,
-        "noise": 0.0,
-    }
-    return MaskWeights(**(options | changes))  # type: ignore[arg-type]
+def weights(*, num_classes: int = 0, box_width: int = 6, mask_width: int = 4, **options: Any) -> MaskWeights:
+    if options.get("input") == "words":
+        options["word_vectors"] = "vectors.txt"
+    config = TransferConfig(**options)
+    return MaskWeights(config, num_classes=num_classes, box_width=box_width, mask_width=mask_width)
 
 
 @pytest.mark.parametrize(

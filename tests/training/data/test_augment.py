@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from model.targets import Target, mask_windows, paste_crop
+from model.targets import Target, mask_windows
+from tests.model.pasting import paste_crop
 from training.data.augment import AugmentConfig, augment, flip_horizontally
 
 HEIGHT, WIDTH = 12, 17

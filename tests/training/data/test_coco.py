@@ -13,7 +13,8 @@ from pycocotools.coco import COCO
 from torch.utils.data import DataLoader
 
 from model.classes import class_table
-from model.targets import mask_windows, paste_crop
+from model.targets import mask_windows
+from tests.model.pasting import paste_crop
 from tests.training.data.coco_set import (
     BOX,
     CUP,

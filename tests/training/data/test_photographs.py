@@ -8,7 +8,8 @@ import torch
 from pycocotools.coco import COCO
 
 from model.build import build_network
-from model.targets import mask_windows, paste_crop
+from model.targets import mask_windows
+from tests.model.pasting import paste_crop
 from tests.model.small_network import SMALL
 from training.data.coco import CocoDataset
 

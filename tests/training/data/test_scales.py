@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from model.config import InputConfig
-from model.targets import Target, mask_windows, paste_crop
+from model.targets import Target, mask_windows
+from tests.model.pasting import paste_crop
 from tests.model.small_network import SMALL, image, small_network, target
 from tests.training.tiny_set import tiny_changes, write_tiny_set
 from training.config import load_config

@@ -18,9 +18,9 @@ from torchvision.models.detection.rpn import RPNHead
 
 from benchmarks.accuracy.torchvision_conversion import answer_of_converted, answer_of_peer, differences
 from benchmarks.speed.peer_training import conversion_overrides, drawn_set_peer
+from model.backbones.torchvision_state import EPSILON, has_old_names, with_epsilon, with_present_names
 from model.checkpoint import load_checkpoint, load_network
-from model.pretrained import torchvision_config
-from model.torchvision_state import EPSILON, has_old_names, with_epsilon, with_present_names
+from model.torchvision_weights import torchvision_config
 from tests.model.small_network import target
 from training.recipes import convert_torchvision
 from training.recipes.convert_torchvision import HUB_NAMES, categories, convert, loaded, main

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from model.losses import own_total
-from model.masks.box_supervision import (
+from model.masks.box_only import (
     cells_in_boxes,
     colours_of_rois,
     confidence,
@@ -222,8 +222,8 @@ def test_colours_are_those_of_the_image_at_the_roi_and_the_padding_is_not_seen()
     pixels[0, 0] = 200.0
     pixels[1, :, :, :16], pixels[1, :, :, 16:] = 40.0, 220.0
     canvas = (pixels - mean) / std
-    rois, images = torch.tensor([[4.0, 4, 12, 12], [8, 0, 24, 16], [24, 24, 36, 36]]), torch.tensor([0, 1, 1])
-    colours, visible = colours_of_rois(canvas, mean, std, rois, images, torch.full((2, 2), 32), 4)
+    rois = torch.tensor([[0.0, 4, 4, 12, 12], [1, 8, 0, 24, 16], [1, 24, 24, 36, 36]])
+    colours, visible = colours_of_rois(canvas, mean, std, rois, torch.full((2, 2), 32), 4)
     assert colours.shape == (3, 3, 4, 4) and visible.shape == (3, 4, 4)
     red, dark, bright = (
         torch.tensor(slow_lab([float(v) for v in rgb])) for rgb in ((200, 0, 0), (40,) * 3, (220,) * 3)

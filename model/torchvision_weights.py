@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from model.backbones.resnet import RESNETS, ResNet
+from model.backbones.torchvision_state import State, convolution, count_of_blocks, under
 from model.build import build_network
 from model.checkpoint import load_weights
 from model.config import ModelConfig, model_config_from_dict
 from model.network import MaskXRCNN
-from model.torchvision_state import State, convolution, count_of_blocks, under
 
 _BOX_HEAD, _MASK_HEAD = "roi_heads.box_head", "roi_heads.mask_head"
 _MASK_LOGITS = "roi_heads.mask_predictor.mask_fcn_logits"
@@ -115,7 +115,7 @@ def converted(state: State, config: ModelConfig, labels: Sequence[int]) -> MaskX
     """The network of `config` with torchvision's weights, in evaluation mode.
 
     Args:
-        state: under torchvision's present names, with normalisations of `model.torchvision_state.EPSILON`.
+        state: under torchvision's present names, with normalisations of `model.backbones.torchvision_state.EPSILON`.
         config: `torchvision_config(state)`, perhaps with other sizes, anchors or thresholds.
         labels: torchvision's labels (1 and up) that become labels 1, 2, ... here; other rows are left out, so that
             their share of the softmax goes to the others.
