@@ -31,11 +31,8 @@ from .drain import run
 from .life import ARCHIVE, STATE, ready, start, stop
 from .management import KEY_FILE
 from .processes import HOST, Ports, Running, ports_of
-from .settings import MODEL
+from .settings import INSTALLED, MODEL, PROGRAM
 from .versions import register, set_default, table, unregister
-
-PROGRAM = f"python -m {__package__}"
-"""`python -m server` in the repository and in the serving image, `python -m maskx_server` where it is installed."""
 
 
 def report(running: Running, state: Path, archive: Path, seconds: float) -> str:
@@ -43,12 +40,13 @@ def report(running: Running, state: Path, archive: Path, seconds: float) -> str:
     url = f"http://{HOST}:{running.ports.inference}/predictions/{MODEL}"
     header = ' -H "Authorization: Bearer $TOKEN"' if running.tokens else ""
     batching = running.batching
-    in_tree = __package__ == "server"
     lines = [
         f"{MODEL} answers after {seconds:.1f} s: REST {url}, gRPC {HOST}:{running.ports.grpc}",
         f"  try   curl{header} -T photo.jpg {url}",
         f"  logs  {state / 'logs'}",
-        "  end   make stop" if in_tree and state == STATE else f"  end   {PROGRAM} stop --state {state}",
+        "  end   make stop"
+        if state == STATE and not INSTALLED
+        else f"  end   {PROGRAM} stop --state {state}",
         f"  batches of up to {batching.batch_size}, waited for {batching.batch_delay} ms; workers: {batching.workers}; "
         f"requests that may wait: {batching.queue}",
     ]
@@ -111,7 +109,8 @@ def _ready(options: argparse.Namespace) -> int:
 
 def _register(options: argparse.Namespace) -> None:
     name = register(options.archive, state=options.state, timeout=options.timeout)
-    print(f"version {name} answers beside the others; make it the default: make set-default VERSION={name}")
+    how = f"{PROGRAM} default {name}" if INSTALLED else f"make set-default VERSION={name}"
+    print(f"version {name} answers beside the others; make it the default: {how}")
 
 
 def _default(options: argparse.Namespace) -> None:

@@ -38,7 +38,7 @@ class Reply:
     body: bytes
 
     def error(self) -> dict[str, Any]:
-        """The object of border 5's error; fails where the body is anything else."""
+        """The object of an error in the handler's form; fails where the body is anything else."""
         assert self.headers["content-type"] == "application/json", self
         content = json.loads(self.body)
         assert list(content) == ["error"] and list(content["error"]) == ["code", "type", "message"], content

@@ -1,4 +1,4 @@
-"""gRPC through the proxy with the real nginx: true statuses, border 5's object as the message, TLS, HTTP/2."""
+"""gRPC through the proxy with the real nginx: true statuses, the handler's error object as the message, TLS, HTTP/2."""
 
 import json
 import socket
