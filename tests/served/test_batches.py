@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from client.errors import ServerRefused
+from server.life import ready
 from tests.served.machine import Machine, serving
 from tests.served.nginx import wait_until
 from tests.served.standin import (
@@ -172,6 +173,6 @@ def test_a_worker_whose_device_is_lost_answers_everybody_and_is_replaced(
         assert kinds(answers) == ["Restarting"] * 6 + ["InvalidImage", "Restarting"]
         assert answers[0].code == 503
         first.wait(timeout=60)
-        wait_until(lambda: machine.command("ready").returncode == 0)
+        wait_until(lambda: not ready(state=machine.state))
         assert machine.worker().pid != first.pid
         assert kinds([rest.predict(images[4])]) == ["4.0"]

@@ -209,12 +209,13 @@ def test_a_version_that_is_not_there_is_never_idle() -> None:
     assert not wait_until_idle(cast(Management, Gone()), "1.0", seconds=0.2)
 
 
-def test_of_several_workers_one_that_computes_is_not_idle() -> None:
+def test_of_several_workers_one_that_computes_is_not_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.drain.REST", 0.5)
     with psutil.Popen(["sh", "-c", "while :; do :; done"]) as busy, psutil.Popen(["sleep", "600"]) as idle:
         try:
             both = [Worker(pid=process.pid, status="READY") for process in (busy, idle)]
             server = FakeServer(said=replace(ONE, workers=tuple(both)))
-            assert not wait_until_idle(cast(Management, server), "1.0", seconds=3)
+            assert not wait_until_idle(cast(Management, server), "1.0", seconds=1.2)
             server.said = replace(ONE, workers=(both[1], both[1]))
             assert wait_until_idle(cast(Management, server), "1.0", seconds=60)
         finally:
