@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 from export.archive import ROOT
+from server.processes import free_ports
 
 SECRET = "5ecre7-Of.the~test/client+with=odd_signs"
 NOBODY = 65534
@@ -219,8 +220,8 @@ def make_proxy(**settings: str) -> Proxy:
     if os.geteuid() == 0:
         for path in (folder, *folder.rglob("*")):
             os.chown(path, NOBODY, NOBODY)
-    port, grpc_port = free_ports(2)
-    return Proxy(folder, nginx, port, grpc_port, settings)
+    ports = free_ports()
+    return Proxy(folder, nginx, ports.inference, ports.grpc, settings)
 
 
 def find_nginx() -> Path:
@@ -230,15 +231,6 @@ def find_nginx() -> Path:
     if found is None and not fetched.is_file():
         pytest.skip("no nginx on the path nor in build/tools; make tools fetches it (Debian)")
     return Path(found) if found is not None else fetched
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of loopback that nobody listens on."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [int(s.getsockname()[1]) for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
 
 
 def takes_connections(port: int) -> bool:
