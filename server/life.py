@@ -176,7 +176,7 @@ def failure_reason(logs: Path) -> str:
 
 
 def _launch(state: Path, running: Running, java_home: Path) -> psutil.Popen:
-    """TorchServe in a session of its own, with little of the environment and without the project on its path."""
+    """Starts TorchServe in a session of its own, with little of the environment and without the project on its path."""
     logs = state / "logs"
     logs.mkdir()
     environment = handed_down(os.environ) | mark_of(state) | threads_of(running.batching, os.environ)
