@@ -1,10 +1,12 @@
 """The client of the served model, over REST and gRPC: a library, a command line, and results for annotation tools."""
 
-from client import flat  # noqa: F401  before what imports the handler's modules
+from . import flat  # noqa: F401  before what imports the handler's modules
 
 # isort: split
-from client.core import AsyncClient, Wishes
-from client.errors import (
+from maskx_draw import Window
+
+from .client import AsyncClient, Client, Parameters
+from .errors import (
     AnswerTooLarge,
     InvalidImage,
     InvalidRequest,
@@ -15,10 +17,8 @@ from client.errors import (
     ServerUnreachable,
     TimedOut,
 )
-from client.prediction import Detection, Prediction
-from client.retry import Retries
-from client.sync import Client
-from maskx_draw import Window
+from .prediction import Detection, Prediction
+from .retry import Retries
 
 __all__ = [
     "AnswerTooLarge",
@@ -28,6 +28,7 @@ __all__ = [
     "InvalidImage",
     "InvalidRequest",
     "NotAuthorized",
+    "Parameters",
     "Prediction",
     "Retries",
     "ServerBusy",
@@ -36,5 +37,4 @@ __all__ = [
     "ServerUnreachable",
     "TimedOut",
     "Window",
-    "Wishes",
 ]

@@ -12,31 +12,31 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from client.core import AsyncClient, Wishes
-from client.errors import ServerRefused, ServerUnreachable, TimedOut
-from client.images import upright
-from client.many.batch import Outcome, run
-from client.many.coco import images_list_of, write_coco
-from client.many.files import ImageFile, find_images, identified, image_ids, numbered
-from client.many.journal import Journal
-from client.prediction import parsed, prediction_of
-from client.report import table
-from client.retry import Retries
-from client.sync import Client
-from client.transport import DEFAULT_URL, TOKEN_VARIABLE
+from maskx_image import FORMATS
+
+from .client import AsyncClient, Client, Connection, Parameters
+from .errors import ServerRefused, ServerUnreachable, TimedOut
+from .images import upright
+from .many.batch import Outcome, run
+from .many.coco import images_list_of, write_coco
+from .many.files import ImageFile, find_images, identified, image_ids, numbered
+from .many.journal import Journal
+from .prediction import parsed, prediction_of, table
+from .retry import Retries
+from .transport import DEFAULT_URL, TOKEN_VARIABLE
 
 INTERRUPTED = 130
 FAILED_SHOWN = 20
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status: 0 all answered, 1 refused (one file or more), 2 not asked or not reached.
+def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m client") -> int:
+    """Command line under the name `prog`; returns the exit status.
 
-    130 where it was interrupted; the same command then goes on.
+    0 all answered, 1 refused (one file or more), 2 not asked or not reached, 130 interrupted; the same command then
+    goes on.
     """
-    options = _parser().parse_args(arguments)
+    options = _parser(prog).parse_args(arguments)
     try:
         found = find_images(options.images_or_folders)
         many = options.coco is not None or options.overlays is not None
@@ -67,13 +67,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _each(options: argparse.Namespace, found: Sequence[tuple[Path, str]]) -> int:
     """One image after the other: a table, or a line of JSON; the overlay of a single one."""
-    wishes = _wishes(options)
+    parameters = _parameters(options)
     status = 0
-    with Client(**_connection(options, attempts=4)) as client:
+    with Client(_url(options), **_connection(options, attempts=4)) as client:
         for path, name in found:
             try:
                 data = path.read_bytes()
-                body = client.raw([data], wishes)
+                body = client.raw([data], parameters)
                 content = parsed(body)
                 prediction = prediction_of(content, content.get("model", {}))
             except ServerRefused as error:
@@ -105,16 +105,18 @@ def _many(options: argparse.Namespace, found: Sequence[tuple[Path, str]]) -> int
     images = numbered(found)
     if options.images is not None:
         images = identified(found, image_ids(options.images), options.images)
-    wishes = _wishes(options)
+    parameters = _parameters(options)
     output: Path = options.coco or options.overlays
     output.parent.mkdir(parents=True, exist_ok=True)
-    asked = {"model": options.model, "version": options.version, "parameters": wishes}
+    asked = {"model": options.model, "version": options.version, "parameters": parameters}
     with Journal(output.with_name(output.name + ".journal"), asked) as journal:
 
         async def ask() -> Outcome:
-            async with AsyncClient(**_connection(options, attempts=Retries().attempts)) as client:
+            async with AsyncClient(
+                _url(options), **_connection(options, attempts=Retries().attempts)
+            ) as client:
                 return await run(
-                    client, images, wishes, journal, jobs=options.jobs, overlays=options.overlays
+                    client, images, parameters, journal, jobs=options.jobs, overlays=options.overlays
                 )
 
         outcome = asyncio.run(ask())
@@ -148,10 +150,13 @@ def _finish(
     return 1
 
 
-def _connection(options: argparse.Namespace, *, attempts: int) -> dict[str, Any]:
-    """Arguments of the client. A single image is not asked for as long as one of many, for somebody is waiting."""
+def _url(options: argparse.Namespace) -> str:
+    return f"grpc://{options.grpc}" if options.grpc is not None else str(options.url)
+
+
+def _connection(options: argparse.Namespace, *, attempts: int) -> Connection:
+    """How the server is asked. A single image is not asked for as long as one of many, for somebody is waiting."""
     return {
-        "url": options.url if options.grpc is None else f"grpc://{options.grpc}",
         "model": options.model,
         "version": options.version,
         "token": options.token,
@@ -162,20 +167,19 @@ def _connection(options: argparse.Namespace, *, attempts: int) -> dict[str, Any]
     }
 
 
-def _wishes(options: argparse.Namespace) -> Wishes:
-    wishes: Wishes = {
+def _parameters(options: argparse.Namespace) -> Parameters:
+    return {
         "score_threshold": options.score_threshold,
         "max_detections": options.max_detections,
         "categories": options.categories,
         "mask_format": options.mask_format,
     }
-    return wishes
 
 
-def _parser() -> argparse.ArgumentParser:
-    first, *examples = (__doc__ or "").split("\n")
+def _parser(prog: str) -> argparse.ArgumentParser:
+    first, *examples = (__doc__ or "").replace("python -m client", prog).split("\n")
     parser = argparse.ArgumentParser(
-        prog="python -m client",
+        prog=prog,
         description=first,
         epilog="\n".join(examples),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -184,7 +188,7 @@ def _parser() -> argparse.ArgumentParser:
         "images_or_folders",
         nargs="+",
         metavar="IMAGE",
-        help="JPEG, PNG, WebP, TIFF, BMP, GIF; a folder, with all below; or a pattern, 'photos/*.jpg'",
+        help=f"{', '.join(FORMATS)}; a folder, with all below; or a pattern, 'photos/*.jpg'",
     )
     output = parser.add_argument_group("what comes out")
     output.add_argument(
@@ -200,16 +204,14 @@ def _parser() -> argparse.ArgumentParser:
         "--images", type=Path, metavar="FILE", help="a COCO file whose ids --coco takes, by file name"
     )
     output.add_argument("--overlays", type=Path, metavar="FOLDER", help="an overlay of every image")
-    wishes = parser.add_argument_group("what is asked for (else the server's defaults)")
-    wishes.add_argument("--score-threshold", metavar="0..1", help="leaves out detections of a lower score")
-    wishes.add_argument("--max-detections", metavar="N", help="at most so many, the best first")
-    wishes.add_argument("--categories", metavar="NAMES", help="only these; names or ids with commas between")
-    wishes.add_argument("--mask-format", choices=("rle", "polygon", "png", "none"), help="form of the masks")
+    asked = parser.add_argument_group("what is asked for (else the server's defaults)")
+    asked.add_argument("--score-threshold", metavar="0..1", help="leaves out detections of a lower score")
+    asked.add_argument("--max-detections", metavar="N", help="at most so many, the best first")
+    asked.add_argument("--categories", metavar="NAMES", help="only these; names or ids with commas between")
+    asked.add_argument("--mask-format", choices=("rle", "polygon", "png", "none"), help="form of the masks")
     server = parser.add_argument_group("whom is asked")
     server.add_argument(
-        "--url",
-        default=DEFAULT_URL,
-        help="http(s)://host:port or grpc(s)://host:port (default: %(default)s)",
+        "--url", default=DEFAULT_URL, help="http(s)://host:port or grpc(s)://host:port (default: %(default)s)"
     )
     server.add_argument(
         "--grpc", metavar="HOST:PORT", help="short for --url grpc://HOST:PORT (127.0.0.1:7070)"
@@ -240,7 +242,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _jobs(text: str) -> int:
     if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 256):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to 256")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 256")
     return int(text)
 
 

@@ -9,12 +9,11 @@ import sys
 from importlib import import_module, resources
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-FOLDER = "client/generated"
+HERE = Path(__file__).resolve().parent
 
 
-def compile_proto(root: Path = ROOT) -> None:
-    """Writes inference_pb2.py and inference_pb2_grpc.py into client/generated/ below `root`.
+def compile_proto(root: Path = HERE.parent, package: str = HERE.name) -> None:
+    """Writes inference_pb2.py and inference_pb2_grpc.py into generated/ of the package, which lies below `root`.
 
     Raises:
         ValueError: grpcio-tools is not installed, or refuses the file.
@@ -25,19 +24,20 @@ def compile_proto(root: Path = ROOT) -> None:
         raise ValueError(
             f"grpcio-tools is not installed ({error}); run make setup, or pip install grpcio-tools"
         ) from error
-    folder = root / FOLDER
+    inside = f"{package}/generated"
+    folder = root / inside
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "__init__.py").write_text('"""Made by client/compile_proto.py; do not edit."""\n')
     status = protoc.main(
         [
             "protoc",
-            # seen as if it lay in client/generated, so that the two generated modules import each other from there
-            f"-I{FOLDER}={Path(__file__).resolve().parent}",
+            # seen as if it lay in there, so that the two generated modules import each other from there
+            f"-I{inside}={HERE}",
             f"-I{resources.files('grpc_tools') / '_proto'}",
             f"--python_out={root}",
             f"--pyi_out={root}",
             f"--grpc_python_out={root}",
-            f"{FOLDER}/inference.proto",
+            f"{inside}/inference.proto",
         ]
     )
     if status != 0:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 
+START = "make serve" if __package__ == "client" else "maskx serve"
+"""What starts a server, in a clone and where the wheel is installed."""
+
 TRANSIENT_CODES = frozenset({429, 502, 503, 504})
 """Full queue, rate limit, a proxy without its server, an answer too late for the proxy: states that pass."""
 
@@ -98,7 +101,7 @@ def refused(code: int, kind: str, message: str, *, retry_after: float | None = N
 
 
 def error_of(content: object, *, retry_after: float | None = None) -> ServerRefused | None:
-    """The error that parsed JSON is, in the form of an answer or in TorchServe's own; None where it is none."""
+    """The error that parsed JSON is, in the form of an answer or in TorchServe's own; None where it is not one."""
     if not isinstance(content, dict):
         return None
     error = content.get("error", content)
@@ -112,7 +115,7 @@ def error_of(content: object, *, retry_after: float | None = None) -> ServerRefu
 
 
 def error_in(body: bytes, *, retry_after: float | None = None) -> ServerRefused | None:
-    """The error that a body holds, as `error_of`; None where it holds none."""
+    """The error that a body holds, as `error_of`; None where it holds no error."""
     try:
         return error_of(json.loads(body), retry_after=retry_after)
     except (ValueError, RecursionError):
@@ -122,7 +125,7 @@ def error_in(body: bytes, *, retry_after: float | None = None) -> ServerRefused 
 def unreachable(address: str, reason: object) -> ServerUnreachable:
     """The error for an address where nobody answers."""
     return ServerUnreachable(
-        f"no server answers at {address} ({reason}); start one with make serve, or name another address"
+        f"no server answers at {address} ({reason}); start one with {START}, or name another address"
     )
 
 

@@ -1,8 +1,11 @@
-"""Finds the handler's modules by the names that they have in the archive; in a clone they lie beside this folder."""
+"""Finds the handler's modules by the names that they have in the archive.
 
-import importlib.util
+In a clone they lie beside this folder, and are taken before any that are installed; in the wheel they are installed.
+"""
+
 import sys
 from pathlib import Path
 
-if importlib.util.find_spec("maskx_image") is None:
-    sys.path.append(str(Path(__file__).resolve().parent.parent / "handler"))
+HANDLER = Path(__file__).resolve().parent.parent / "handler"
+if (HANDLER / "maskx_image.py").is_file() and str(HANDLER) not in sys.path:
+    sys.path.insert(0, str(HANDLER))

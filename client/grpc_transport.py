@@ -8,14 +8,17 @@ import ssl
 from collections.abc import Sequence
 from pathlib import Path
 
-import grpc
-
-from client.errors import ServerRefused, TimedOut, error_in, refused, unreachable
-from client.retry import Failure, seconds_of
-from client.transport import Parameters, Target, field_names
+from .errors import ServerRefused, TimedOut, error_in, refused, unreachable
+from .retry import Failure, seconds_of
+from .transport import Fields, Target, field_names
 
 try:
-    from client.generated import inference_pb2, inference_pb2_grpc
+    import google.protobuf  # noqa: F401  the generated code needs it
+    import grpc
+except ImportError as missing:
+    raise ImportError(f'gRPC needs more packages ({missing}); run pip install "maskx[grpc]"') from missing
+try:
+    from .generated import inference_pb2, inference_pb2_grpc
 except ImportError as missing:
     raise ImportError("client/generated is not made yet; run python -m client.compile_proto") from missing
 
@@ -69,12 +72,19 @@ class GrpcTransport:
     def __init__(self, target: Target) -> None:
         self._target = target
         self._channel = open_channel(target)
+        # TorchServe wants both; a proxy reads `authorization` alone
+        token = [("protocol", "gRPC"), ("authorization", f"Bearer {target.token}")]
+        self._metadata = token if target.token else []
         self._stub = inference_pb2_grpc.InferenceAPIsServiceStub(self._channel)
 
-    async def send(self, images: Sequence[bytes], parameters: Parameters, seconds: float) -> bytes:
+    async def send(self, images: Sequence[bytes], fields: Fields, seconds: float) -> bytes:
         """As `Transport.send`."""
-        request = prediction_request(self._target, images, parameters)
-        call = self._stub.Predictions.future(request, timeout=seconds, metadata=metadata(self._target))
+        entries = {name: value.encode() for name, value in fields.items()}
+        entries.update(zip(field_names(len(images)), images, strict=True))
+        request = inference_pb2.PredictionsRequest(
+            model_name=self._target.model, model_version=self._target.version, input=entries
+        )
+        call = self._stub.Predictions.future(request, timeout=seconds, metadata=self._metadata)
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
 
@@ -100,22 +110,6 @@ class GrpcTransport:
     async def aclose(self) -> None:
         """Closes the connection."""
         self._channel.close()
-
-
-def prediction_request(
-    target: Target, images: Sequence[bytes], parameters: Parameters
-) -> inference_pb2.PredictionsRequest:
-    """The message: images under data, data_1, ..., parameters as text by their names."""
-    entries = {name: value.encode() for name, value in parameters.items()}
-    entries.update(zip(field_names(len(images)), images, strict=True))
-    return inference_pb2.PredictionsRequest(
-        model_name=target.model, model_version=target.version, input=entries
-    )
-
-
-def metadata(target: Target) -> list[tuple[str, str]]:
-    """The token as TorchServe wants it; a proxy reads `authorization` alone."""
-    return [("protocol", "gRPC"), ("authorization", f"Bearer {target.token}")] if target.token else []
 
 
 def checked(body: bytes) -> bytes:

@@ -7,10 +7,13 @@ import os
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 ImageLike = bytes | str | os.PathLike[str] | Image.Image | np.ndarray
 """An encoded image, the path of a file, a Pillow image, or uint8 [height, width, 3] RGB (or [height, width] grey)."""
+
+NO_LIMIT = 2**40
+"""What is drawn on was read by the server, within its limits."""
 
 
 def encoded(image: ImageLike) -> bytes:
@@ -27,7 +30,7 @@ def encoded(image: ImageLike) -> bytes:
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
             raise ValueError(
-                f"an array of {image.dtype} {list(image.shape)} is no image; expected uint8 [height, width, 3] or "
+                f"an array of {image.dtype} {list(image.shape)} is not an image; expected uint8 [height, width, 3] or "
                 "[height, width]"
             )
         image = Image.fromarray(image)
@@ -37,18 +40,17 @@ def encoded(image: ImageLike) -> bytes:
 
 
 def upright(data: bytes) -> Image.Image:
-    """The image that an answer is about: turned by its EXIF orientation, 8 bits RGB.
+    """The image that an answer is about, decoded as the server does it: upright, 8 bits RGB, transparency over white.
 
     Raises:
         ValueError: this machine cannot read it.
     """
+    # only here, for it lifts Pillow's own limit on pixels for the whole process
+    from maskx_image import ImageError, decode
+
     try:
-        with Image.open(io.BytesIO(data)) as opened:
-            image = ImageOps.exif_transpose(opened)
-            if image.mode.startswith("I"):  # 16 bits, which Pillow would cut off rather than scale
-                image = image.point(lambda value: value / 257).convert("L")
-            return image.convert("RGB")
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+        return Image.fromarray(decode(data, max_pixels=NO_LIMIT, max_side=NO_LIMIT))
+    except ImageError as error:
         raise ValueError(
             f"the overlay cannot be drawn, for the image cannot be read here: {error}"
         ) from error

@@ -1,4 +1,4 @@
-"""An answer as typed values; masks become arrays only when they are asked for."""
+"""An answer as typed values, whose masks become arrays only when they are asked for, and as a table for people."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Detection:
         return whole
 
     def content(self) -> dict[str, Any]:
-        """The detection in the form of border 5."""
+        """The detection in the form of the server's answer."""
         found: dict[str, Any] = {
             "category_id": self.category_id,
             "category": self.category,
@@ -76,7 +76,7 @@ class Prediction:
     detections: tuple[Detection, ...]
 
     def content(self) -> dict[str, Any]:
-        """The answer in the form of border 5, as for a single image."""
+        """The server's answer to a single image."""
         return {
             "model": {"name": self.model_name, "version": self.model_version},
             "image": {"height": self.height, "width": self.width},
@@ -92,7 +92,7 @@ class Prediction:
         return coco_results(self.content(), image_id)
 
     def overlay(self, image: Image.Image) -> Image.Image:
-        """A new picture with the detections drawn over `image`, the upright one (see `client.images.upright`)."""
+        """A new picture with the detections drawn over `image`, the upright one (see `images.upright`)."""
         return draw_detections(image, [one.content() for one in self.detections], legend=True)
 
 
@@ -128,7 +128,7 @@ def prediction_of(content: Mapping[str, Any], model: Mapping[str, Any]) -> Predi
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"the answer is none of maskx ({type(error).__name__}: {error}); {ANOTHER}"
+            f"the answer is not one of maskx ({type(error).__name__}: {error}); {ANOTHER}"
         ) from error
 
 
@@ -165,3 +165,32 @@ def coco_results(content: Mapping[str, Any], image_id: int) -> list[dict[str, An
 def _four(values: Any) -> tuple[float, float, float, float]:
     x, y, width, height = values
     return x, y, width, height
+
+
+def table(prediction: Prediction) -> str:
+    """The detections as aligned columns, a line each, and what they are about."""
+    about = (
+        f"{len(prediction.detections)} detections in {prediction.width} x {prediction.height} pixels, by "
+        f"{prediction.model_name} {prediction.model_version}"
+    )
+    head = ("category", "score", "x", "y", "width", "height", "area", "mask")
+    rows: list[tuple[str, ...]] = [head]
+    for one in prediction.detections:
+        box = [f"{value:.1f}" for value in one.bbox]
+        learned = "supervised" if one.mask_supervised else "transferred*"
+        area = str(one.area) if isinstance(one.area, int) else f"{one.area:.1f}"
+        rows.append((one.category, f"{one.score:.3f}", *box, area, learned))
+    if len(rows) == 1:
+        return about
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    left = (0, len(head) - 1)
+    lines = [
+        "  ".join(
+            text.ljust(width) if column in left else text.rjust(width)
+            for column, (text, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    if any(not one.mask_supervised for one in prediction.detections):
+        lines.append("* the class never had a mask in training")
+    return "\n".join([*lines, about])

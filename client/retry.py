@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
-from client.errors import ServerRefused, ServerUnreachable, TimedOut
+from .errors import ServerRefused, ServerUnreachable, TimedOut
 
 Failure = ServerRefused | ServerUnreachable | TimedOut
 
@@ -41,7 +41,7 @@ class Retries:
 
 
 @dataclass
-class Pursuit:
+class Attempts:
     """One request on its way through its attempts.
 
     `deadline`: seconds that all attempts and waits may take together. `clock` and `chance` (0..1) are those of the

@@ -1,7 +1,8 @@
-"""One attempt over REST or gRPC: the bytes of images and parameters there, the answer's bytes back."""
+"""One attempt over REST or gRPC: the bytes of images and parameters there, the answer's bytes back; and REST."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import ssl
 import urllib.parse
@@ -10,13 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import httpx
+
+from .errors import ServerRefused, TimedOut, error_in, lost, refused, unreachable
+from .retry import seconds_of
+
 DEFAULT_URL = "http://127.0.0.1:8080"
 SCHEMES = ("http", "https", "grpc", "grpcs")
 TOKEN_VARIABLE = "MASKX_TOKEN"
 CONNECT_SECONDS = 10.0
 """A machine that does not even take the connection within so many seconds is not there."""
 
-Parameters = Mapping[str, str]
+Fields = Mapping[str, str]
+"""The parameters of a request as they travel: text by their names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +91,7 @@ class Target:
 class Transport(Protocol):
     """A way to the server; may be used by many tasks at once, on the loop that made it."""
 
-    async def send(self, images: Sequence[bytes], parameters: Parameters, seconds: float) -> bytes:
+    async def send(self, images: Sequence[bytes], fields: Fields, seconds: float) -> bytes:
         """The answer's body to one attempt.
 
         Raises:
@@ -105,3 +112,62 @@ def token_or_environment(token: str | None) -> str:
 def field_names(images: int) -> list[str]:
     """The names under which images travel in a form or a gRPC map: data, data_1, data_2, ..."""
     return ["data", *(f"data_{i}" for i in range(1, images))]
+
+
+class RestTransport:
+    """POST /predictions/<model>. Connections are kept and used again; proxies of the environment are not used.
+
+    `connections`: at most so many at a time.
+    """
+
+    def __init__(self, target: Target, *, connections: int) -> None:
+        self._target = target
+        headers = {"Authorization": f"Bearer {target.token}"} if target.token else {}
+        self._client = httpx.AsyncClient(
+            headers=headers,
+            timeout=httpx.Timeout(None, connect=CONNECT_SECONDS),  # all else is bounded in send()
+            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
+            verify=target.tls() if target.scheme == "https" else False,
+            trust_env=False,
+        )
+
+    async def send(self, images: Sequence[bytes], fields: Fields, seconds: float) -> bytes:
+        """As `Transport.send`. One image without parameters is the raw body, all else a form."""
+        url = self._target.prediction_url
+        try:
+            async with asyncio.timeout(seconds):
+                if len(images) == 1 and not fields:
+                    octets = {"Content-Type": "application/octet-stream"}
+                    response = await self._client.post(url, content=images[0], headers=octets)
+                else:
+                    files = [
+                        (name, ("image", image, "application/octet-stream"))
+                        for name, image in zip(field_names(len(images)), images, strict=True)
+                    ]
+                    response = await self._client.post(url, data=dict(fields), files=files)
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            raise unreachable(self._target.url, error or type(error).__name__) from error
+        except httpx.HTTPError as error:
+            raise lost(self._target.url, error or type(error).__name__) from error
+        except TimeoutError as error:
+            raise TimedOut(f"no answer from {self._target.url} within {seconds:.3g} s") from error
+        if response.status_code == 200:
+            return response.content
+        raise _refusal(response)
+
+    async def aclose(self) -> None:
+        """Closes all connections."""
+        await self._client.aclose()
+
+
+def _refusal(response: httpx.Response) -> ServerRefused:
+    """The error that a response means, also where its body is empty or HTML of something in between."""
+    retry_after = seconds_of(response.headers.get("retry-after"))
+    status = response.status_code
+    found = error_in(response.content, retry_after=retry_after)
+    if found is not None:
+        return found
+    reason = httpx.codes.get_reason_phrase(status) or "no reason given"
+    text = response.content[:300].decode(errors="replace").strip()
+    plain = text and "html" not in response.headers.get("content-type", "")
+    return refused(status, "HTTP", text if plain else reason, retry_after=retry_after)

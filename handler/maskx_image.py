@@ -42,7 +42,20 @@ MAX_SIDE = 16_384
 MOST_SCANS = 64
 """Scans of a JPEG: encoders write 1 to 20, and each costs a pass over all pixels but only some 30 bytes."""
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+_SUFFIXES = {
+    "JPEG": (".jpg", ".jpeg"),
+    "PNG": (".png",),
+    "WEBP": (".webp",),
+    "GIF": (".gif",),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm",),
+    "JPEG2000": (".jp2",),
+    "AVIF": (".avif",),
+}
+FORMATS = tuple(_SUFFIXES)
+SUFFIXES = tuple(suffix for suffixes in _SUFFIXES.values() for suffix in suffixes)
+"""Ends of the names, in lower case, by which the images of a folder are told from other files."""
 
 # The limits above are checked from the header before anything is decoded. Pillow's own limit would refuse
 # less (it warns first) and would stand in the way of whoever allows more.

@@ -6,6 +6,6 @@ The handler's modules import each other flat, as they lie in the archive, so the
 import sys
 from pathlib import Path
 
-HANDLER = str(Path(__file__).resolve().parent.parent / "handler")
-if HANDLER not in sys.path:
-    sys.path.append(HANDLER)
+HANDLER = Path(__file__).resolve().parent.parent / "handler"
+if (HANDLER / "maskx_image.py").is_file() and str(HANDLER) not in sys.path:
+    sys.path.insert(0, str(HANDLER))

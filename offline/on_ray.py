@@ -45,14 +45,7 @@ class Worker:
 
 
 def predict_on_ray(
-    plan: Plan,
-    todo: Sequence[int],
-    *,
-    images: str,
-    out: str,
-    model: Model,
-    wanted: Wanted,
-    workers: int,
+    plan: Plan, todo: Sequence[int], *, images: str, out: str, model: Model, wanted: Wanted, workers: int
 ) -> Iterator[int]:
     """Predict the parts `todo` of the plan by `workers` actors; the number of each as it is done and kept.
 

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+from maskx_image import SUFFIXES
 from offline.store import Store
 
 PLAN = "plan.json"
 PARTS = "parts/"
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".jp2", ".avif")
 
 
 @dataclass(frozen=True, kw_only=True)

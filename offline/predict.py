@@ -1,9 +1,9 @@
 """Predict all images of a folder or bucket: `python -m offline.predict --archive build/maskx.mar --images photos --out
 build/offline`.
 
-Writes COCO results with run lengths (`results.json`), the images they are of (`images.json`) and those that could not
-be read (`errors.json`), to a folder or bucket. A run that was stopped or killed goes on where it was, by the same
-command; images that have come since are added. With Ray (requirements/offline.txt) it runs on as many processes,
+Writes COCO results with run lengths (`results.json`), the images they are of (`results.images.json`) and those that
+could not be read (`errors.json`), to a folder or bucket. A run that was stopped or killed goes on where it was, by the
+same command; images that have come since are added. With Ray (requirements/offline.txt) it runs on as many processes,
 GPUs and machines as there are, without it in this process; the results are the same, byte for byte.
 """
 

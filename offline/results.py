@@ -9,7 +9,8 @@ from offline.plan import Plan, part_name
 from offline.predictor import Record
 from offline.store import Store
 
-RESULTS, IMAGES, ERRORS = "results.json", "images.json", "errors.json"
+RESULTS, IMAGES, ERRORS = "results.json", "results.images.json", "errors.json"
+"""The list of images lies beside the results under the name by which `client.annotation.convert` looks for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,7 @@ def kept_part(out: Store, plan: Plan, number: int) -> list[Record] | None:
 
 
 def join(out: Store, plan: Plan, categories: list[dict[str, Any]]) -> Summary:
-    """Write `results.json`, `images.json` and `errors.json` from the parts, all of which are done.
+    """Write the results, the list of images (a COCO file without annotations) and the errors; all parts are done.
 
     One part is in memory at a time, beside the lists of images and errors. The order is that of the plan, whatever
     the order in which the parts were done.
@@ -58,6 +59,6 @@ def join(out: Store, plan: Plan, categories: list[dict[str, Any]]) -> Summary:
         yield b"]\n"
 
     out.write(RESULTS, pieces())
-    out.write_json(IMAGES, {"images": images, "categories": categories})
+    out.write_json(IMAGES, {"images": images, "categories": categories, "annotations": []})
     out.write_json(ERRORS, errors)
     return Summary(images=len(images), failed=len(errors), detections=detections)

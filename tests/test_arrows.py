@@ -155,7 +155,7 @@ def test_the_handler_imports_its_modules_flat_as_they_lie_in_the_archive(root: P
     [
         ("model/a.py", "from training.data.coco import CocoDataset", "model.a -> training.data.coco"),
         ("model/a.py", "from maskx_image import decode", "model.a -> handler.maskx_image"),
-        ("training/a.py", "import client.rest", "training.a -> client.rest"),
+        ("training/a.py", "import client.retry", "training.a -> client.retry"),
         ("export/a.py", "def f():\n    from training import coco", "export.a -> training.data.coco"),
         ("client/a.py", "from model.network import MaskXRCNN", "client.a -> model.network"),
         ("handler/maskx_draw.py", "import maskx_a", "handler.maskx_draw -> handler.maskx_a"),
@@ -168,7 +168,7 @@ def test_the_handler_imports_its_modules_flat_as_they_lie_in_the_archive(root: P
 )
 def test_an_import_against_the_arrows_is_found(tmp_path: Path, path: str, line: str, arrow: str) -> None:
     for other in (
-        "training/coco", "client/rest", "model/network", "handler/maskx_a", "handler/maskx_image", "offline/plan"
+        "training/coco", "client/retry", "model/network", "handler/maskx_a", "handler/maskx_image", "offline/plan"
     ):  # fmt: skip
         (tmp_path / other).parent.mkdir(exist_ok=True)
         (tmp_path / f"{other}.py").touch()

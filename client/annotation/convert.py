@@ -11,16 +11,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from client.annotation.cvat import write_cvat
-from client.annotation.label_studio import write_label_studio
-from client.annotation.shapes import KINDS, read_results
+from .cvat import write_cvat
+from .label_studio import write_label_studio
+from .shapes import KINDS, read_results
+
+PROG = "python -m client.annotation.convert"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status: 0 written, 2 not."""
-    first, *examples = (__doc__ or "").split("\n")
+def main(arguments: Sequence[str] | None = None, *, prog: str = PROG) -> int:
+    """Command line under the name `prog`; returns the exit status: 0 written, 2 not."""
+    first, *examples = (__doc__ or "").replace(PROG, prog).split("\n")
     parser = argparse.ArgumentParser(
-        prog="python -m client.annotation.convert",
+        prog=prog,
         description=first,
         epilog="\n".join(examples),
         formatter_class=argparse.RawDescriptionHelpFormatter,

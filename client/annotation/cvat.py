@@ -11,8 +11,9 @@ from xml.etree import ElementTree as ET
 
 import numpy as np
 
-from client.annotation.shapes import Picture, Results, Shape
 from maskx_draw import Window
+
+from .shapes import Picture, Results, Shape
 
 
 def write_cvat(results: Results, path: Path) -> None:

@@ -16,8 +16,9 @@ from xml.etree import ElementTree as ET
 
 import numpy as np
 
-from client.annotation.shapes import Picture, Results, Shape
 from maskx_draw import Window
+
+from .shapes import Picture, Results, Shape
 
 LENGTH_BITS = (3, 4, 8, 16)
 VALUE_BITS = 8

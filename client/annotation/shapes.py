@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from client.many.coco import images_list_of
-from client.many.files import read_json
 from maskx_draw import Window, mask_window
+
+from ..many.coco import images_list_of
+from ..many.files import read_json
 
 KINDS = ("auto", "mask", "box")
 

@@ -11,12 +11,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from client.core import AsyncClient, Wishes
-from client.errors import NotAuthorized, ServerRefused, ServerUnreachable, TimedOut
-from client.images import upright
-from client.many.files import ImageFile
-from client.many.journal import Journal
 from maskx_draw import draw_detections
+
+from ..client import AsyncClient, Parameters
+from ..errors import NotAuthorized, ServerRefused, ServerUnreachable, TimedOut
+from ..images import upright
+from .files import ImageFile, whole
+from .journal import Journal
 
 
 @dataclass
@@ -32,7 +33,7 @@ class Outcome:
 async def run(
     client: AsyncClient,
     images: Sequence[ImageFile],
-    wishes: Wishes,
+    parameters: Parameters,
     journal: Journal,
     *,
     jobs: int,
@@ -57,7 +58,7 @@ async def run(
                         data = b""
                     else:
                         data = await asyncio.to_thread(image.path.read_bytes)
-                        answer = (await client.predict(data, **wishes)).content()
+                        answer = (await client.predict(data, **parameters)).content()
                         journal.add(image, answer)
                         outcome.answered += 1
                     if overlays is not None:
@@ -88,6 +89,5 @@ def _draw(image: ImageFile, data: bytes, answer: Mapping[str, Any], folder: Path
         data = image.path.read_bytes()
     path.parent.mkdir(parents=True, exist_ok=True)
     drawn = draw_detections(upright(data), answer["detections"], legend=True)
-    unfinished = path.with_name(path.name + ".unfinished")
-    drawn.save(unfinished, "PNG")
-    unfinished.replace(path)
+    with whole(path) as unfinished:
+        drawn.save(unfinished, "PNG")

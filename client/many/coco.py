@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from client.many.files import ImageFile
-from client.prediction import coco_results
+from ..prediction import coco_results
+from .files import ImageFile, whole
 
 
 def images_list_of(results: Path) -> Path:
@@ -26,8 +25,7 @@ def write_coco(path: Path, answers: Iterable[tuple[ImageFile, Mapping[str, Any]]
         ValueError: masks as PNG.
     """
     images, categories, detections = [], {}, 0
-    unfinished = path.with_name(path.name + ".unfinished")
-    with unfinished.open("w", encoding="utf-8") as file:
+    with whole(path) as unfinished, unfinished.open("w", encoding="utf-8") as file:
         file.write("[")
         for image, answer in answers:
             images.append({"id": image.image_id, "file_name": image.name, **answer["image"]})
@@ -36,14 +34,11 @@ def write_coco(path: Path, answers: Iterable[tuple[ImageFile, Mapping[str, Any]]
                 file.write((",\n" if detections else "\n") + json.dumps(result, separators=(",", ":")))
                 detections += 1
         file.write("\n]\n")
-    beside = images_list_of(path)
-    about = {
-        "images": images,
-        "categories": [{"id": number, "name": name} for number, name in sorted(categories.items())],
-        "annotations": [],
-    }
-    unfinished_list = beside.with_name(beside.name + ".unfinished")
-    unfinished_list.write_text(json.dumps(about), encoding="utf-8")
-    os.replace(unfinished_list, beside)
-    os.replace(unfinished, path)
+        about = {
+            "images": images,
+            "categories": [{"id": number, "name": name} for number, name in sorted(categories.items())],
+            "annotations": [],
+        }
+        with whole(images_list_of(path)) as unfinished_list:
+            unfinished_list.write_text(json.dumps(about), encoding="utf-8")
     return detections

@@ -5,12 +5,13 @@ from __future__ import annotations
 import glob
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif"})
+from maskx_image import SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def find_images(inputs: Sequence[str]) -> list[tuple[Path, str]]:
         if path.is_dir():
             files = [f for f in path.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file()]
             if not files:
-                raise ValueError(f"there is no image in the folder {path} ({', '.join(sorted(SUFFIXES))})")
+                raise ValueError(f"there is no image in the folder {path} ({', '.join(SUFFIXES)})")
             found.update((f, f.relative_to(path).as_posix()) for f in files)
         elif path.is_file():
             found[path] = path.name
@@ -74,6 +75,14 @@ def identified(found: Sequence[tuple[Path, str]], images: Mapping[str, int], sou
             + (f", nor {len(missing) - 1} others of the files given" if len(missing) > 1 else "")
         )
     return [ImageFile(path, name, images.get(name, images.get(Path(name).name, 0))) for path, name in found]
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A path to write to, which becomes `path` when all is written."""
+    unfinished = path.with_name(path.name + ".unfinished")
+    yield unfinished
+    unfinished.replace(path)
 
 
 def read_json(path: Path) -> Any:

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from client.many.files import ImageFile
+from .files import ImageFile
 
 
 class Journal:

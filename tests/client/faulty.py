@@ -57,11 +57,9 @@ class Step:
     drip: bool = False
 
     def content(self) -> bytes:
-        return (
-            self.body
-            if isinstance(self.body, bytes)
-            else json.dumps(self.body, separators=(",", ":")).encode()
-        )
+        if isinstance(self.body, bytes):
+            return self.body
+        return json.dumps(self.body, separators=(",", ":")).encode()
 
 
 @dataclass

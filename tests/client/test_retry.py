@@ -6,7 +6,7 @@ from email.utils import format_datetime
 import pytest
 
 from client.errors import ServerUnreachable, TimedOut, refused
-from client.retry import Failure, Pursuit, Retries, seconds_of
+from client.retry import Attempts, Failure, Retries, seconds_of
 
 
 class Clock:
@@ -16,11 +16,11 @@ class Clock:
         return self.now
 
 
-def pursuit(
+def attempting(
     *, chance: float = 1.0, attempts: int = 10, deadline: float = 1000.0, clock: Clock | None = None
-) -> Pursuit:
+) -> Attempts:
     retries = Retries(attempts=attempts, first=1.0, longest=8.0)
-    return Pursuit(retries, deadline, clock=clock or Clock(), chance=lambda: chance)
+    return Attempts(retries, deadline, clock=clock or Clock(), chance=lambda: chance)
 
 
 def busy(retry_after: float | None = None) -> Failure:
@@ -29,17 +29,17 @@ def busy(retry_after: float | None = None) -> Failure:
 
 def test_waits_double_up_to_the_longest_and_half_of_each_is_chance() -> None:
     for chance, share in ((1.0, 1.0), (0.0, 0.5), (0.5, 0.75)):
-        one = pursuit(chance=chance)
+        one = attempting(chance=chance)
         assert [one.wait(busy()) for _ in range(6)] == [share * s for s in (1, 2, 4, 8, 8, 8)]
 
 
 def test_a_retry_after_is_never_undercut_and_never_shortens_the_back_off() -> None:
-    one = pursuit()
+    one = attempting()
     assert [one.wait(busy(after)) for after in (3.0, 0.0, 20.0)] == [3.0, 2.0, 20.0]
 
 
 def test_the_last_attempt_ends_in_its_own_error() -> None:
-    one, last = pursuit(attempts=3), ServerUnreachable("gone")
+    one, last = attempting(attempts=3), ServerUnreachable("gone")
     one.wait(busy())
     one.wait(busy())
     with pytest.raises(ServerUnreachable, match="gone"):
@@ -48,7 +48,7 @@ def test_the_last_attempt_ends_in_its_own_error() -> None:
 
 def test_a_wait_beyond_the_deadline_is_not_begun_and_the_last_error_is_told() -> None:
     clock = Clock()
-    one = pursuit(deadline=10.0, clock=clock)
+    one = attempting(deadline=10.0, clock=clock)
     assert one.left() == 10.0
     assert one.wait(busy()) == 1.0
     clock.now += 8.5
@@ -66,7 +66,7 @@ def test_what_would_come_again_is_raised_as_it_is() -> None:
     ):
         assert not error.transient
         with pytest.raises(type(error)):
-            pursuit().wait(error)
+            attempting().wait(error)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_what_would_come_again_is_raised_as_it_is() -> None:
     ],
 )
 def test_what_passes_is_waited_for(code: int, kind: str, message: str) -> None:
-    assert pursuit().wait(refused(code, kind, message)) == 1.0
+    assert attempting().wait(refused(code, kind, message)) == 1.0
 
 
 def test_retry_after_is_read_as_seconds_or_as_a_date() -> None:

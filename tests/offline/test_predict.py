@@ -16,6 +16,8 @@ from offline.predict import main
 from offline.store import Store
 from tests.served.standin import DEVICE_FAULT, NETWORK_FAULT, plain, png, scene, write_standin
 
+Said = pytest.CaptureFixture[str]
+
 RAY = [
     pytest.mark.skipif(not has_ray(), reason="Ray is not installed (requirements/offline.txt)"),
     pytest.mark.filterwarnings("ignore"),  # Ray warns of its own settings' ends
@@ -46,16 +48,7 @@ class Command:
 
     def __init__(self, torchscript: Path, images: Path, out: Path) -> None:
         self.out = out
-        self.words = [
-            "--archive",
-            str(torchscript),
-            "--images",
-            str(images),
-            "--out",
-            str(out),
-            "--device",
-            "cpu",
-        ]
+        self.words = [f"--archive={torchscript}", f"--images={images}", f"--out={out}", "--device=cpu"]
 
     def __call__(self, *more: str, engine: str = "plain") -> int:
         return main([*self.words, "--engine", engine, "--part-images", "2", *more])
@@ -71,10 +64,10 @@ def command(torchscript: Path, images: Path, tmp_path: Path) -> Command:
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_folder_becomes_coco_results_and_a_bad_image_an_error_of_its_own(
-    command: Command, engine: str, capsys: pytest.CaptureFixture[str]
+    command: Command, engine: str, capsys: Said
 ) -> None:
     assert command(engine=engine) == 0
-    names = {image["id"]: image["file_name"] for image in command.read("images.json")["images"]}
+    names = {image["id"]: image["file_name"] for image in command.read("results.images.json")["images"]}
     assert names == {1: "a.png", 2: "b.PNG", 4: "d.png", 5: "deep/c.png", 6: "e.png"}
     results = command.read("results.json")
     assert [one["image_id"] for one in results] == [1, 2, 4, 5, 6]
@@ -90,11 +83,19 @@ def test_pycocotools_loads_the_results_onto_the_images(command: Command) -> None
     from pycocotools.coco import COCO
 
     assert command() == 0
-    (command.out / "truth.json").write_text(json.dumps({**command.read("images.json"), "annotations": []}))
-    loaded = COCO(str(command.out / "truth.json")).loadRes(str(command.out / "results.json"))
+    loaded = COCO(str(command.out / "results.images.json")).loadRes(str(command.out / "results.json"))
     (found,) = loaded.loadAnns(loaded.getAnnIds(imgIds=[5]))
     mask = loaded.annToMask(found)
     assert mask.sum() == 120 and mask[3:15, 4:14].all()
+
+
+def test_the_results_become_annotations_without_naming_their_images(command: Command) -> None:
+    from client.annotation import convert
+
+    assert command() == 0
+    out = command.out / "a.xml"
+    assert convert.main([str(command.out / "results.json"), "--to", "cvat", "--out", str(out)]) == 0
+    assert out.read_text().count("<mask ") == 5
 
 
 def test_an_archive_gives_what_its_model_gives_and_says_how_it_is_run(
@@ -133,7 +134,7 @@ def test_a_run_that_was_killed_goes_on_and_ends_with_the_same_bytes(
     first = (killed.out / "parts" / "000000.json").stat().st_mtime_ns
     assert killed(engine=engine) == 0
     assert (killed.out / "parts" / "000000.json").stat().st_mtime_ns == first
-    for name in ("results.json", "images.json", "errors.json"):
+    for name in ("results.json", "results.images.json", "errors.json"):
         assert (killed.out / name).read_bytes() == (command.out / name).read_bytes()
 
 
@@ -146,7 +147,7 @@ def test_a_broken_part_is_done_again(command: Command) -> None:
 
 
 def test_images_that_came_later_are_added_and_keep_nobody_waiting(
-    command: Command, images: Path, capsys: pytest.CaptureFixture[str]
+    command: Command, images: Path, capsys: Said
 ) -> None:
     assert command() == 0
     (images / "aa.png").write_bytes(png(scene(green=(1, 1, 5, 5))))
@@ -157,7 +158,7 @@ def test_images_that_came_later_are_added_and_keep_nobody_waiting(
 
 
 def test_parts_whose_plan_is_lost_are_not_taken_for_those_of_this_run(
-    command: Command, images: Path, capsys: pytest.CaptureFixture[str]
+    command: Command, images: Path, capsys: Said
 ) -> None:
     assert command() == 0
     (command.out / "plan.json").unlink()
@@ -178,9 +179,7 @@ def test_failed_images_are_tried_again_when_asked(command: Command, images: Path
     assert len(command.read("results.json")) == 6
 
 
-def test_results_of_other_settings_are_not_mixed(
-    command: Command, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_results_of_other_settings_are_not_mixed(command: Command, capsys: Said) -> None:
     assert command() == 0
     assert command("--score-threshold", "0.3") == 2
     assert "score_threshold None, and now it is '0.3'" in capsys.readouterr().err
@@ -189,7 +188,7 @@ def test_results_of_other_settings_are_not_mixed(
 
 
 def test_a_fault_of_the_network_costs_its_own_image_and_a_lost_device_ends_the_run(
-    command: Command, images: Path, capsys: pytest.CaptureFixture[str]
+    command: Command, images: Path, capsys: Said
 ) -> None:
     (images / "d.png").write_bytes(png(plain(NETWORK_FAULT)))
     assert command() == 0
@@ -218,15 +217,8 @@ def test_a_bucket_is_read_and_written_as_a_folder_is(
     bucket = Store("memory://bucket")
     for path in images.rglob("*.*"):
         bucket.write(f"photos/{path.relative_to(images).as_posix()}", [path.read_bytes()])
-    words = [
-        "--archive",
-        str(torchscript),
-        "--images",
-        "memory://bucket/photos",
-        "--out",
-        "memory://bucket/out",
-    ]
-    assert main([*words, "--device", "cpu", "--engine", "plain"]) == 0
+    words = [f"--archive={torchscript}", "--images=memory://bucket/photos", "--out=memory://bucket/out"]
+    assert main([*words, "--device=cpu", "--engine=plain"]) == 0
     assert bucket.read("out/results.json") == (command.out / "results.json").read_bytes()
 
 
@@ -248,16 +240,14 @@ def test_names_that_are_numbers_are_the_ids_unless_two_are_the_same() -> None:
     ],
 )
 def test_a_mistake_is_named_before_any_image_is_read(
-    command: Command, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    command: Command, words: list[str], message: str, capsys: Said
 ) -> None:
     assert command(*words) == 2
     assert message in capsys.readouterr().err
     assert not command.out.exists()
 
 
-def test_a_folder_without_images_is_refused(
-    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_without_images_is_refused(command: Command, tmp_path: Path, capsys: Said) -> None:
     (tmp_path / "empty").mkdir()
     assert command("--images", str(tmp_path / "empty")) == 2
     assert "has no image" in capsys.readouterr().err
@@ -272,7 +262,7 @@ def test_an_annotation_file_with_an_id_twice_is_refused() -> None:
 
 
 def test_ray_is_asked_for_by_name_where_it_is_absent(
-    command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: Command, monkeypatch: pytest.MonkeyPatch, capsys: Said
 ) -> None:
     monkeypatch.setattr(predict, "has_ray", lambda: False)
     assert command(engine="ray") == 2

@@ -8,16 +8,15 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
-from client.grpc_client import GrpcClient
-from client.rest import RestClient
 from export.archive import ROOT
 from server.management import Management
 from server.processes import Ports, Running, load_running, server_processes
+from tests.served.asking import Once
 from tests.served.nginx import Reply, reply_of
 
 SECRET = "MASKX_TEST_API_TOKEN"
@@ -30,7 +29,6 @@ class Machine:
 
     folder: Path
     started: str = ""
-    clients: list[GrpcClient] = field(default_factory=list)
 
     @property
     def state(self) -> Path:
@@ -88,13 +86,11 @@ class Machine:
         assert self.processes() == []
         return failed.stderr
 
-    def rest(self, token: str = "") -> RestClient:
-        return RestClient(f"http://127.0.0.1:{self.ports.inference}", token=token, timeout=60)
+    def rest(self, token: str = "") -> Once:
+        return Once(f"http://127.0.0.1:{self.ports.inference}", token)
 
-    def grpc(self, token: str = "") -> GrpcClient:
-        client = GrpcClient(f"127.0.0.1:{self.ports.grpc}", token=token, timeout=60)
-        self.clients.append(client)
-        return client
+    def grpc(self, token: str = "") -> Once:
+        return Once(f"grpc://127.0.0.1:{self.ports.grpc}", token)
 
     def ask(
         self,
@@ -137,8 +133,6 @@ class Machine:
         return str(json.loads((self.state / "key_file.json").read_text())["inference"]["key"])
 
     def end(self) -> None:
-        for client in self.clients:
-            client.close()
         self.command("stop")
 
 

@@ -12,8 +12,8 @@ import pytest
 
 from client.errors import ServerRefused
 from client.generated import inference_pb2, inference_pb2_grpc
-from client.grpc_client import GrpcClient
 from server.processes import free_ports
+from tests.served.asking import Once
 from tests.served.nginx import MANY, SECRET, Proxy, proxy
 
 LARGE = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
@@ -110,13 +110,10 @@ def test_a_prediction_passes_and_torchserve_sees_the_ids_but_no_secret(
 
 
 def test_our_client_works_through_it_and_translates_its_errors(front: Proxy) -> None:
-    with GrpcClient(f"127.0.0.1:{front.grpc_port}", token=SECRET) as client:
-        assert client.predict(b"x" * 5_000_000) == b"x" * 5_000_000
-    with (
-        GrpcClient(f"127.0.0.1:{front.grpc_port}", token="wrong") as client,
-        pytest.raises(ServerRefused, match="Authorization: Bearer"),
-    ):
-        client.predict(b"x")
+    url = f"grpc://127.0.0.1:{front.grpc_port}"
+    assert Once(url, SECRET).predict(b"x" * 5_000_000) == b"x" * 5_000_000
+    with pytest.raises(ServerRefused, match="Authorization: Bearer"):
+        Once(url, "wrong").predict(b"x")
 
 
 @pytest.mark.parametrize("status", ["INVALID_ARGUMENT", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "INTERNAL"])

@@ -8,9 +8,8 @@ from threading import Event
 
 import pytest
 
-from client.grpc_client import GrpcClient
-from client.rest import multipart
-from client.sync import Client
+from client import Client
+from tests.served.asking import Once, multipart
 from tests.served.machine import Machine
 from tests.served.nginx import SECRET, Proxy, proxy, wait_until
 from tests.served.standin import png, scene
@@ -47,8 +46,7 @@ def test_every_road_gives_the_bytes_that_torchserve_gives_without_the_proxy(
         reply = front.ask(body=sent, headers=headers)
         assert (reply.status, reply.body) == (200, expected), headers
         assert reply.headers["content-type"] == "application/json"
-    with GrpcClient(f"127.0.0.1:{front.grpc_port}", token=SECRET) as client:
-        assert client.predict(IMAGE) == expected
+    assert Once(f"grpc://127.0.0.1:{front.grpc_port}", SECRET).predict(IMAGE) == expected
 
 
 def test_a_bad_image_gets_the_handlers_400_unchanged(front: Proxy, server: Machine) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from client.rest import multipart
+from tests.served.asking import multipart
 from tests.served.machine import Machine
 from tests.served.standin import png, scene
 

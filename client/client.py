@@ -1,28 +1,32 @@
-"""`AsyncClient`: predictions of one model over REST or gRPC, asked again where that can help, as typed values."""
+"""`AsyncClient` and `Client`: predictions of one model over REST or gRPC, asked again where that can help, as typed
+values.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Coroutine, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TypedDict, Unpack
+from typing import TypedDict, TypeVar, Unpack
 
-from client.errors import ServerRefused, ServerUnreachable, TimedOut, error_of
-from client.images import ImageLike, encoded
-from client.prediction import ANOTHER, Prediction, parsed, prediction_of
-from client.rest_transport import RestTransport
-from client.retry import Pursuit, Retries
-from client.transport import DEFAULT_URL, Parameters, Target, Transport, token_or_environment
+from .errors import ServerRefused, ServerUnreachable, TimedOut, error_of
+from .images import ImageLike, encoded
+from .prediction import ANOTHER, Prediction, parsed, prediction_of
+from .retry import Attempts, Retries
+from .transport import DEFAULT_URL, RestTransport, Target, Transport, token_or_environment
+
+Value = TypeVar("Value")
 
 IMAGES_PER_REQUEST = 8
 BYTES_PER_REQUEST = 24_000_000
 """A request of several images stays below what the server takes as it is shipped; more become more requests."""
 
 
-class Wishes(TypedDict, total=False):
-    """Parameters of a request; the server's defaults hold for what is left out or None.
+class Parameters(TypedDict, total=False):
+    """What a request asks for beside its images; the server's defaults hold for what is left out or None.
 
     score_threshold: 0 to 1. max_detections: the best so many. categories: names or ids. mask_format: rle, polygon, png
     or none.
@@ -32,6 +36,19 @@ class Wishes(TypedDict, total=False):
     max_detections: int | str | None
     categories: Sequence[str | int] | str | None
     mask_format: str | None
+
+
+class Connection(TypedDict, total=False):
+    """The keyword arguments of both clients, see `AsyncClient`."""
+
+    model: str
+    version: str
+    token: str | None
+    ca: Path | str | None
+    timeout: float
+    deadline: float
+    retries: Retries | None
+    connections: int
 
 
 class AsyncClient:
@@ -48,8 +65,8 @@ class AsyncClient:
         connections: at most so many at a time over REST; gRPC needs one.
 
     Raises:
-        ValueError: an argument that cannot be.
-        ImportError: gRPC, and client/generated is not made.
+        ValueError: an argument has a value that is not possible.
+        ImportError: gRPC is asked for, and its packages are not installed or its code is not made.
     """
 
     def __init__(
@@ -80,26 +97,26 @@ class AsyncClient:
         self._transport: Transport
         if self._target.grpc:
             # only who asks for gRPC needs its packages and the generated code
-            from client.grpc_transport import GrpcTransport
+            from .grpc_transport import GrpcTransport
 
             self._transport = GrpcTransport(self._target)
         else:
             self._transport = RestTransport(self._target, connections=connections)
 
-    async def predict(self, image: ImageLike, **wishes: Unpack[Wishes]) -> Prediction:
+    async def predict(self, image: ImageLike, **parameters: Unpack[Parameters]) -> Prediction:
         """What the model finds in one image.
 
         Raises:
             ServerRefused: the server answered with an error; the class says of which sort (client/errors.py).
             ServerUnreachable: nobody answered, also not in the last attempt.
             TimedOut: the attempt's time or the deadline has passed.
-            ValueError: the image or the answer is none.
+            ValueError: the image cannot be sent, or the answer is not one of maskx.
         """
-        content = parsed(await self.raw([encoded(image)], wishes))
+        content = parsed(await self.raw([encoded(image)], parameters))
         return prediction_of(content, content.get("model", {}))
 
     async def predict_many(
-        self, images: Sequence[ImageLike], **wishes: Unpack[Wishes]
+        self, images: Sequence[ImageLike], **parameters: Unpack[Parameters]
     ) -> list[Prediction | ServerRefused]:
         """What the model finds in several images, sent together: in their order, and an error in the place of an image
         that the server refused.
@@ -114,15 +131,15 @@ class AsyncClient:
         # at a time, so that a failure leaves no request behind
         found: list[Prediction | ServerRefused] = []
         for begin, end in _portions([len(one) for one in data]):
-            found += await self._portion(data[begin:end], wishes)
+            found += await self._portion(data[begin:end], parameters)
         return found
 
-    async def _portion(self, images: list[bytes], wishes: Wishes) -> list[Prediction | ServerRefused]:
-        pursuit = Pursuit(self._retries, self._deadline)
+    async def _portion(self, images: list[bytes], parameters: Parameters) -> list[Prediction | ServerRefused]:
+        attempts = Attempts(self._retries, self._deadline)
         results: dict[int, Prediction | ServerRefused] = {}
         missing = list(range(len(images)))
         while missing:
-            found = await self._together([images[i] for i in missing], wishes, pursuit)
+            found = await self._together([images[i] for i in missing], parameters, attempts)
             results.update(zip(missing, found, strict=True))
             passing = {
                 i: one for i, one in results.items() if isinstance(one, ServerRefused) and one.transient
@@ -130,47 +147,45 @@ class AsyncClient:
             missing = list(passing)
             if missing:
                 try:
-                    await asyncio.sleep(pursuit.wait(passing[missing[0]]))
+                    await asyncio.sleep(attempts.wait(passing[missing[0]]))
                 except (ServerRefused, TimedOut):
                     break  # the errors stay in their places
         return [results[i] for i in range(len(images))]
 
     async def _together(
-        self, images: list[bytes], wishes: Wishes, pursuit: Pursuit
+        self, images: list[bytes], parameters: Parameters, attempts: Attempts
     ) -> list[Prediction | ServerRefused]:
         """The results of one request; the server answers a single image in the form of `predict`."""
         if len(images) > 1:
-            return _results(await self.raw(images, wishes, pursuit=pursuit), len(images))
+            return _results(await self.raw(images, parameters, attempts=attempts), len(images))
         try:
-            content = parsed(await self.raw(images, wishes, pursuit=pursuit))
+            content = parsed(await self.raw(images, parameters, attempts=attempts))
         except ServerRefused as error:
             return [error]
         return [prediction_of(content, content.get("model", {}))]
 
-    async def overlay(self, image: ImageLike, **wishes: Unpack[Wishes]) -> bytes:
+    async def overlay(self, image: ImageLike, **parameters: Unpack[Parameters]) -> bytes:
         """The image with the detections drawn over it by the server, a PNG; raises as `predict`."""
-        return await self.raw([encoded(image)], wishes, output="overlay")
+        return await self.raw([encoded(image)], parameters, output="overlay")
 
     async def raw(
         self,
         images: Sequence[bytes],
-        wishes: Wishes,
+        parameters: Parameters,
         *,
         output: str | None = None,
-        pursuit: Pursuit | None = None,
+        attempts: Attempts | None = None,
     ) -> bytes:
         """The answer's body to a request of these images, after as many attempts as it took; raises as `predict`."""
-        parameters = as_text(wishes)
-        if output is not None:
-            parameters = {**parameters, "output": output}
-        if pursuit is None:
-            pursuit = Pursuit(self._retries, self._deadline)
+        fields = as_text(parameters) | ({} if output is None else {"output": output})
+        if attempts is None:
+            attempts = Attempts(self._retries, self._deadline)
         while True:
-            seconds = min(self._timeout, pursuit.left())
+            seconds = min(self._timeout, attempts.left())
             try:
-                return await self._transport.send(images, parameters, seconds)
+                return await self._transport.send(images, fields, seconds)
             except (ServerRefused, ServerUnreachable, TimedOut) as error:
-                await asyncio.sleep(pursuit.wait(error))
+                await asyncio.sleep(attempts.wait(error))
 
     async def aclose(self) -> None:
         """Closes all connections."""
@@ -185,10 +200,79 @@ class AsyncClient:
         await self.aclose()
 
 
-def as_text(wishes: Wishes) -> Parameters:
+class Client:
+    """The same for code without an event loop; may be shared by threads, and is to be closed.
+
+    Arguments, methods and errors are those of `AsyncClient`. The requests run on a loop of the client's own, in a
+    thread, so that there is one implementation, and a deadline holds even where a server sends its answer byte by byte.
+    """
+
+    def __init__(self, url: str = DEFAULT_URL, **connection: Unpack[Connection]) -> None:
+        self._remote = AsyncClient(url, **connection)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="maskx client", daemon=True)
+        self._thread.start()
+
+    def predict(self, image: ImageLike, **parameters: Unpack[Parameters]) -> Prediction:
+        """As `AsyncClient.predict`."""
+        return self._wait(self._remote.predict(image, **parameters))
+
+    def predict_many(
+        self, images: Sequence[ImageLike], **parameters: Unpack[Parameters]
+    ) -> list[Prediction | ServerRefused]:
+        """As `AsyncClient.predict_many`."""
+        return self._wait(self._remote.predict_many(images, **parameters))
+
+    def overlay(self, image: ImageLike, **parameters: Unpack[Parameters]) -> bytes:
+        """As `AsyncClient.overlay`."""
+        return self._wait(self._remote.overlay(image, **parameters))
+
+    def raw(self, images: Sequence[bytes], parameters: Parameters, *, output: str | None = None) -> bytes:
+        """As `AsyncClient.raw`."""
+        return self._wait(self._remote.raw(images, parameters, output=output))
+
+    def _wait(self, work: Coroutine[None, None, Value]) -> Value:
+        if self._loop.is_closed():
+            work.close()
+            raise ValueError("the client is closed; make a new one")
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:  # Ctrl-C reaches this thread, not the loop's
+            future.cancel()
+            raise
+
+    def close(self) -> None:
+        """Closes all connections; a second time it does nothing."""
+        if self._loop.is_closed():
+            return
+        self._wait(self._end())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+        self._loop.close()
+
+    async def _end(self) -> None:
+        """Ends what is under way in other threads, whose callers get CancelledError, and the connections."""
+        others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await self._remote.aclose()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def as_text(parameters: Parameters) -> dict[str, str]:
     """The parameters as they travel, without those that are None; a list of categories as JSON, for names may have
     commas."""
-    given = {name: value for name, value in wishes.items() if value is not None}
+    given = {name: value for name, value in parameters.items() if value is not None}
     return {name: value if isinstance(value, str) else json.dumps(value) for name, value in given.items()}
 
 

@@ -1,0 +1,87 @@
+"""`maskx`, the command of the wheel: each verb is one of the command lines of client/ and server/."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from typing import NamedTuple
+
+PREFIX = (__package__ or "").removesuffix("client")
+"""What the names of the packages begin with where they are installed: maskx_."""
+
+
+class Verb(NamedTuple):
+    """A verb of the command.
+
+    `module` has its `main`, which gets the arguments `first` and those of the command line. It needs `packages` of the
+    extra `serve`.
+    """
+
+    says: str
+    module: str
+    first: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
+
+
+ALL_SERVERS_NEED = ("psutil", "yaml")
+VERBS = {
+    "predict": Verb("send images to a server: a table, overlays, COCO results", "client.__main__"),
+    "convert": Verb("COCO results for CVAT or Label Studio", "client.annotation.convert"),
+    "serve": Verb(
+        "start TorchServe with an archive and wait until the model answers",
+        "server.__main__",
+        ("start",),
+        (*ALL_SERVERS_NEED, "torch", "torchvision", "ts"),
+    ),
+    "stop": Verb("stop that server", "server.__main__", ("stop",), ALL_SERVERS_NEED),
+    "ready": Verb("say whether it answers a prediction now", "server.__main__", ("ready",), ALL_SERVERS_NEED),
+    "versions": Verb(
+        "list the versions that it has loaded", "server.__main__", ("versions",), ALL_SERVERS_NEED
+    ),
+}
+
+
+def usage() -> str:
+    """All verbs, a line each."""
+    lines = [f"  {name:<10}{verb.says}" for name, verb in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: maskx VERB ...",
+            "",
+            "Asks and serves Mask^X R-CNN. `maskx VERB --help` tells what a verb takes.",
+            "",
+            *lines,
+            "",
+            f"More about the server, in the foreground and with several versions: python -m {PREFIX}server --help",
+        ]
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the verb's exit status, and 2 where there is no such verb or its extra is missing."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] in (["--help"], ["-h"]):
+        print(usage())
+        return 0
+    if not given or given[0] not in VERBS:
+        problem = f"there is no verb {given[0]!r}" if given else "a verb is missing"
+        print(f"{usage()}\n\nerror: {problem}", file=sys.stderr)
+        return 2
+    name, *rest = given
+    verb = VERBS[name]
+    missing = [package for package in verb.packages if find_spec(package) is None]
+    if missing:
+        print(
+            f'error: maskx {name} needs {", ".join(missing)}; run pip install "maskx[serve]"', file=sys.stderr
+        )
+        return 2
+    command = import_module(PREFIX + verb.module)
+    own_name = {} if verb.first else {"prog": f"maskx {name}"}
+    status: int = command.main([*verb.first, *rest], **own_name)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""The picture that the client draws on is the server's, whatever kind of image it comes from, and so is the drawing."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, features
+
+from client.images import upright
+from client.many.files import find_images
+from client.prediction import prediction_of
+from maskx_image import FORMATS, SUFFIXES, decode
+from maskx_model import ServedModel
+from maskx_service import Service
+from maskx_settings import Limits
+from tests.served.standin import scene, write_standin
+
+RED = scene(red=(3, 4, 20, 15))
+RAMP = np.linspace(0, 1, 1200, dtype=np.float32).reshape(30, 40)
+
+
+def saved(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def see_through() -> Image.Image:
+    """RGBA: the red rectangle over black pixels whose alpha goes from none to all of it."""
+    pixels = np.dstack([np.where(RED == 128, 0, RED), (255 * RAMP).astype(np.uint8)])
+    pixels[4:19, 3:23, 3] = 255
+    return Image.fromarray(pixels)
+
+
+def turned() -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return saved(Image.fromarray(RED), "JPEG", quality=95, subsampling=0, exif=exif)
+
+
+KINDS = {
+    "RGBA": saved(see_through()),
+    "LA": saved(see_through().convert("LA")),
+    "a transparent colour": saved(Image.fromarray(RED), transparency=(128, 128, 128)),
+    "palette": saved(see_through().quantize(16)),
+    "floating point": saved(Image.fromarray(RAMP), "TIFF"),
+    "16 bits": saved(Image.fromarray((RAMP * 65_535).astype(np.uint16))),
+    "CMYK": saved(Image.fromarray(RED).convert("CMYK"), "JPEG", quality=95, subsampling=0),
+    "turned by EXIF": turned(),
+}
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Service:
+    path = write_standin(tmp_path_factory.mktemp("standin") / "maskx.pt")
+    served = ServedModel(path, torch.device("cpu"), precision="float32")
+    return Service(served, Limits(), name="maskx", version="1.0")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_overlay_drawn_here_is_the_servers_pixel_for_pixel(service: Service, kind: str) -> None:
+    data = KINDS[kind]
+    answer, overlay = service.answer([{"body": data}, {"body": data, "output": b"overlay"}])
+    content = json.loads(answer.body)
+    assert "detections" in content
+    here = prediction_of(content, content["model"]).overlay(upright(data))
+    with Image.open(io.BytesIO(overlay.body)) as there:
+        assert np.array_equal(np.asarray(here), np.asarray(there))
+
+
+def test_some_of_these_images_show_what_was_found(service: Service) -> None:
+    """Else the test above would compare images without a drawing."""
+    answers = service.answer(
+        [{"body": KINDS[kind]} for kind in ("RGBA", "a transparent colour", "turned by EXIF")]
+    )
+    assert [len(json.loads(answer.body)["detections"]) for answer in answers] == [1, 1, 1]
+
+
+def test_an_image_that_cannot_be_read_here_is_told() -> None:
+    with pytest.raises(ValueError, match="the overlay cannot be drawn, .*: not an image"):
+        upright(b"none")
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_each_suffix_that_is_looked_for_is_of_a_format_that_is_read(suffix: str) -> None:
+    kind = Image.registered_extensions()[suffix]
+    assert kind in FORMATS
+    if kind != "AVIF" or features.check("avif"):
+        assert decode(saved(Image.fromarray(RED), kind)).shape == RED.shape
+
+
+def test_an_image_of_each_format_is_found_in_a_folder(tmp_path: Path) -> None:
+    for suffix in SUFFIXES:
+        (tmp_path / f"a{suffix.upper()}").touch()
+    (tmp_path / "a.txt").touch()
+    assert [name for _, name in find_images([str(tmp_path)])] == sorted(f"a{one.upper()}" for one in SUFFIXES)
