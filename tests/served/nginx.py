@@ -146,13 +146,17 @@ class Proxy:
         headers: dict[str, str] | None = None,
         *,
         secret: str | None = SECRET,
+        over: http.client.HTTPConnection | None = None,
     ) -> Reply:
-        """One request over a connection of its own."""
-        connection = self.connect()
+        """One request over a connection of its own, or over one that is kept."""
+        authorization = {} if secret is None else {"Authorization": f"Bearer {secret}"}
+        connection = over or self.connect()
         try:
-            return ask(connection, method, path, body, headers, secret=secret)
+            connection.request(method, path, body=body, headers={**authorization, **(headers or {})})
+            return reply_of(connection)
         finally:
-            connection.close()
+            if over is None:
+                connection.close()
 
     def connect(self) -> http.client.HTTPConnection:
         if self.settings.get("TLS") == "on":
@@ -171,21 +175,6 @@ class Proxy:
             self.process.send_signal(signal.SIGTERM)
             self.process.wait(SIGNS_OF_LIFE)
         shutil.rmtree(self.folder)
-
-
-def ask(
-    connection: http.client.HTTPConnection,
-    method: str = "POST",
-    path: str = "/predictions/maskx",
-    body: bytes = b"an image",
-    headers: dict[str, str] | None = None,
-    *,
-    secret: str | None = SECRET,
-) -> Reply:
-    """One request over a connection that may be kept."""
-    authorization = {} if secret is None else {"Authorization": f"Bearer {secret}"}
-    connection.request(method, path, body=body, headers={**authorization, **(headers or {})})
-    return reply_of(connection)
 
 
 def reply_of(connection: http.client.HTTPConnection) -> Reply:

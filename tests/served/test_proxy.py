@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from export.archive import ROOT
-from tests.served.nginx import MANY, SECRET, Proxy, Reply, ask, proxy, reply_of, wait_until
+from tests.served.nginx import MANY, SECRET, Proxy, Reply, proxy, reply_of, wait_until
 from tests.served.upstream import Answer, Seen, Upstream, upstream
 
 HANDLERS_400 = b'{"error":{"code":400,"type":"InvalidImage","message":"not an image: \xc3\xa9"}}'
@@ -314,35 +314,16 @@ def test_a_server_that_is_not_there_is_502_and_one_that_is_silent_504(behind: Up
                 assert (reply.status, reply.error()["type"]) == (502, "Unreachable")
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        "/",
-        "/ping",
-        "/models",
-        "/models/maskx",
-        "/models/maskx/invoke",
-        "/invocations",
-        "/explanations/maskx",
-        "/wfpredict/x",
-        "/workflows",
-        "/metrics",
-        "/api-description",
-        "/token",
-        "/predictions",
-        "/predictions/",
-        "/predictions/maskx/1.0/extra",
-        "/v1/models/maskx:explain",
-        "/v1/models/maskx",
-        "/v2/models/maskx/explain",
-        "/v2/health/ready",
-        "/_error",
-        "/_grpc/401",
-        "/_own/500",
-        "/_nowhere",
-        "/org.pytorch.serve.grpc.management.ManagementAPIsService/RegisterModel",
-    ],
-)
+OTHER_PATHS = """
+/ /ping /models /models/maskx /models/maskx/invoke /invocations /explanations/maskx /wfpredict/x
+/workflows /metrics /api-description /token /predictions /predictions/ /predictions/maskx/1.0/extra
+/v1/models/maskx:explain /v1/models/maskx /v2/models/maskx/explain /v2/health/ready /_error
+/_grpc/401 /_own/500 /_nowhere
+/org.pytorch.serve.grpc.management.ManagementAPIsService/RegisterModel
+"""
+
+
+@pytest.mark.parametrize("path", OTHER_PATHS.split())
 def test_every_other_path_is_404(front: Proxy, behind: Upstream, path: str) -> None:
     for method in ("GET", "POST"):
         assert refused(front.ask(method, path, b""), behind) == (404, "NotFound")
@@ -369,7 +350,9 @@ def test_a_kept_connection_that_closes_loses_no_request(front: Proxy, behind: Up
     """TorchServe says `connection: close` with every error; here even a connection that closes without a word."""
     behind.answer = lambda seen: Answer(503) if seen.body == b"busy" else Answer(hang_up=seen.body == b"last")
     connection = front.connect()
-    statuses = [ask(connection, body=body).status for body in (b"", b"busy", b"last", b"next") * 25]
+    statuses = [
+        front.ask(body=body, over=connection).status for body in (b"", b"busy", b"last", b"next") * 25
+    ]
     connection.close()
     assert statuses == [200, 503, 200, 200] * 25
     assert [seen.body for seen in behind.seen] == [b"", b"busy", b"last", b"next"] * 25
