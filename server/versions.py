@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from .drain import wait_until_idle
-from .life import STORE, failed_loads, failure_reason
+from .life import STORE, failed_loads, failure_reason, failure_reason_soon
 from .management import Management, Refused
 from .processes import Running, load_running
 from .settings import MODEL, checked_copy, read_contents, start_command
@@ -61,7 +61,7 @@ def _wait_for_worker(
     deadline = time.monotonic() + timeout
     while not any(worker.lives() for worker in server.version(name).workers):
         if failed_loads(logs) > failed_before:
-            raise TimeoutError("its worker could not load the model")
+            raise TimeoutError(failure_reason_soon(logs) or "its worker could not load the model")
         if time.monotonic() > deadline:
             raise TimeoutError(f"its worker is not ready after {timeout:g} s")
         time.sleep(0.1)
