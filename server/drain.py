@@ -168,7 +168,7 @@ class StopSignals:
 
 
 def _serve(signals: StopSignals, process: psutil.Popen) -> bool:
-    """Until a signal comes; False where TorchServe ends before."""
+    """Waits for a signal; False where TorchServe ends before one comes."""
     while signals.count == 0:
         if process.poll() is not None:
             return False

@@ -175,8 +175,16 @@ def failure_reason(logs: Path) -> str:
     return ""
 
 
+def failure_reason_soon(logs: Path, *, seconds: float = 5.0) -> str:
+    """As `failure_reason`, waiting for one: TorchServe notes that a worker failed before it logs what that said."""
+    deadline = time.monotonic() + seconds
+    while not (reason := failure_reason(logs)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return reason
+
+
 def _launch(state: Path, running: Running, java_home: Path) -> psutil.Popen:
-    """TorchServe in a session of its own, with little of the environment and without the project on its path."""
+    """Starts TorchServe in a session of its own, with little of the environment and without the project on its path."""
     logs = state / "logs"
     logs.mkdir()
     environment = handed_down(os.environ) | mark_of(state) | threads_of(running.batching, os.environ)
@@ -212,9 +220,10 @@ def _wait_until_ready(state: Path, running: Running, process: psutil.Popen, time
         if not reason:
             return
         # TorchServe starts a worker that cannot load again and again; one failure is enough to know why.
-        failure = failure_reason(logs)
         if failed_loads(logs) > 0:
-            raise ValueError(f"the model cannot be served: {failure or 'no reason given'} (logs: {logs})")
+            failure = failure_reason_soon(logs) or "no reason given"
+            raise ValueError(f"the model cannot be served: {failure} (logs: {logs})")
+        failure = failure_reason(logs)
         if process.poll() is not None:
             raise ValueError(f"TorchServe ended at once: {failure or 'no reason given'} (logs: {logs})")
         if time.monotonic() > deadline:

@@ -73,7 +73,10 @@ class Refused(ValueError):
 
 
 class Management:
-    """Of one running server; every call raises OSError or http.client.HTTPException where it does not answer."""
+    """The management API of one running server.
+
+    Every call raises OSError or http.client.HTTPException where it does not answer.
+    """
 
     def __init__(self, state: Path, running: Running, *, timeout: float = 10.0) -> None:
         self._state = state
@@ -85,7 +88,7 @@ class Management:
         return _version(self._json("GET", f"/models/{MODEL}")[0])
 
     def version(self, name: str) -> Version:
-        """Raises Refused where it is not registered."""
+        """What TorchServe says of this version. Raises Refused where it is not registered."""
         return _version(self._json("GET", f"/models/{MODEL}/{quote(name)}")[0])
 
     def versions(self) -> list[Version]:
@@ -124,7 +127,7 @@ class Management:
         self._json("PUT", f"/models/{MODEL}/{quote(name)}/set-default")
 
     def unregister(self, name: str) -> None:
-        """At once; requests that wait for this version are never answered. Raises Refused."""
+        """Removes a version at once; requests that wait for it are never answered. Raises Refused."""
         self._json("DELETE", f"/models/{MODEL}/{quote(name)}", timeout=60.0)
 
     def _json(self, method: str, path: str, *, timeout: float | None = None) -> Any:

@@ -64,7 +64,7 @@ def require_free(ports: Ports) -> None:
 
 
 def ports_of(values: Sequence[str]) -> Ports:
-    """--ports: `free`, or five numbers. Raises ValueError."""
+    """The ports of --ports, which is `free` or five numbers. Raises ValueError."""
     if list(values) == ["free"]:
         return free_ports()
     names = [field.name for field in fields(Ports)]

@@ -27,9 +27,12 @@ MANIFEST = "MAR-INF/MANIFEST.json"
 VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """A version stands in addresses and in a file's name."""
 
-_INSTALLED = Path(__file__).resolve().with_name("serve_config")
-SHIPPED = _INSTALLED if _INSTALLED.is_dir() else _INSTALLED.parents[1] / "serve_config"
-"""In this folder where the package is installed, else beside it: in the repository and in the serving image."""
+HERE = Path(__file__).resolve().parent
+INSTALLED = (HERE / "serve_config").is_dir()
+"""Whether this is the installed package, with serve_config/ inside; in the repository and in the serving image it lies
+beside the package."""
+SHIPPED = (HERE if INSTALLED else HERE.parent) / "serve_config"
+PROGRAM = f"python -m {__package__}"
 CONFIG = SHIPPED / "config.properties"
 METRICS = SHIPPED / "metrics.yaml"
 LOGGING = SHIPPED / "log4j2.xml"
@@ -57,6 +60,13 @@ HANDED_DOWN = re.compile(
 )
 """Variables that Java and the worker get; no other, so that a secret under whatever name stays with who starts them.
 Of these, config.properties hides from the worker what sounds like a secret."""
+
+
+def start_command(flags: str = "") -> str:
+    """How to start a server from here, for messages."""
+    if INSTALLED:
+        return f"{PROGRAM} start {flags}".rstrip()
+    return f"make serve SERVE_ARGS={flags}" if flags else "make serve"
 
 
 @dataclass(frozen=True, kw_only=True)

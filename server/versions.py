@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 
 from .drain import wait_until_idle
-from .life import STORE, failed_loads, failure_reason
+from .life import STORE, failed_loads, failure_reason, failure_reason_soon
 from .management import Management, Refused
 from .processes import Running, load_running
-from .settings import MODEL, checked_copy, read_contents
+from .settings import MODEL, checked_copy, read_contents, start_command
 
 
 def register(archive: Path, *, state: Path, timeout: float = 180.0) -> str:
@@ -61,7 +61,7 @@ def _wait_for_worker(
     deadline = time.monotonic() + timeout
     while not any(worker.lives() for worker in server.version(name).workers):
         if failed_loads(logs) > failed_before:
-            raise TimeoutError("its worker could not load the model")
+            raise TimeoutError(failure_reason_soon(logs) or "its worker could not load the model")
         if time.monotonic() > deadline:
             raise TimeoutError(f"its worker is not ready after {timeout:g} s")
         time.sleep(0.1)
@@ -115,7 +115,7 @@ def table(*, state: Path) -> str:
 def _running(state: Path) -> Running:
     running = load_running(state)
     if running is None:
-        raise ValueError(f"no server was started from {state}; start one with make serve")
+        raise ValueError(f"no server was started from {state}; start one with {start_command()}")
     return running
 
 
@@ -124,7 +124,7 @@ def _with_model_api(state: Path) -> Running:
     if not running.model_api:
         raise ValueError(
             "this server was started without --model-api, so no version can be registered or removed; start it with "
-            "make serve SERVE_ARGS=--model-api"
+            f"{start_command('--model-api')}"
         )
     return running
 

@@ -1,4 +1,4 @@
-"""One TorchServe with the stand-in for all tests that only ask it."""
+"""Two TorchServes with the stand-in for all tests that only ask them."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from export.archive import ROOT, build_archive
-from tests.served.machine import Machine, make_machine
+from tests.served.machine import Machine, serving
 from tests.served.standin import write_standin
 
 
@@ -34,13 +34,17 @@ def standin_archive(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
 def server(
     standin_archive: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Machine]:
+    """The stand-in, served with batches of what there is, so that nobody waits for more."""
+    archive = standin_archive("quick", batchSize=4, maxBatchDelay=1)
+    with serving(tmp_path_factory.mktemp("machine"), archive) as machine:
+        yield machine
+
+
+@pytest.fixture(scope="session")
+def batched(
+    standin_archive: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Machine]:
     """The stand-in, served with batches of 8 that are waited for."""
     archive = standin_archive("batched", batchSize=8, maxBatchDelay=300)
-    machine = make_machine(tmp_path_factory.mktemp("machine"), archive)
-    try:
-        started = machine.start()
-        assert started.returncode == 0, started.stderr
-        machine.started = started.stdout
+    with serving(tmp_path_factory.mktemp("batched"), archive) as machine:
         yield machine
-    finally:
-        machine.end()

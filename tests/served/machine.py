@@ -1,18 +1,23 @@
 """A machine that serves: a folder with the archive, server/ and serve_config/, and nothing else of the project."""
 
+import http.client
 import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 from export.archive import ROOT
-from server.processes import Ports, load_running, server_processes
+from server.management import Management
+from server.processes import Ports, Running, load_running, server_processes
 from tests.served.asking import Once
+from tests.served.nginx import Reply, reply_of
 
 SECRET = "MASKX_TEST_API_TOKEN"
 UNSUSPECTED = "DATABASE_URL"
@@ -30,10 +35,17 @@ class Machine:
         return self.folder / "build" / "serve"
 
     @property
-    def ports(self) -> Ports:
+    def running(self) -> Running:
         running = load_running(self.state)
         assert running is not None
-        return running.ports
+        return running
+
+    @property
+    def ports(self) -> Ports:
+        return self.running.ports
+
+    def management(self) -> Management:
+        return Management(self.state, self.running)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -67,11 +79,39 @@ class Machine:
     def start(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return self.command("start", "--ports", "free", *arguments)
 
+    def refused(self) -> str:
+        """The one line with which a start fails, leaving nothing running."""
+        failed = self.start()
+        assert failed.returncode == 2 and failed.stderr.count("\n") == 1, failed
+        assert self.processes() == []
+        return failed.stderr
+
     def rest(self, token: str = "") -> Once:
         return Once(f"http://127.0.0.1:{self.ports.inference}", token)
 
     def grpc(self, token: str = "") -> Once:
         return Once(f"grpc://127.0.0.1:{self.ports.grpc}", token)
+
+    def ask(
+        self,
+        body: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+        path: str = "/predictions/maskx",
+        *,
+        method: str = "POST",
+        port: int | None = None,
+    ) -> Reply:
+        """One request without our client, with exactly these headers, in UTF-8, and Host and Content-Length."""
+        connection = http.client.HTTPConnection("127.0.0.1", port or self.ports.inference, timeout=60)
+        try:
+            connection.putrequest(method, path, skip_accept_encoding=True)
+            for name, value in (headers or {}).items():
+                connection.putheader(name, value.encode())
+            connection.putheader("Content-Length", str(len(body)))
+            connection.endheaders(body)
+            return reply_of(connection)
+        finally:
+            connection.close()
 
     def processes(self) -> list[psutil.Process]:
         return server_processes(self.state)
@@ -104,3 +144,16 @@ def make_machine(folder: Path, archive: Path) -> Machine:
     for name in (archive.name, archive.name + ".sha256"):
         shutil.copyfile(archive.with_name(name), folder / "build" / name.replace(archive.name, "maskx.mar"))
     return Machine(folder)
+
+
+@contextmanager
+def serving(folder: Path, archive: Path, *arguments: str) -> Iterator[Machine]:
+    """One whose server was started and is ready; it is ended at last."""
+    machine = make_machine(folder, archive)
+    try:
+        started = machine.start(*arguments)
+        assert started.returncode == 0, started.stderr
+        machine.started = started.stdout
+        yield machine
+    finally:
+        machine.end()

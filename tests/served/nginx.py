@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 from export.archive import ROOT
+from server.processes import free_ports
 
 SECRET = "5ecre7-Of.the~test/client+with=odd_signs"
 NOBODY = 65534
@@ -38,7 +39,7 @@ class Reply:
     body: bytes
 
     def error(self) -> dict[str, Any]:
-        """The object of border 5's error; fails where the body is anything else."""
+        """The object of an error in the handler's form; fails where the body is anything else."""
         assert self.headers["content-type"] == "application/json", self
         content = json.loads(self.body)
         assert list(content) == ["error"] and list(content["error"]) == ["code", "type", "message"], content
@@ -145,13 +146,17 @@ class Proxy:
         headers: dict[str, str] | None = None,
         *,
         secret: str | None = SECRET,
+        over: http.client.HTTPConnection | None = None,
     ) -> Reply:
-        """One request over a connection of its own."""
-        connection = self.connect()
+        """One request over a connection of its own, or over one that is kept."""
+        authorization = {} if secret is None else {"Authorization": f"Bearer {secret}"}
+        connection = over or self.connect()
         try:
-            return ask(connection, method, path, body, headers, secret=secret)
+            connection.request(method, path, body=body, headers={**authorization, **(headers or {})})
+            return reply_of(connection)
         finally:
-            connection.close()
+            if over is None:
+                connection.close()
 
     def connect(self) -> http.client.HTTPConnection:
         if self.settings.get("TLS") == "on":
@@ -170,21 +175,6 @@ class Proxy:
             self.process.send_signal(signal.SIGTERM)
             self.process.wait(SIGNS_OF_LIFE)
         shutil.rmtree(self.folder)
-
-
-def ask(
-    connection: http.client.HTTPConnection,
-    method: str = "POST",
-    path: str = "/predictions/maskx",
-    body: bytes = b"an image",
-    headers: dict[str, str] | None = None,
-    *,
-    secret: str | None = SECRET,
-) -> Reply:
-    """One request over a connection that may be kept."""
-    authorization = {} if secret is None else {"Authorization": f"Bearer {secret}"}
-    connection.request(method, path, body=body, headers={**authorization, **(headers or {})})
-    return reply_of(connection)
 
 
 def reply_of(connection: http.client.HTTPConnection) -> Reply:
@@ -219,8 +209,8 @@ def make_proxy(**settings: str) -> Proxy:
     if os.geteuid() == 0:
         for path in (folder, *folder.rglob("*")):
             os.chown(path, NOBODY, NOBODY)
-    port, grpc_port = free_ports(2)
-    return Proxy(folder, nginx, port, grpc_port, settings)
+    ports = free_ports()
+    return Proxy(folder, nginx, ports.inference, ports.grpc, settings)
 
 
 def find_nginx() -> Path:
@@ -230,15 +220,6 @@ def find_nginx() -> Path:
     if found is None and not fetched.is_file():
         pytest.skip("no nginx on the path nor in build/tools; make tools fetches it (Debian)")
     return Path(found) if found is not None else fetched
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of loopback that nobody listens on."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [int(s.getsockname()[1]) for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
 
 
 def takes_connections(port: int) -> bool:

@@ -1,4 +1,5 @@
-"""A stand-in for the network that obeys border 4: it detects pure colours, so that the answer tells the image.
+"""A stand-in for the network with the interface of an exported one: it detects pure colours, so that the answer tells
+the image.
 
 Label 1 is red, 2 green, 3 blue: the pixels above 200 in that channel and below 100 in the two others are one
 object; its box is their bounding box, its mask exactly those pixels, its score their share of the box. An image that
@@ -42,7 +43,7 @@ METADATA: dict[str, Any] = {
 
 
 class StandIn(nn.Module):
-    """Border 4's forward."""
+    """The exported network's `forward`."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,7 +1,6 @@
-"""Batches of the real TorchServe: what is wrong with one request stays its own, and order and wishes are kept."""
+"""Batches of the real TorchServe: what is wrong with one request stays its own, and order and parameters are kept."""
 
 import json
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -13,7 +12,9 @@ import numpy as np
 import pytest
 
 from client.errors import ServerRefused
-from tests.served.machine import Machine, make_machine
+from server.life import ready
+from tests.served.machine import Machine, serving
+from tests.served.nginx import wait_until
 from tests.served.standin import (
     ALWAYS_OUT_OF_MEMORY,
     DEVICE_FAULT,
@@ -46,16 +47,16 @@ def at_once(machine: Machine, asks: Sequence[Callable[[], Any]]) -> list[Any]:
 
 @pytest.mark.parametrize("protocol", ["rest", "grpc", "both"])
 def test_one_bad_image_of_eight_hurts_no_other_of_its_batch_and_order_is_kept(
-    server: Machine, protocol: str
+    batched: Machine, protocol: str
 ) -> None:
     images = [
         png(scene(width=50 + i, height=30 + i, red=(i, 2, 9, 7), green=(20, 4, 5 + i, 6))) for i in range(8)
     ]
     images[3] = images[3][:60]
-    over_rest, over_grpc = server.rest(), server.grpc()
+    over_rest, over_grpc = batched.rest(), batched.grpc()
     grpc_at = {"rest": [], "grpc": range(8), "both": range(0, 8, 2)}[protocol]
     answers = at_once(
-        server, [partial((over_grpc if i in grpc_at else over_rest).predict, images[i]) for i in range(8)]
+        batched, [partial((over_grpc if i in grpc_at else over_rest).predict, images[i]) for i in range(8)]
     )
     bad = answers.pop(3)
     assert isinstance(bad, ServerRefused) and bad.code == 400 and bad.kind == "InvalidImage"
@@ -65,10 +66,10 @@ def test_one_bad_image_of_eight_hurts_no_other_of_its_batch_and_order_is_kept(
         assert [one["bbox"] for one in answer["detections"]] == [[i, 2, 9, 7], [20, 4, 5 + i, 6]]
 
 
-def test_requests_of_one_batch_keep_their_own_parameters(server: Machine) -> None:
+def test_requests_of_one_batch_keep_their_own_parameters(batched: Machine) -> None:
     image = png(scene(red=(3, 2, 9, 11), green=(20, 4, 13, 9), blue=(5, 20, 9, 9)))
-    predict = server.rest().predict
-    answers = at_once(server, [partial(predict, image, {"max_detections": count}) for count in (1, 2, 3, 1)])
+    predict = batched.rest().predict
+    answers = at_once(batched, [partial(predict, image, {"max_detections": count}) for count in (1, 2, 3, 1)])
     counts = [len(json.loads(answer)["detections"]) for answer in answers]
     assert counts == [1, 2, 3, 1]
 
@@ -88,34 +89,35 @@ def kinds(answers: list[Any]) -> list[str]:
     ids=["network", "memory"],
 )
 def test_an_image_that_the_network_fails_on_hurts_no_other_of_its_batch(
-    server: Machine, protocol: str, colour: tuple[int, int, int], kind: str, code: int
+    batched: Machine, protocol: str, colour: tuple[int, int, int], kind: str, code: int
 ) -> None:
-    client = getattr(server, protocol)()
+    client = getattr(batched, protocol)()
     images = [png(scene(red=(i, 2, 9, 7))) for i in range(8)]
     images[5] = png(plain(colour))
-    answers = at_once(server, [partial(client.predict, image) for image in images])
+    answers = at_once(batched, [partial(client.predict, image) for image in images])
     assert kinds(answers) == ["0.0", "1.0", "2.0", "3.0", "4.0", kind, "6.0", "7.0"]
     assert answers[5].code == code
 
 
 @pytest.mark.parametrize("protocol", ["rest", "grpc"])
 def test_where_memory_runs_out_in_a_batch_all_are_answered_after_a_retry_at_half_of_it(
-    server: Machine, protocol: str
+    batched: Machine, protocol: str
 ) -> None:
-    client = getattr(server, protocol)()
+    client = getattr(batched, protocol)()
     images = [png(plain(OUT_OF_MEMORY_ABOVE_TWO)), *(png(scene(red=(i, 2, 9, 7))) for i in range(1, 8))]
-    answers = at_once(server, [partial(client.predict, image) for image in images])
+    answers = at_once(batched, [partial(client.predict, image) for image in images])
     assert json.loads(answers[0])["detections"] == []
     assert kinds(answers[1:]) == [f"{i}.0" for i in range(1, 8)]
     assert (
-        "images failed together, and are tried again" in (server.state / "logs" / "model_log.log").read_text()
+        "images failed together, and are tried again"
+        in (batched.state / "logs" / "model_log.log").read_text()
     )
 
 
-def test_sizes_formats_parameters_and_protocols_may_differ_in_one_batch(server: Machine) -> None:
+def test_sizes_formats_parameters_and_protocols_may_differ_in_one_batch(batched: Machine) -> None:
     """Each answer is the very one that the request has alone."""
     asks: list[Callable[[], bytes]] = []
-    wishes: list[dict[str, Any]] = [
+    asked: list[dict[str, Any]] = [
         {},
         {"mask_format": "polygon"},
         {"mask_format": "png", "categories": "red"},
@@ -125,28 +127,28 @@ def test_sizes_formats_parameters_and_protocols_may_differ_in_one_batch(server: 
         {"categories": "green,7"},
         {"score_threshold": 0.9},
     ]
-    for i, parameters in enumerate(wishes):
+    for i, parameters in enumerate(asked):
         image = png(
             scene(width=60 + 40 * i, height=90 - 7 * i, red=(2 + i, 3, 20, 11), green=(30, 4, 13, 21 + i))
         )
-        client = server.rest() if i % 2 else server.grpc()
+        client = batched.rest() if i % 2 else batched.grpc()
         asks.append(partial(client.predict, image, parameters))
     alone = [ask() for ask in asks]
     assert len(set(alone)) == 8
-    assert at_once(server, asks) == alone
+    assert at_once(batched, asks) == alone
 
 
-def test_answers_just_below_the_limit_fill_a_batch_and_one_above_it_is_refused(server: Machine) -> None:
+def test_answers_just_below_the_limit_fill_a_batch_and_one_above_it_is_refused(batched: Machine) -> None:
     """TorchServe kills a worker that sends one answer above its own limit; it counts each by itself."""
     limit = 6_000_000
     below, above = (checkerboard(side) for side in (2440, 2460))
-    predict = partial(server.rest().predict, parameters={"score_threshold": 0.1})
-    worker = server.worker().pid
-    answers = at_once(server, [partial(predict, image) for image in (below, above, below, below)])
+    predict = partial(batched.rest().predict, parameters={"score_threshold": 0.1})
+    worker = batched.worker().pid
+    answers = at_once(batched, [partial(predict, image) for image in (below, above, below, below)])
     refused = answers.pop(1)
     assert isinstance(refused, ServerRefused) and refused.kind == "AnswerTooLarge"
     assert [0.95 * limit < len(body) <= limit for body in answers] == [True] * 3
-    assert server.worker().pid == worker
+    assert batched.worker().pid == worker
 
 
 def checkerboard(side: int) -> bytes:
@@ -160,10 +162,8 @@ def test_a_worker_whose_device_is_lost_answers_everybody_and_is_replaced(
     standin_archive: Callable[..., Path], tmp_path: Path
 ) -> None:
     # All eight must meet in one batch: TorchServe loses a request that it gathers for the next when the worker goes.
-    machine = make_machine(tmp_path, standin_archive("lost", batchSize=8, maxBatchDelay=3000))
-    try:
-        started = machine.start()
-        assert started.returncode == 0, started.stderr
+    archive = standin_archive("lost", batchSize=8, maxBatchDelay=3000)
+    with serving(tmp_path, archive) as machine:
         first = machine.worker()
         rest, grpc = machine.rest(), machine.grpc()
         images = [png(scene(red=(i, 2, 9, 7))) for i in range(8)]
@@ -173,11 +173,6 @@ def test_a_worker_whose_device_is_lost_answers_everybody_and_is_replaced(
         assert kinds(answers) == ["Restarting"] * 6 + ["InvalidImage", "Restarting"]
         assert answers[0].code == 503
         first.wait(timeout=60)
-        deadline = time.monotonic() + 60
-        while machine.command("ready").returncode != 0:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        wait_until(lambda: not ready(state=machine.state))
         assert machine.worker().pid != first.pid
         assert kinds([rest.predict(images[4])]) == ["4.0"]
-    finally:
-        machine.end()

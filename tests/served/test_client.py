@@ -3,9 +3,6 @@
 import asyncio
 import io
 import json
-import os
-import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +13,7 @@ from pycocotools.coco import COCO
 
 from client import AsyncClient, Client, InvalidImage, InvalidRequest, Prediction, ServerRefused
 from client.__main__ import main
-from tests.served.machine import Machine, make_machine
+from tests.served.machine import Machine
 from tests.served.standin import png, scene
 
 both = pytest.mark.parametrize("protocol", ["rest", "grpc"])
@@ -122,48 +119,3 @@ def test_a_folder_becomes_results_that_hold_the_masks(
     }
     assert areas == {f"{i}.png": 5 * i for i in range(1, 6)}
     assert json.loads(out.read_text())[0]["category"] == "red"
-
-
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP])
-def test_no_request_is_lost_when_the_worker_is_killed_or_stopped_under_load(
-    standin_archive: Callable[..., Path], tmp_path: Path, end: signal.Signals
-) -> None:
-    """TorchServe answers 500 to the batch that the worker had; a stopped one is ended after responseTimeout."""
-    archive = standin_archive(f"mortal-{end.name}", batchSize=4, maxBatchDelay=5, responseTimeout=2)
-    machine = make_machine(tmp_path, archive)
-    try:
-        started = machine.start()
-        assert started.returncode == 0, started.stderr
-        before = machine.worker()
-        images = [scene(red=(1, 1, i, 2)) for i in range(1, 9)]
-        answered: list[int] = []
-
-        async def ask(client: AsyncClient, i: int) -> None:
-            """Image i, again and again, until some time after the worker's end."""
-            while not over.is_set():
-                assert where(await client.predict(images[i])) == {"red": 2 * (i + 1)}
-                answered.append(i)
-
-        async def all_at_once() -> None:
-            async with (
-                AsyncClient(url(machine, "rest")) as rest,
-                AsyncClient(url(machine, "grpc")) as grpc,
-                asyncio.TaskGroup() as group,
-            ):
-                for i in range(8):
-                    group.create_task(ask(grpc if i % 2 else rest, i))
-                while set(answered) != set(range(8)):
-                    await asyncio.sleep(0.05)
-                os.kill(before.pid, end)
-                count = len(answered)
-                while (
-                    min(map(answered[count:].count, range(8))) < 5
-                ):  # the first may have been on its way before
-                    await asyncio.sleep(0.05)
-                over.set()
-
-        over = asyncio.Event()
-        asyncio.run(all_at_once())
-        assert machine.worker().pid != before.pid
-    finally:
-        machine.end()

@@ -8,6 +8,7 @@ import socket
 import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, replace
 from pathlib import Path
 from zipfile import ZipFile
@@ -17,7 +18,7 @@ import pytest
 
 from server import __main__ as server
 from server import life
-from server.life import claim, failure_reason
+from server.life import claim, failure_reason, failure_reason_soon
 from server.management import not_ready_because
 from server.processes import (
     Batching,
@@ -340,3 +341,12 @@ def test_the_reason_of_a_failure_is_the_last_error_and_no_stack_trace(tmp_path: 
         f"{prefix}ValueError: unknown key 'x'; did you mean y?\n{prefix}Backend worker process died.\n"
     )
     assert failure_reason(tmp_path) == "ValueError: unknown key 'x'; did you mean y?"
+
+
+def test_a_reason_that_is_logged_a_moment_after_the_failure_is_waited_for(tmp_path: Path) -> None:
+    assert failure_reason_soon(tmp_path, seconds=0.0) == ""
+    line = "MODEL_LOG - ValueError: late\n"
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(failure_reason_soon, tmp_path, seconds=60.0)
+        (tmp_path / "model_log.log").write_text(line)
+        assert waiting.result() == "ValueError: late"

@@ -9,8 +9,9 @@ import psutil
 import pytest
 
 from server.__main__ import main, probes_of
-from server.drain import unsent_bytes, wait_until_idle
+from server.drain import run, unsent_bytes, wait_until_idle
 from server.management import Management, Refused, Version, Worker
+from server.processes import Running, free_ports
 from server.readiness import DEAD_FOR, SILENT_FOR, Health, Readiness, Watch, endpoint
 
 ONE = Version(
@@ -158,6 +159,18 @@ def test_once_withdrawn_a_server_is_never_ready_again() -> None:
     assert watch.health() == Health(not_ready="the server is to end")
 
 
+def test_when_torchserve_ends_by_itself_run_says_so_and_ends_with_1(tmp_path: Path) -> None:
+    def begin() -> tuple[Running, psutil.Popen]:
+        return Running(ports=free_ports(), temporary=str(tmp_path), tokens=False), psutil.Popen(["true"])
+
+    said: list[str] = []
+    state = tmp_path / "state"
+    assert run(begin, state=state, probes=("127.0.0.1", 0), linger=0.0, drain=0.0, say=said.append) == 1
+    assert said[0].startswith("ready; probes on") and said[1:] == [
+        f"error: TorchServe ended by itself (logs: {state / 'logs'})"
+    ]
+
+
 def test_an_address_that_cannot_be_listened_on_is_told_with_the_cure() -> None:
     with (
         endpoint(("127.0.0.1", 0), lambda: Health(not_ready="")) as first,
@@ -172,16 +185,7 @@ def test_an_address_that_cannot_be_listened_on_is_told_with_the_cure() -> None:
 def test_probes_that_are_no_address_are_refused(
     text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = [
-        "run",
-        "--archive",
-        str(tmp_path / "maskx.mar"),
-        "--state",
-        str(tmp_path / "s"),
-        "--probes",
-        text,
-    ]
-    assert main(arguments) == 2
+    assert main(["run", "--state", str(tmp_path), "--probes", text]) == 2
     assert "HOST:PORT is expected" in capsys.readouterr().err
     assert probes_of("0.0.0.0:8083") == ("0.0.0.0", 8083)
 
@@ -205,12 +209,13 @@ def test_a_version_that_is_not_there_is_never_idle() -> None:
     assert not wait_until_idle(cast(Management, Gone()), "1.0", seconds=0.2)
 
 
-def test_of_several_workers_one_that_computes_is_not_idle() -> None:
+def test_of_several_workers_one_that_computes_is_not_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.drain.REST", 0.5)
     with psutil.Popen(["sh", "-c", "while :; do :; done"]) as busy, psutil.Popen(["sleep", "600"]) as idle:
         try:
             both = [Worker(pid=process.pid, status="READY") for process in (busy, idle)]
             server = FakeServer(said=replace(ONE, workers=tuple(both)))
-            assert not wait_until_idle(cast(Management, server), "1.0", seconds=3)
+            assert not wait_until_idle(cast(Management, server), "1.0", seconds=1.2)
             server.said = replace(ONE, workers=(both[1], both[1]))
             assert wait_until_idle(cast(Management, server), "1.0", seconds=60)
         finally:

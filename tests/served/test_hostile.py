@@ -1,9 +1,7 @@
 """Hundreds of malformed and hostile requests against the real TorchServe: each refused, and nobody else harmed."""
 
 import json
-from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -11,29 +9,13 @@ from benchmarks.load.hostile import offline_answers, valid_cases
 from tests.hostile.case import ANSWERED, AS_PILLOW, BY_SERVER, REFUSED, Case, http
 from tests.hostile.images import encoded
 from tests.hostile.judge import Offline, Seen, all_cases, channel_to, judge, run, send, send_by_grpc
-from tests.served.machine import Machine, make_machine
+from tests.served.machine import Machine
 from tests.served.nginx import SECRET, proxy
 from tests.served.standin import write_standin
 
 CASES = [case for case in all_cases() if not case.large]
 OVER_GRPC = 120
 """Of the requests that have a counterpart there, evenly chosen."""
-
-
-@pytest.fixture(scope="module")
-def machine(
-    standin_archive: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Machine]:
-    """Batches of what there is, so that hostile and valid requests share them, and nobody waits for more."""
-    machine = make_machine(
-        tmp_path_factory.mktemp("machine"), standin_archive("hostile", batchSize=4, maxBatchDelay=1)
-    )
-    try:
-        started = machine.start()
-        assert started.returncode == 0, started.stderr
-        yield machine
-    finally:
-        machine.end()
 
 
 @pytest.fixture(scope="module")
@@ -50,26 +32,26 @@ def test_there_are_at_least_400_hostile_requests_of_every_kind() -> None:
 
 
 def test_every_hostile_request_is_answered_as_it_should_be_and_the_valid_ones_between_as_ever(
-    machine: Machine, offline: Offline
+    server: Machine, offline: Offline
 ) -> None:
-    worker = machine.worker().pid
-    outcome = run(CASES, lambda case: send(case, machine.ports.inference), offline, valid_cases())
+    worker = server.worker().pid
+    outcome = run(CASES, lambda case: send(case, server.ports.inference), offline, valid_cases())
     assert outcome.wrong == []
     assert len(outcome.rows) == len(CASES) and outcome.valid >= len(CASES) // 5
-    assert machine.worker().pid == worker
+    assert server.worker().pid == worker
 
 
-def test_over_grpc_they_are_refused_with_the_same_errors(machine: Machine, offline: Offline) -> None:
-    worker = machine.worker().pid
+def test_over_grpc_they_are_refused_with_the_same_errors(server: Machine, offline: Offline) -> None:
+    worker = server.worker().pid
     cases = [case for case in CASES if case.entries is not None]
     cases = cases[:: len(cases) // OVER_GRPC]
-    channel = channel_to(machine.ports.grpc)
+    channel = channel_to(server.ports.grpc)
     try:
         outcome = run(cases, lambda case: send_by_grpc(case, channel), offline, valid_cases())
     finally:
         channel.close()
     assert outcome.wrong == []
-    assert machine.worker().pid == worker
+    assert server.worker().pid == worker
 
 
 def test_a_bit_that_is_turned_over_costs_the_request_or_changes_the_answer_as_offline(
@@ -81,10 +63,10 @@ def test_a_bit_that_is_turned_over_costs_the_request_or_changes_the_answer_as_of
 
 
 def test_behind_the_proxy_whatever_is_not_answered_is_refused_in_the_same_form(
-    machine: Machine, offline: Offline
+    server: Machine, offline: Offline
 ) -> None:
     """What TorchServe answers in a form of its own, too; the proxy hangs up on nobody but who speaks no HTTP."""
-    inference = f"127.0.0.1:{machine.ports.inference}"
+    inference = f"127.0.0.1:{server.ports.inference}"
     with proxy(INFERENCE=inference, READINESS=inference, MAX_BODY="33554432") as front:
         odd = {}
         for case in CASES:
@@ -96,14 +78,14 @@ def test_behind_the_proxy_whatever_is_not_answered_is_refused_in_the_same_form(
                     continue
                 if seen.status == 0 and case.group == "broken HTTP":
                     continue
-                if not is_border_5s(seen):
+                if not has_the_handlers_form(seen):
                     odd[f"{case.group}: {case.name}"] = (seen.status, seen.body[:100])
         assert odd == {}
-    assert json.loads(send(valid_cases()[0], machine.ports.inference).body)["detections"] != []
+    assert json.loads(send(valid_cases()[0], server.ports.inference).body)["detections"] != []
 
 
-def is_border_5s(seen: Seen) -> bool:
-    """Whether an answer is an error of border 5 with its own status, from 400 on."""
+def has_the_handlers_form(seen: Seen) -> bool:
+    """Whether an answer is an error in the handler's form with its own status, from 400 on."""
     try:
         error = json.loads(seen.body)["error"]
     except (ValueError, KeyError, TypeError):

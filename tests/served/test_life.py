@@ -4,6 +4,7 @@ import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -20,10 +21,12 @@ from export.torchscript import export_network
 from maskx_model import ServedModel
 from maskx_service import Service
 from maskx_settings import Limits
+from tests.export.keypoints import NAMES, write_keypoint_model
 from tests.export.tiny import CLASSES, CONFIG, tiny_network
-from tests.served.machine import Machine, make_machine
+from tests.served.machine import Machine, make_machine, serving
+from tests.served.standin import png
 
-WISHES = {"score_threshold": 0.01, "max_detections": 20}
+CHOSEN = {"score_threshold": 0.01, "max_detections": 20}
 
 
 def photo(seed: int, width: int, height: int) -> bytes:
@@ -32,6 +35,25 @@ def photo(seed: int, width: int, height: int) -> bytes:
     file = io.BytesIO()
     Image.fromarray(rough).resize((width, height), Image.Resampling.BICUBIC).save(file, "JPEG")
     return file.getvalue()
+
+
+def archive_of(torchscript: Path, version: str = "1.0") -> Path:
+    """Packed as it is shipped but for its precision: float32, on every machine, for answers are compared."""
+    config = yaml.safe_load((ROOT / "serve_config" / "model-config.yaml").read_text())
+    config["maskx"]["precision"] = "float32"
+    configuration = torchscript.with_name("model-config.yaml")
+    configuration.write_text(yaml.safe_dump(config))
+    archive = torchscript.with_name("maskx.mar")
+    build_archive(torchscript, archive, version=version, configuration=configuration)
+    return archive
+
+
+def offline(torchscript: Path, image: bytes, parameters: dict[str, float], version: str = "1.0") -> bytes:
+    """The answer that the exported file gives here, without a server."""
+    model = ServedModel(torchscript, torch.device("cpu"), precision="float32")
+    service = Service(model, Limits(), name="maskx", version=version)
+    fields = {name: str(value).encode() for name, value in parameters.items()}
+    return service.answer([{"data": image, **fields}])[0].body
 
 
 @pytest.fixture(scope="module")
@@ -51,23 +73,10 @@ def torchscript(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def machine(torchscript: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    """The tiny network, archived as it is shipped but for its precision, and served with tokens.
-
-    In float32, on every machine: the network's answers are compared with those of the trained one.
-    """
-    archive = torchscript.with_name("maskx.mar")
-    config = yaml.safe_load((ROOT / "serve_config" / "model-config.yaml").read_text())
-    config["maskx"]["precision"] = "float32"
-    configuration = torchscript.with_name("model-config.yaml")
-    configuration.write_text(yaml.safe_dump(config))
-    build_archive(torchscript, archive, configuration=configuration)
-    machine = make_machine(tmp_path_factory.mktemp("machine"), archive)
-    try:
-        started = machine.start("--tokens")
-        assert started.returncode == 0, started.stderr
+    """The tiny network, served with tokens; other versions can be registered."""
+    folder = tmp_path_factory.mktemp("machine")
+    with serving(folder, archive_of(torchscript), "--tokens", "--model-api") as machine:
         yield machine
-    finally:
-        machine.end()
 
 
 def test_with_tokens_on_nothing_is_answered_without_one_and_the_same_over_both_protocols_with_it(
@@ -86,12 +95,9 @@ def test_the_served_answer_is_byte_for_byte_the_offline_one(
     machine: Machine, torchscript: Path, width: int, height: int
 ) -> None:
     image = photo(width, width, height)
-    model = ServedModel(torchscript, torch.device("cpu"), precision="float32")
-    service = Service(model, Limits(), name="maskx", version="1.0")
-    parameters = {name: str(value).encode() for name, value in WISHES.items()}
-    offline = service.answer([{"data": image, **parameters}])[0].body
-    assert machine.rest(machine.key()).predict(image, WISHES) == offline
-    assert len(json.loads(offline)["detections"]) > 3
+    expected = offline(torchscript, image, CHOSEN)
+    assert machine.rest(machine.key()).predict(image, CHOSEN) == expected
+    assert len(json.loads(expected)["detections"]) > 3
 
 
 def test_the_log_says_what_the_network_computes_in(machine: Machine) -> None:
@@ -101,7 +107,7 @@ def test_the_log_says_what_the_network_computes_in(machine: Machine) -> None:
 
 def test_the_served_answer_is_the_trained_networks(machine: Machine) -> None:
     image = photo(1, 90, 70)
-    answer = json.loads(machine.rest(machine.key()).predict(image, WISHES))
+    answer = json.loads(machine.rest(machine.key()).predict(image, CHOSEN))
     pixels = torch.from_numpy(np.array(Image.open(io.BytesIO(image)).convert("RGB"))).permute(2, 0, 1)
     with torch.inference_mode():
         network = tiny_network().inference()
@@ -131,6 +137,40 @@ def test_the_served_answer_is_the_trained_networks(machine: Machine) -> None:
         assert int((decoded != mask).sum()) <= 2  # frozen weights are rounded otherwise
 
 
+def share_alike(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> float:
+    """The share of keypoints that are in the same place but for rounding; boxes and categories must be."""
+    assert [one["category_id"] for one in found] == [one["category_id"] for one in expected]
+    same: list[bool] = []
+    for one, other in zip(found, expected, strict=True):
+        assert one["bbox"] == pytest.approx(other["bbox"], abs=0.02)
+        assert ("keypoints" in one) == ("keypoints" in other)
+        pairs = zip(one.get("keypoints", []), other.get("keypoints", []), strict=True)
+        same += [abs(a - b) < 0.02 for a, b in pairs]
+    assert len(same) > 3 * len(NAMES)
+    return sum(same) / len(same)
+
+
+def test_keypoints_of_a_version_registered_with_tokens_on_are_those_that_its_file_gives_offline(
+    machine: Machine, tmp_path: Path
+) -> None:
+    exported = write_keypoint_model(tmp_path)
+    for arguments in (("register", "--archive", str(archive_of(exported, "2.0"))), ("default", "2.0")):
+        done = machine.command(*arguments)
+        assert done.returncode == 0, done.stderr
+    image = png(np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8))
+    parameters = {"score_threshold": 0.0, "max_detections": 30}
+    expected = json.loads(offline(exported, image, parameters, "2.0"))["detections"]
+    rest = machine.rest(machine.key())
+    found = json.loads(rest.predict(image, parameters))
+    assert found["model"]["version"] == "2.0"
+    assert found == json.loads(machine.grpc(machine.key()).predict(image, parameters))
+    # Threads of another number sum in another order, by which two equally likely places may change.
+    assert share_alike(found["detections"], expected) > 0.95
+    assert any("keypoints" in one for one in expected) and any("keypoints" not in one for one in expected)
+    picture = Image.open(io.BytesIO(rest.predict(image, {**parameters, "output": "overlay"})))
+    assert picture.format == "PNG" and min(picture.size) >= 490
+
+
 def test_stopping_leaves_no_process_no_port_and_no_token_and_can_be_said_twice(machine: Machine) -> None:
     processes, address = machine.processes(), machine.rest(machine.key())
     assert len(processes) >= 3  # TorchServe's starter, Java, a worker
@@ -150,18 +190,14 @@ def test_a_model_that_cannot_be_served_is_told_in_one_line_and_nothing_is_left_r
     standin_archive: Callable[..., Path], tmp_path: Path
 ) -> None:
     """A GPU that is asked for where TorchServe sees none; the worker would be restarted for five minutes."""
-    machine = make_machine(tmp_path, standin_archive("gpu", deviceType="gpu", deviceIds=[]))
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
+    machine = make_machine(tmp_path, standin_archive("gpu", deviceType="gpu", deviceIds=[]))
     try:
-        failed = machine.start()
-        assert failed.returncode == 2
-        assert failed.stderr.count("\n") == 1
         assert (
             "error: the model cannot be served: ValueError: model-config.yaml asks for deviceType gpu"
-            in failed.stderr
+            in machine.refused()
         )
-        assert machine.processes() == []
     finally:
         machine.end()
 
@@ -172,12 +208,6 @@ def test_an_archive_that_is_cut_short_is_told_in_one_line(
     archive = standin_archive("short")
     archive.write_bytes(archive.read_bytes()[:5000])
     machine = make_machine(tmp_path, archive)
-    assert "it was changed or not copied whole" in machine.start().stderr
+    assert "it was changed or not copied whole" in machine.refused()
     (tmp_path / "build" / "maskx.mar.sha256").unlink()
-    failed = machine.start()
-    try:
-        assert failed.returncode == 2 and failed.stderr.count("\n") == 1
-        assert "cannot be read as an archive of make archive: BadZipFile" in failed.stderr
-        assert machine.processes() == []
-    finally:
-        machine.end()
+    assert "cannot be read as an archive of make archive: BadZipFile" in machine.refused()

@@ -1,8 +1,6 @@
 """The real TorchServe over REST and gRPC, with a stand-in for the network that tells images apart."""
 
-import base64
 import gzip
-import http.client
 import io
 import json
 import re
@@ -24,31 +22,11 @@ from client.generated import inference_pb2, inference_pb2_grpc
 from maskx_answer import image_content
 from maskx_image import decode_to_fit
 from maskx_model import ServedModel
-from tests.served.asking import multipart
 from tests.served.machine import SECRET, Machine
+from tests.served.nginx import wait_until
 from tests.served.standin import METADATA, png, scene, write_standin
 
 THREE = png(scene(width=61, height=47, red=(3, 2, 20, 11), green=(30, 4, 13, 21), blue=(5, 30, 31, 9)))
-
-
-def post(
-    machine: Machine, body: bytes, headers: dict[str, str], path: str = "/predictions/maskx"
-) -> tuple[int, dict[str, str], bytes]:
-    """One prediction as it is, without our client."""
-    return ask(machine.ports.inference, "POST", path, body, headers)
-
-
-def ask(
-    port: int, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
-) -> tuple[int, dict[str, str], bytes]:
-    """One HTTP request to one of the server's ports."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    try:
-        connection.request(method, path, body=body, headers=headers or {})
-        answer = connection.getresponse()
-        return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
-    finally:
-        connection.close()
 
 
 def test_the_server_says_how_to_ask_it_and_is_ready(server: Machine) -> None:
@@ -119,8 +97,8 @@ def test_what_is_served_is_what_the_network_gives_offline(
     server: Machine, offline: ServedModel, image: bytes, mask_format: str
 ) -> None:
     decoded = decode_to_fit(image, min_size=offline.min_size, max_size=offline.max_size)
-    wishes = replace(offline.defaults, mask_format=mask_format)
-    (found,) = offline.predict([decoded.pixels], [wishes], [(decoded.height, decoded.width)])
+    parameters = replace(offline.defaults, mask_format=mask_format)
+    (found,) = offline.predict([decoded.pixels], [parameters], [(decoded.height, decoded.width)])
     expected = image_content(
         found, offline.categories, height=decoded.height, width=decoded.width, mask_format=mask_format
     )
@@ -140,60 +118,28 @@ def offline(tmp_path_factory: pytest.TempPathFactory) -> ServedModel:
     return ServedModel(write_standin(tmp_path_factory.mktemp("offline") / "maskx.pt"), torch.device("cpu"))
 
 
-def test_kserve_and_several_images_are_answered_with_the_same_bytes_over_both_protocols(
-    server: Machine,
-) -> None:
-    images = [THREE, b"no image", png(scene(width=50, green=(6, 7, 8, 9)))]
-    texts = [base64.b64encode(image).decode() for image in images]
-    v2 = {"name": "images", "shape": [3], "datatype": "BYTES", "data": texts}
-    for path, content in (
-        ("/v1/models/maskx:predict", {"instances": [{"b64": text} for text in texts]}),
-        ("/v2/models/maskx/infer", {"id": "7", "inputs": [v2], "parameters": {"mask_format": "polygon"}}),
-        ("/predictions/maskx", {"images": texts, "max_detections": 1}),
-    ):
-        sent = json.dumps(content).encode()
-        status, headers, body = post(server, sent, {"Content-Type": "application/json"}, path)
-        assert (status, headers["content-type"]) == (200, "application/json"), body
-        assert server.grpc().predict(sent) == body
-        assert body.count(b"detections") >= 2 and body.count(b"InvalidImage") == 1
-
-
 def test_an_answer_is_compressed_where_the_client_accepts_it(server: Machine) -> None:
     many = scene(width=64, height=64)
     many[::2, ::2] = (255, 0, 0)
     wide = {"Content-Type": "image/png", "score-threshold": "0.1"}
-    plain_body = post(server, png(many), wide)[2]
-    _, headers, packed = post(server, png(many), {**wide, "Accept-Encoding": "deflate, gzip"})
-    assert headers["content-encoding"] == "gzip" and headers["vary"] == "accept-encoding"
-    assert len(packed) < len(plain_body) and gzip.decompress(packed) == plain_body
-    assert server.grpc().predict(png(many), {"score_threshold": 0.1}) == plain_body
+    plain = server.ask(png(many), wide).body
+    packed = server.ask(png(many), {**wide, "Accept-Encoding": "deflate, gzip"})
+    assert packed.headers["content-encoding"] == "gzip" and packed.headers["vary"] == "accept-encoding"
+    assert len(packed.body) < len(plain) and gzip.decompress(packed.body) == plain
+    assert server.grpc().predict(png(many), {"score_threshold": 0.1}) == plain
 
 
 def test_a_trace_goes_through(server: Machine) -> None:
     traceparent = f"00-{'1' * 32}-{'2' * 16}-01"
     headers = {"Content-Type": "image/png", "traceparent": traceparent}
-    assert post(server, THREE, headers)[1]["traceparent"] == traceparent
-    assert post(server, b"?", headers)[1]["traceparent"] == traceparent
-
-
-def test_every_road_over_rest_gives_the_same_bytes(server: Machine) -> None:
-    expected = server.rest().predict(THREE)
-    form, body = multipart(THREE, {})
-    as_json = json.dumps({"image": base64.b64encode(THREE).decode()}).encode()
-    for content_type, sent in (
-        ("image/png", THREE),
-        ("text/plain", THREE),
-        ("application/json", as_json),
-        ("text/plain; charset=utf-8", as_json),
-        (form, body),
-    ):
-        assert post(server, sent, {"Content-Type": content_type})[2] == expected, content_type
+    for body in (THREE, b"?"):
+        assert server.ask(body, headers).headers["traceparent"] == traceparent
 
 
 def test_the_answer_is_the_wire_format(server: Machine) -> None:
-    status, headers, body = post(server, THREE, {"Content-Type": "image/png"})
-    assert status == 200 and headers["content-type"] == "application/json"
-    answer = json.loads(body)
+    reply = server.ask(THREE, {"Content-Type": "image/png"})
+    assert reply.status == 200 and reply.headers["content-type"] == "application/json"
+    answer = json.loads(reply.body)
     assert answer.keys() == {"model", "image", "detections"}
     assert answer["model"] == {"name": "maskx", "version": "1.0"}
     assert answer["image"] == {"height": 47, "width": 61}
@@ -209,20 +155,12 @@ def test_the_answer_is_the_wire_format(server: Machine) -> None:
     assert boxes == [[3, 2, 20, 11], [30, 4, 13, 21], [5, 30, 31, 9]]
 
 
-def test_every_area_is_the_decoded_masks_and_the_mask_is_the_images(server: Machine) -> None:
+def test_a_detection_with_an_image_id_is_a_coco_result_with_the_images_mask_and_its_area(
+    server: Machine,
+) -> None:
     pixels = scene(width=61, height=47, red=(3, 2, 20, 11), blue=(5, 30, 31, 9))
     pixels[5:8, 7:9] = 128  # a hole
     answer = json.loads(server.grpc().predict(png(pixels)))
-    assert len(answer["detections"]) == 2
-    for one, channel in zip(answer["detections"], (0, 2), strict=True):
-        decoded = coco_mask.decode(one["segmentation"])
-        assert one["area"] == int(decoded.sum()) > 0
-        others = pixels.sum(axis=2) - pixels[:, :, channel]
-        assert np.array_equal(decoded.astype(bool), (pixels[:, :, channel] == 255) & (others == 0))
-
-
-def test_a_detection_with_an_image_id_is_a_coco_result(server: Machine) -> None:
-    answer = json.loads(server.rest().predict(THREE))
     truth = COCO()
     truth.dataset = {
         "images": [{"id": 5, **answer["image"]}],
@@ -231,8 +169,12 @@ def test_a_detection_with_an_image_id_is_a_coco_result(server: Machine) -> None:
     }
     truth.createIndex()
     results = truth.loadRes([{**one, "image_id": 5} for one in answer["detections"]])
-    for loaded, one in zip(results.loadAnns(results.getAnnIds()), answer["detections"], strict=True):
-        assert int(results.annToMask(loaded).sum()) == one["area"]
+    loaded = results.loadAnns(results.getAnnIds())
+    for annotation, one, channel in zip(loaded, answer["detections"], (0, 2), strict=True):
+        mask = results.annToMask(annotation)
+        assert one["area"] == int(mask.sum()) > 0
+        others = pixels.sum(axis=2) - pixels[:, :, channel]
+        assert np.array_equal(mask.astype(bool), (pixels[:, :, channel] == 255) & (others == 0))
 
 
 BAD: list[tuple[str, bytes, dict[str, Any], str]] = [
@@ -255,18 +197,16 @@ def test_a_bad_request_is_refused_with_the_same_error_over_both_protocols(
     for client in (server.rest(), server.grpc()):
         with pytest.raises(ServerRefused) as raised:
             client.predict(image, parameters)
-        message = raised.value.message.replace("the body is", "the field 'data' is")  # each by its own road
+        message = raised.value.message.replace(
+            "the body is", "the field 'data' is"
+        )  # each by its own protocol
         errors.append((raised.value.code, raised.value.kind, message))
     assert errors[0] == errors[1]
     assert errors[0][:2] == (400, kind)
 
 
 def test_a_bad_image_is_an_http_400_with_an_error_object(server: Machine) -> None:
-    status, headers, body = post(server, b"?", {"Content-Type": "image/jpeg"})
-    assert status == 400 and headers["content-type"] == "application/json"
-    error = json.loads(body)
-    assert list(error) == ["error"] and list(error["error"]) == ["code", "type", "message"]
-    assert error["error"]["code"] == 400
+    assert server.ask(b"?", {"Content-Type": "image/jpeg"}).error()["code"] == 400
 
 
 def test_a_bad_image_alone_gets_a_true_grpc_status(server: Machine) -> None:
@@ -276,13 +216,6 @@ def test_a_bad_image_alone_gets_a_true_grpc_status(server: Machine) -> None:
         with pytest.raises(grpc.RpcError) as raised:
             stub.Predictions(request, timeout=60)
     assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT  # type: ignore[attr-defined]
-
-
-def test_headers_and_paths_that_steer_other_handlers_change_nothing(server: Machine) -> None:
-    expected = server.rest().predict(THREE)
-    headers = {"Content-Type": "image/png", "describe": "True", "explain": "True"}
-    assert post(server, THREE, headers)[2] == expected
-    assert post(server, THREE, {"Content-Type": "image/png"}, "/explanations/maskx")[2] == expected
 
 
 def test_the_worker_has_lived_through_it_all_and_sees_neither_the_project_nor_a_secret(
@@ -300,7 +233,8 @@ def test_the_worker_has_lived_through_it_all_and_sees_neither_the_project_nor_a_
 
 def metrics(machine: Machine) -> dict[str, float]:
     """Each time series of :8082/metrics, without the name of the host."""
-    lines = ask(machine.ports.metrics, "GET", "/metrics")[2].decode().splitlines()
+    reply = machine.ask(path="/metrics", method="GET", port=machine.ports.metrics)
+    lines = reply.body.decode().splitlines()
     pairs = [line.rsplit(" ", 1) for line in lines if line and not line.startswith("#")]
     return {re.sub(r'[Hh]ostname="[^"]*",', "", name): float(value) for name, value in pairs}
 
@@ -314,7 +248,7 @@ def test_what_was_asked_and_how_long_it_took_stands_in_the_metrics(server: Machi
 
     before = metrics(server)
     server.rest().predict(THREE)
-    post(server, THREE, {"Content-Type": "image/png", "X-Request-Start": f"t={time.time() - 3:.3f}"})
+    server.ask(THREE, {"Content-Type": "image/png", "X-Request-Start": f"t={time.time() - 3:.3f}"})
     with pytest.raises(ServerRefused):
         server.grpc().predict(b"?")
     labels = 'ModelName="maskx",Level="Model",'
@@ -335,18 +269,15 @@ def test_what_was_asked_and_how_long_it_took_stands_in_the_metrics(server: Machi
     def seen() -> dict[str, float]:
         return {name: added().get(name, 0.0) for name in wanted}
 
-    deadline = time.monotonic() + 120  # TorchServe reads them from the worker's output, in its own time
-    while seen() != wanted and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert seen() == wanted
+    # TorchServe reads them from the worker's output, in its own time.
+    wait_until(lambda: seen() == wanted, 120)
     assert 2.5 < added()[f"maskx_queue_seconds_sum{{{labels}}}"] < 3000  # seconds, and not milliseconds
     assert metrics(server)[f'maskx_device_memory_bytes{{Device="cpu",{labels}}}'] > 50_000_000
 
 
 def test_the_describe_call_says_device_and_precision(server: Machine) -> None:
-    status, _, body = ask(server.ports.management, "GET", "/models/maskx?customized=true")
-    assert status == 200, body
-    (described,) = json.loads(body)
+    path, port = "/models/maskx?customized=true", server.ports.management
+    (described,) = json.loads(server.ask(path=path, method="GET", port=port).body)
     metadata = described["customizedMetadata"]
     assert {key: metadata[key] for key in ("device", "precision", "precision_asked")} == {
         "device": "cpu",
@@ -357,8 +288,8 @@ def test_the_describe_call_says_device_and_precision(server: Machine) -> None:
 
 def test_no_model_can_be_registered_or_removed(server: Machine) -> None:
     url = f"/models?url=file://{server.state}/model-store/maskx.mar&model_name=other"
-    assert ask(server.ports.management, "POST", url)[0] == 405
-    assert ask(server.ports.management, "DELETE", "/models/maskx")[0] == 405
+    for method, path in (("POST", url), ("DELETE", "/models/maskx")):
+        assert server.ask(path=path, method=method, port=server.ports.management).status == 405
     assert server.command("ready").stdout == "ready\n"
 
 

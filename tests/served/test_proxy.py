@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from export.archive import ROOT
-from tests.served.nginx import MANY, SECRET, Proxy, Reply, ask, proxy, reply_of, wait_until
+from tests.served.nginx import MANY, SECRET, Proxy, Reply, proxy, reply_of, wait_until
 from tests.served.upstream import Answer, Seen, Upstream, upstream
 
 HANDLERS_400 = b'{"error":{"code":400,"type":"InvalidImage","message":"not an image: \xc3\xa9"}}'
@@ -85,6 +85,11 @@ def test_a_request_id_and_a_traceparent_pass_where_they_are_ones(front: Proxy, b
     assert behind.seen[1].headers["x-request-id"] == odd.headers["x-request-id"]
 
 
+TORCHSERVES_OWN = b'{\n  "code": 500,\n  "type": "InternalServerException",\n  "message": "Worker died."\n}\n'
+FORM_NOT_READ = b'{\n  "code": 500,\n  "type": "ErrorDataDecoderException",\n  "message": "..."\n}\n'
+A_FORM = {"Content-Type": "multipart/form-data; boundary=x"}
+
+
 @pytest.mark.parametrize("status", [400, 422])
 def test_the_handlers_errors_pass_byte_for_byte(front: Proxy, behind: Upstream, status: int) -> None:
     behind.answer = lambda _: Answer(status, HANDLERS_400)
@@ -92,67 +97,48 @@ def test_the_handlers_errors_pass_byte_for_byte(front: Proxy, behind: Upstream, 
     assert (reply.status, reply.body) == (status, HANDLERS_400)
 
 
-TORCHSERVES_OWN = b'{\n  "code": 500,\n  "type": "InternalServerException",\n  "message": "Worker died."\n}\n'
-
-
 @pytest.mark.parametrize(
-    ("status", "kind", "named"),
+    ("answer", "sent", "status", "kind", "named"),
     [
-        (404, "NotFound", {}),
-        (405, "MethodNotAllowed", {"allow": "POST, PUT"}),
-        (413, "RequestTooLarge", {}),
-        (500, "WorkerDied", {}),
-        (502, "Unreachable", {}),
-        (503, "Busy", {"retry-after": "1"}),
-        (504, "Timeout", {}),
+        (Answer(404, TORCHSERVES_OWN), {}, 404, "NotFound", {}),
+        (Answer(405, TORCHSERVES_OWN), {}, 405, "MethodNotAllowed", {"allow": "POST, PUT"}),
+        (Answer(413, TORCHSERVES_OWN), {}, 413, "RequestTooLarge", {}),
+        (Answer(500, TORCHSERVES_OWN), {}, 500, "WorkerDied", {}),
+        (Answer(502, TORCHSERVES_OWN), {}, 502, "Unreachable", {}),
+        (Answer(503, TORCHSERVES_OWN), {}, 503, "Busy", {"retry-after": "1"}),
+        (Answer(504, TORCHSERVES_OWN), {}, 504, "Timeout", {}),
+        # TorchServe's 507 is a worker that died.
+        (Answer(507, TORCHSERVES_OWN.replace(b"500", b"507")), {}, 500, "WorkerDied", {}),
+        # A form that TorchServe fails on is the client's fault; a worker that dies with one in hand is not.
+        (Answer(500, FORM_NOT_READ, {}), A_FORM, 400, "BadRequest", {}),
+        (Answer(500, TORCHSERVES_OWN, {}), A_FORM, 500, "WorkerDied", {}),
+        # What the handler answers with one of these statuses keeps its type.
+        (Answer(500, FORM_NOT_READ, {"x-error-type": "InternalError"}), A_FORM, 500, "InternalError", {}),
+        (Answer(500, HANDLERS_400, {"x-error-type": "InternalError"}), {}, 500, "InternalError", {}),
+        (
+            Answer(503, HANDLERS_400, {"x-error-type": "Restarting"}), {}, 503, "Restarting",
+            {"retry-after": "1"},
+        ),
+        (Answer(507, HANDLERS_400, {"x-error-type": "OutOfMemory"}), {}, 507, "OutOfMemory", {}),
     ],
-)
-def test_torchserves_own_errors_get_border_5s_form(
-    front: Proxy, behind: Upstream, status: int, kind: str, named: dict[str, str]
+)  # fmt: skip
+def test_torchserves_own_errors_get_the_handlers_form_and_the_handlers_keep_their_type(
+    front: Proxy,
+    behind: Upstream,
+    answer: Answer,
+    sent: dict[str, str],
+    status: int,
+    kind: str,
+    named: dict[str, str],
 ) -> None:
-    behind.answer = lambda _: Answer(status, TORCHSERVES_OWN)
-    reply = front.ask(headers={"X-Request-Id": "mine"})
+    behind.answer = lambda _: answer
+    reply = front.ask(headers={**sent, "X-Request-Id": "mine"})
     assert (reply.status, reply.error()["type"]) == (status, kind)
-    assert {name: reply.headers.get(name) for name in ("retry-after", "allow")} == {
-        "retry-after": None,
-        "allow": None,
-        **named,
-    }
-    assert reply.headers["x-request-id"] == "mine" and b"Worker died." not in reply.body
-    assert len(behind.seen) == 1  # nothing that was answered is asked again
-
-
-@pytest.mark.parametrize(
-    ("status", "kind"), [(500, "InternalError"), (503, "Restarting"), (507, "OutOfMemory")]
-)
-def test_what_the_handler_answers_with_torchserves_statuses_keeps_its_type(
-    front: Proxy, behind: Upstream, status: int, kind: str
-) -> None:
-    behind.answer = lambda _: Answer(status, HANDLERS_400, {"x-error-type": kind})
-    reply = front.ask()
-    assert (reply.status, reply.error()["type"]) == (status, kind) and "x-error-type" not in reply.headers
-
-
-def test_torchserves_507_is_a_worker_that_died_and_becomes_500(front: Proxy, behind: Upstream) -> None:
-    behind.answer = lambda _: Answer(507, TORCHSERVES_OWN.replace(b"500", b"507"))
-    reply = front.ask()
-    assert (reply.status, reply.error()["type"]) == (500, "WorkerDied")
-
-
-def test_a_form_that_torchserve_fails_on_is_400_and_a_worker_that_died_with_one_is_500(
-    front: Proxy, behind: Upstream
-) -> None:
-    form = {"Content-Type": "multipart/form-data; boundary=x"}
-    failed = b'{\n  "code": 500,\n  "type": "ErrorDataDecoderException",\n  "message": "..."\n}\n'
-    for body, own, status, kind in (
-        (failed, {}, 400, "BadRequest"),
-        (TORCHSERVES_OWN, {}, 500, "WorkerDied"),
-        (failed, {"x-error-type": "InternalError"}, 500, "InternalError"),
-    ):
-        behind.answer = lambda _, body=body, own=own: Answer(500, body, own)  # type: ignore[misc]
-        reply = front.ask(headers=form)
-        assert (reply.status, reply.error()["type"]) == (status, kind)
-    assert {seen.path for seen in behind.seen} == {"/predictions/maskx"}
+    assert {name: reply.headers[name] for name in ("retry-after", "allow") if name in reply.headers} == named
+    assert reply.headers["x-request-id"] == "mine" and "x-error-type" not in reply.headers
+    assert b"Worker died." not in reply.body
+    (seen,) = behind.seen  # nothing that was answered is asked again
+    assert seen.path == "/predictions/maskx"
 
 
 def refused(reply: Reply, behind: Upstream) -> tuple[int, str]:
@@ -247,24 +233,27 @@ def test_a_second_content_type_never_reaches_torchserve(front: Proxy, behind: Up
     assert all(seen.headers.get("content-type") == "image/png" for seen in behind.seen)
 
 
-def test_a_query_is_400_since_torchserve_would_drop_it(front: Proxy, behind: Upstream) -> None:
-    reply = front.ask(path="/predictions/maskx?score_threshold=0.9")
-    assert refused(reply, behind) == (400, "BadRequest") and "query" in reply.error()["message"]
-
-
 @pytest.mark.parametrize(
-    ("path", "headers", "status", "kind"),
+    ("path", "headers", "status", "kind", "said"),
     [
-        ("/predictions/" + "m" * 3000, {}, 414, "AddressTooLong"),
-        ("/predictions/maskx", {"x-long": "v" * 3000}, 431, "HeadersTooLarge"),
-        ("/predictions/maskx", {f"x-{i}": "v" * 1500 for i in range(6)}, 431, "HeadersTooLarge"),
-        ("/predictions/maskx", {"Transfer-Encoding": "gzip"}, 501, "NotImplemented"),
+        ("/predictions/" + "m" * 3000, {}, 414, "AddressTooLong", ""),
+        (
+            "/predictions/maskx?score_threshold=0.9",
+            {},
+            400,
+            "BadRequest",
+            "query",
+        ),  # TorchServe would drop it
+        ("/predictions/maskx", {"x-long": "v" * 3000}, 431, "HeadersTooLarge", ""),
+        ("/predictions/maskx", {f"x-{i}": "v" * 1500 for i in range(6)}, 431, "HeadersTooLarge", ""),
+        ("/predictions/maskx", {"Transfer-Encoding": "gzip"}, 501, "NotImplemented", ""),
     ],
 )
 def test_heads_that_torchserve_could_not_take_end_here(
-    front: Proxy, behind: Upstream, path: str, headers: dict[str, str], status: int, kind: str
+    front: Proxy, behind: Upstream, path: str, headers: dict[str, str], status: int, kind: str, said: str
 ) -> None:
-    assert refused(front.ask(path=path, body=b"", headers=headers), behind) == (status, kind)
+    reply = front.ask(path=path, body=b"", headers=headers)
+    assert refused(reply, behind) == (status, kind) and said in reply.error()["message"]
 
 
 def test_a_body_above_the_limit_is_413_with_or_without_a_length(front: Proxy, behind: Upstream) -> None:
@@ -283,7 +272,7 @@ def test_a_body_above_the_limit_is_413_with_or_without_a_length(front: Proxy, be
     assert refused(reply, behind) == (413, "RequestTooLarge") and "100000 bytes" in reply.error()["message"]
 
 
-def test_a_broken_chunk_is_400_in_border_5s_form_and_whole_ones_arrive_joined(
+def test_a_broken_chunk_is_400_in_the_handlers_form_and_whole_ones_arrive_joined(
     front: Proxy, behind: Upstream
 ) -> None:
     head = (
@@ -325,35 +314,16 @@ def test_a_server_that_is_not_there_is_502_and_one_that_is_silent_504(behind: Up
                 assert (reply.status, reply.error()["type"]) == (502, "Unreachable")
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        "/",
-        "/ping",
-        "/models",
-        "/models/maskx",
-        "/models/maskx/invoke",
-        "/invocations",
-        "/explanations/maskx",
-        "/wfpredict/x",
-        "/workflows",
-        "/metrics",
-        "/api-description",
-        "/token",
-        "/predictions",
-        "/predictions/",
-        "/predictions/maskx/1.0/extra",
-        "/v1/models/maskx:explain",
-        "/v1/models/maskx",
-        "/v2/models/maskx/explain",
-        "/v2/health/ready",
-        "/_error",
-        "/_grpc/401",
-        "/_own/500",
-        "/_nowhere",
-        "/org.pytorch.serve.grpc.management.ManagementAPIsService/RegisterModel",
-    ],
-)
+OTHER_PATHS = """
+/ /ping /models /models/maskx /models/maskx/invoke /invocations /explanations/maskx /wfpredict/x
+/workflows /metrics /api-description /token /predictions /predictions/ /predictions/maskx/1.0/extra
+/v1/models/maskx:explain /v1/models/maskx /v2/models/maskx/explain /v2/health/ready /_error
+/_grpc/401 /_own/500 /_nowhere
+/org.pytorch.serve.grpc.management.ManagementAPIsService/RegisterModel
+"""
+
+
+@pytest.mark.parametrize("path", OTHER_PATHS.split())
 def test_every_other_path_is_404(front: Proxy, behind: Upstream, path: str) -> None:
     for method in ("GET", "POST"):
         assert refused(front.ask(method, path, b""), behind) == (404, "NotFound")
@@ -380,7 +350,9 @@ def test_a_kept_connection_that_closes_loses_no_request(front: Proxy, behind: Up
     """TorchServe says `connection: close` with every error; here even a connection that closes without a word."""
     behind.answer = lambda seen: Answer(503) if seen.body == b"busy" else Answer(hang_up=seen.body == b"last")
     connection = front.connect()
-    statuses = [ask(connection, body=body).status for body in (b"", b"busy", b"last", b"next") * 25]
+    statuses = [
+        front.ask(body=body, over=connection).status for body in (b"", b"busy", b"last", b"next") * 25
+    ]
     connection.close()
     assert statuses == [200, 503, 200, 200] * 25
     assert [seen.body for seen in behind.seen] == [b"", b"busy", b"last", b"next"] * 25

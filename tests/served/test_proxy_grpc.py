@@ -1,4 +1,4 @@
-"""gRPC through the proxy with the real nginx: true statuses, border 5's object as the message, TLS, HTTP/2."""
+"""gRPC through the proxy with the real nginx: true statuses, the handler's error object as the message, TLS, HTTP/2."""
 
 import json
 import socket
@@ -12,8 +12,9 @@ import pytest
 
 from client.errors import ServerRefused
 from client.generated import inference_pb2, inference_pb2_grpc
+from server.processes import free_ports
 from tests.served.asking import Once
-from tests.served.nginx import MANY, SECRET, Proxy, free_ports, proxy
+from tests.served.nginx import MANY, SECRET, Proxy, proxy
 
 LARGE = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 
@@ -176,7 +177,7 @@ def test_a_server_that_is_not_there_is_unavailable_and_a_silent_one_past_its_dea
 
 
 def test_over_tls_grpc_and_rest_share_a_port(behind: GrpcUpstream) -> None:
-    with proxy(GRPC=behind.address, INFERENCE=f"127.0.0.1:{free_ports(1)[0]}", TLS="on") as made:
+    with proxy(GRPC=behind.address, INFERENCE=f"127.0.0.1:{free_ports().inference}", TLS="on") as made:
         credentials = grpc.ssl_channel_credentials((made.folder / "certificate.pem").read_bytes())
         with grpc.secure_channel(f"localhost:{made.port}", credentials) as channel:
             assert call(made.port, channel=channel) == (grpc.StatusCode.OK, "image")

@@ -252,47 +252,22 @@ def test_what_is_no_request_gets_an_error_or_is_closed(
     assert answer == b"" or (b'{"error":{"code":' in answer and b"<html>" not in answer)
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        "//models",
-        "///models/maskx",
-        "//predictions/maskx",
-        "/predictions//maskx",
-        "/predictions/../models",
-        "/predictions/maskx/../../models/maskx",
-        "/predictions/maskx/%2e%2e/%2e%2e/models",
-        "/predictions/..%2fmodels",
-        "/predictions/..%2f..%2fmodels",
-        "/predictions/%2e%2e%2fmodels",
-        "/predictions/maskx%2f..%2f..%2fmodels",
-        "/predictions/maskx%252f..%252fmodels",
-        "/predictions/maskx%3f/models",
-        "/predictions/maskx%23/models",
-        "/predictions/maskx%0d%0aX:%20y",
-        "/predictions/maskx\\..\\models",
-        "/predictions/%5c..%5cmodels",
-        "/predictions/.",
-        "/predictions/..",
-        "/predictions/%2e%2e",
-        "/./models",
-        "/%6dodels/maskx",
-        "/MODELS",
-        "/Predictions/maskx",
-        "/v1/models/maskx",
-        "/v1/models/../../models/x:predict",
-        "/v1/models/a%2f..%2f..%2f..%2fmodels%2fx:predict",
-        "/v1/models/maskx:predict/../../../models",
-        "/v2/models/maskx/infer/../../../../models",
-        "/v2/models/..%2f..%2fmodels/infer",
-        "/v2/repository/index",
-        "/ready/../models",
-        "/ready%2f..%2fmodels",
-        "/ready/",
-        "/org.pytorch.serve.grpc.inference.InferenceAPIsService/../models",
-        "http://127.0.0.1:8081/models",
-    ],
-)
+TRICKS = r"""
+//models ///models/maskx //predictions/maskx /predictions//maskx /predictions/../models
+/predictions/maskx/../../models/maskx /predictions/maskx/%2e%2e/%2e%2e/models
+/predictions/..%2fmodels /predictions/..%2f..%2fmodels /predictions/%2e%2e%2fmodels
+/predictions/maskx%2f..%2f..%2fmodels /predictions/maskx%252f..%252fmodels
+/predictions/maskx%3f/models /predictions/maskx%23/models /predictions/maskx%0d%0aX:%20y
+/predictions/maskx\..\models /predictions/%5c..%5cmodels /predictions/. /predictions/..
+/predictions/%2e%2e /./models /%6dodels/maskx /MODELS /Predictions/maskx /v1/models/maskx
+/v1/models/../../models/x:predict /v1/models/a%2f..%2f..%2f..%2fmodels%2fx:predict
+/v1/models/maskx:predict/../../../models /v2/models/maskx/infer/../../../../models
+/v2/models/..%2f..%2fmodels/infer /v2/repository/index /ready/../models /ready%2f..%2fmodels /ready/
+/org.pytorch.serve.grpc.inference.InferenceAPIsService/../models http://127.0.0.1:8081/models
+"""
+
+
+@pytest.mark.parametrize("path", TRICKS.split())
 def test_no_trick_with_the_path_reaches_anything_but_predictions(
     front: Proxy, behind: Upstream, path: str
 ) -> None:

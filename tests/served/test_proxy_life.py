@@ -16,7 +16,6 @@ from tests.served.nginx import (
     SECRET,
     SIGNS_OF_LIFE,
     Proxy,
-    ask,
     make_proxy,
     proxy,
     takes_connections,
@@ -122,7 +121,7 @@ def test_a_kept_connection_is_closed_by_a_reload_after_its_answer_and_says_so(be
     behind.answer = gate = Gate()
     with proxy(INFERENCE=behind.address) as made, ThreadPoolExecutor(1) as pool:
         connection = made.connect()
-        held = pool.submit(ask, connection)
+        held = pool.submit(made.ask, over=connection)
         wait_until(lambda: len(behind.seen) == 1)
         made.entrypoint("reload")
         wait_until(lambda: len(made.workers()) > 2)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from export.archive import ROOT
-from tests.served.nginx import NOBODY, ask, make_proxy, proxy
+from tests.served.nginx import NOBODY, make_proxy, proxy
 from tests.served.upstream import Upstream, upstream
 
 
@@ -35,7 +35,7 @@ def test_tls_is_1_3_alone_and_http_2_is_offered(behind: Upstream) -> None:
                     with pytest.raises(ssl.SSLError):
                         context.wrap_socket(connection, server_hostname="localhost")
         plain = http.client.HTTPConnection("127.0.0.1", made.port, timeout=30)
-        reply = ask(plain)
+        reply = made.ask(over=plain)
         plain.close()
         assert (reply.status, reply.error()["type"]) == (400, "BadRequest")
 

@@ -15,9 +15,10 @@ from typing import Any
 import psutil
 import pytest
 
-from server.management import Management, ask
-from server.processes import free_ports, load_running
+from server.management import ask
+from server.processes import free_ports
 from tests.served.machine import SECRET, UNSUSPECTED, Machine, make_machine
+from tests.served.nginx import wait_until
 from tests.served.standin import png, scene
 
 SLOW = png(scene(width=2400, height=1800, red=(3, 2, 500, 400)))
@@ -50,11 +51,6 @@ class Served:
 
     def predict(self, image: bytes) -> int:
         return ask(self.machine.ports.inference, "POST", "/predictions/maskx", timeout=LONGEST, body=image)[0]
-
-    def management(self) -> Management:
-        running = load_running(self.machine.state)
-        assert running is not None
-        return Management(self.machine.state, running)
 
     def said(self) -> str:
         return (self.machine.folder / "run.log").read_text()
@@ -124,33 +120,26 @@ def test_other_paths_of_the_endpoint_are_unknown_and_head_has_no_body(served: Se
 
 
 def test_batches_are_what_suits_the_machine_and_the_metrics_are_those_declared(served: Served) -> None:
-    version = served.management().default()
-    running = load_running(served.machine.state)
-    assert running is not None
-    assert (version.batch_size, version.batch_delay, len(version.workers)) == (
-        running.batching.batch_size,
-        running.batching.batch_delay,
-        running.batching.workers,
-    )
+    version = served.machine.management().default()
+    batching = served.machine.running.batching
+    assert (version.batch_size, version.batch_delay) == (batching.batch_size, batching.batch_delay)
+    assert len(version.workers) == batching.workers
     assert version.batch_size > 1  # TorchServe's own default
     metrics = ask(served.machine.ports.metrics, "GET", "/metrics", timeout=10)[1].decode()
     assert "# TYPE maskx_forward_seconds histogram" in metrics and "ts_inference_requests_total{" in metrics
 
 
 def test_answers_move_the_metrics_over_both_protocols(served: Served) -> None:
-    server = served.management()
+    server = served.machine.management()
 
-    def moved(act: Callable[[], Any]) -> bool:
+    def moves(act: Callable[[], Any]) -> None:
         before = server.answered()
         act()
-        deadline = time.monotonic() + LONGEST
-        while server.answered() == before and time.monotonic() < deadline:
-            time.sleep(0.05)
-        return server.answered() != before
+        wait_until(lambda: server.answered() != before, LONGEST)
 
-    assert moved(lambda: served.predict(png(scene())))
-    assert moved(lambda: served.predict(b"no image"))
-    assert moved(lambda: served.machine.grpc().predict(png(scene())))
+    moves(lambda: served.predict(png(scene())))
+    moves(lambda: served.predict(b"no image"))
+    moves(lambda: served.machine.grpc().predict(png(scene())))
 
 
 def test_a_stopped_worker_is_not_ready_though_torchserve_says_so_and_is_ready_when_it_goes_on(
@@ -162,16 +151,19 @@ def test_a_stopped_worker_is_not_ready_though_torchserve_says_so_and_is_ready_wh
         assert served.until(503)["reason"] == "no worker is ready (stopped)"
         status, body = ask(served.machine.ports.inference, "GET", "/ping", timeout=10)
         assert status == 200 and json.loads(body) == {"status": "Healthy"}
-        assert served.management().default().workers[0].status == "READY"
+        assert served.machine.management().default().workers[0].status == "READY"
         assert served.machine.command("ready").returncode == 1
-        before, more = served.management().answered(), served.management().default().batch_size + 1
+        before, more = (
+            served.machine.management().answered(),
+            served.machine.management().default().batch_size + 1,
+        )
         with ThreadPoolExecutor(more) as pool:
             wait = [pool.submit(served.predict, png(scene())) for _ in range(more)]
-            deadline = time.monotonic() + LONGEST
-            while not (came := served.management().default().pending) and time.monotonic() < deadline:
-                time.sleep(0.05)
-            assert came > 0  # one that found no place in the batch
-            assert served.management().answered() == before  # a request that came is no sign of an answer
+            # one that found no place in the batch
+            wait_until(lambda: served.machine.management().default().pending > 0, LONGEST)
+            assert (
+                served.machine.management().answered() == before
+            )  # a request that came is no sign of an answer
             worker.resume()
             assert [one.result() for one in wait] == [200] * more
     finally:
@@ -191,13 +183,13 @@ def test_a_killed_worker_is_not_ready_until_the_next_one_answers(served: Served)
 def test_a_saturated_server_stays_ready_and_its_describe_call_waits_behind_the_requests(
     served: Served,
 ) -> None:
-    two_batches = 2 * served.management().default().batch_size
+    two_batches = 2 * served.machine.management().default().batch_size
     with ThreadPoolExecutor(24) as pool:
-        sent = [pool.submit(served.predict, SLOW) for _ in range(48)]
+        sent = [pool.submit(served.predict, SLOW) for _ in range(32)]
         looks, while_saturated = [], []
         while not all(one.done() for one in sent):
             looks.append(served.probe()[0])
-            if served.management().default().pending > two_batches:
+            if served.machine.management().default().pending > two_batches:
                 while_saturated.append(served.probe()[0])
             time.sleep(0.1)
     assert {one.result() for one in sent} == {200}
@@ -220,11 +212,7 @@ def test_told_to_end_under_load_it_is_not_ready_first_answers_all_and_ends_with_
 
     with ThreadPoolExecutor(12) as pool:
         clients = [pool.submit(client, index) for index in range(12)]
-        deadline = time.monotonic() + LONGEST
-        while len(begun) < 12 or served.management().default().pending < 6:
-            if time.monotonic() > deadline:
-                break
-            time.sleep(0.02)
+        wait_until(lambda: len(begun) == 12 and served.machine.management().default().pending >= 6, LONGEST)
         served.process.send_signal(signal.SIGTERM)
         assert served.until(503)["reason"] == "the server is to end"
         late = ask(ports.inference, "POST", "/predictions/maskx", timeout=LONGEST, body=SLOW)[0]
@@ -244,29 +232,10 @@ def test_told_to_end_while_the_model_loads_it_ends_with_0_and_leaves_nothing(
 ) -> None:
     served = run(make_machine(tmp_path, standin_archive("early")))
     try:
-        deadline = time.monotonic() + LONGEST
-        while not served.machine.processes() and time.monotonic() < deadline:
-            time.sleep(0.02)
+        wait_until(served.machine.processes, LONGEST)
         served.process.send_signal(signal.SIGTERM)
         assert served.process.wait(timeout=LONGEST) == 0
         assert "told to end before the model was ready\nstopped\n" in served.said()
-        assert served.machine.processes() == []
-    finally:
-        end(served)
-
-
-def test_when_torchserve_dies_it_says_so_and_ends_with_1(
-    standin_archive: Callable[..., Path], tmp_path: Path
-) -> None:
-    served = run(make_machine(tmp_path, standin_archive("dies")))
-    try:
-        deadline = time.monotonic() + LONGEST
-        while "ready; probes on" not in served.said() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        (java,) = [process for process in served.machine.processes() if process.name() == "java"]
-        java.kill()
-        assert served.process.wait(timeout=LONGEST) == 1
-        assert "error: TorchServe ended by itself (logs: build/serve/logs)" in served.said()
         assert served.machine.processes() == []
     finally:
         end(served)

@@ -1,7 +1,6 @@
 """Versions beside each other on the real server: registered, made the default and removed, under load."""
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,9 +9,9 @@ from urllib.parse import quote
 
 import pytest
 
-from server.management import Management, ask
-from server.processes import load_running
-from tests.served.machine import Machine, make_machine
+from server.management import ask
+from tests.served.machine import Machine, serving
+from tests.served.nginx import wait_until
 from tests.served.standin import png, scene
 
 IMAGE = png(scene(red=(3, 2, 20, 11)))
@@ -24,14 +23,9 @@ def machine(
     standin_archive: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Machine]:
     """Serves version 1.0, and lets others be registered."""
-    machine = make_machine(tmp_path_factory.mktemp("versions"), standin_archive("first"))
-    try:
-        started = machine.start("--model-api", "--batch-size", "3")
-        assert started.returncode == 0, started.stderr
-        machine.started = started.stdout
+    arguments = ("--model-api", "--batch-size", "3")
+    with serving(tmp_path_factory.mktemp("versions"), standin_archive("first"), *arguments) as machine:
         yield machine
-    finally:
-        machine.end()
 
 
 def predict(machine: Machine, image: bytes = IMAGE, version: str = "") -> tuple[int, str]:
@@ -41,14 +35,8 @@ def predict(machine: Machine, image: bytes = IMAGE, version: str = "") -> tuple[
     return status, json.loads(body)["model"]["version"] if status == 200 else ""
 
 
-def management(machine: Machine) -> Management:
-    running = load_running(machine.state)
-    assert running is not None
-    return Management(machine.state, running)
-
-
 def names(machine: Machine) -> list[str]:
-    return [one.name for one in management(machine).versions()]
+    return [one.name for one in machine.management().versions()]
 
 
 def refused(machine: Machine, *arguments: str) -> str:
@@ -73,7 +61,7 @@ def test_a_server_started_without_the_model_api_lets_nobody_register(
 def test_what_cannot_be_registered_is_told_in_one_line_and_changes_nothing(
     machine: Machine, standin_archive: Callable[..., Path], tmp_path: Path
 ) -> None:
-    assert "versions can be" in machine.started or "can be registered" in machine.started
+    assert "versions can be registered and removed: python -m server --help" in machine.started
     changed = standin_archive("changed", version="2.0")
     changed.write_bytes(changed.read_bytes() + b"more")
     assert "it was changed or not copied whole" in refused(machine, "register", "--archive", str(changed))
@@ -131,14 +119,12 @@ def test_hot_swap_under_eight_clients_fails_no_request(
             registered = machine.command("register", "--archive", str(archive))
             assert (registered.returncode, names(machine)) == (0, ["1.0", "2.0"]), registered.stderr
             assert predict(machine)[1] == "1.0" and predict(machine, version="2.0") == (200, "2.0")
-            assert [one.batch_size for one in management(machine).versions()] == [3, 3]
+            assert [one.batch_size for one in machine.management().versions()] == [3, 3]
             assert machine.command("default", "2.0").stdout == "version 2.0 is the default\n"
             removed = machine.command("unregister", "1.0")
             assert (removed.returncode, removed.stdout) == (0, "version 1.0 is removed\n"), removed.stderr
             seen = len(answers)
-            deadline = time.monotonic() + 120
-            while len(answers) < seen + 16 and time.monotonic() < deadline:
-                time.sleep(0.05)
+            wait_until(lambda: len(answers) >= seen + 16, 120)
         finally:
             over.set()
         for one in clients:
@@ -155,17 +141,12 @@ def test_a_version_is_removed_when_its_last_request_is_answered_and_not_before(
     machine: Machine, standin_archive: Callable[..., Path]
 ) -> None:
     """TorchServe by itself would leave those in its queue without an answer for ever."""
-    if "4.0" not in names(machine):
-        archive = standin_archive("fourth", version="4.0")
-        assert machine.command("register", "--archive", str(archive)).returncode == 0
+    archive = standin_archive("fourth", version="4.0")
+    assert machine.command("register", "--archive", str(archive)).returncode == 0
     with ThreadPoolExecutor(12) as pool:
         sent = [pool.submit(predict, machine, SLOW, "4.0") for _ in range(12)]
-        deadline = time.monotonic() + 60
-        while (waiting := management(machine).version("4.0").pending) < 4 and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert waiting >= 4
+        wait_until(lambda: machine.management().version("4.0").pending >= 4)
         removed = machine.command("unregister", "4.0")
-        assert all(one.done() for one in sent) or {one.result() for one in sent} == {(200, "4.0")}
     assert removed.returncode == 0 and {one.result() for one in sent} == {(200, "4.0")}
     assert "4.0" not in names(machine)
     assert not (machine.state / "model-store" / "maskx-4.0.mar").exists()
@@ -176,7 +157,7 @@ def test_a_version_that_still_has_requests_after_the_drain_stays(
 ) -> None:
     archive = standin_archive("fifth", version="5.0")
     assert machine.command("register", "--archive", str(archive)).returncode == 0
-    (pid,) = [worker.pid for worker in management(machine).version("5.0").workers]
+    (pid,) = [worker.pid for worker in machine.management().version("5.0").workers]
     (worker,) = [process for process in machine.workers() if process.pid == pid]
     worker.suspend()
     try:

@@ -1,10 +1,9 @@
-"""Every road of a request through the real TorchServe: what it does to forms, headers, queries and packed bodies."""
+"""Every way in which the real TorchServe takes a request: what it does to forms, headers, queries and packed bodies."""
 
 import base64
 import gzip
 import http.client
 import json
-from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -16,26 +15,8 @@ from tests.served.standin import png, scene
 IMAGE = png(scene(width=61, height=47, red=(3, 2, 20, 11), green=(30, 4, 13, 21), blue=(5, 30, 31, 9)))
 OTHER = png(scene(width=50, height=40, green=(6, 7, 8, 9)))
 TEXT, TEXT_2 = (base64.b64encode(image).decode() for image in (IMAGE, OTHER))
+AS_JSON = json.dumps({"image": TEXT}).encode()
 FORM = "multipart/form-data; boundary=edge"
-
-Sent = dict[str, str] | Iterable[tuple[str, str]]
-
-
-def ask(
-    machine: Machine, body: bytes, headers: Sent = (), path: str = "/predictions/maskx"
-) -> tuple[int, Any, dict[str, str]]:
-    """One POST with exactly these headers, in UTF-8, and Host and Content-Length; the answer's JSON."""
-    connection = http.client.HTTPConnection("127.0.0.1", machine.ports.inference, timeout=60)
-    try:
-        connection.putrequest("POST", path, skip_accept_encoding=True)
-        for name, value in dict(headers).items() if isinstance(headers, dict) else headers:
-            connection.putheader(name, value.encode())
-        connection.putheader("Content-Length", str(len(body)))
-        connection.endheaders(body)
-        answer = connection.getresponse()
-        return answer.status, json.loads(answer.read()), dict(answer.getheaders())
-    finally:
-        connection.close()
 
 
 def form(*parts: tuple[str, bytes]) -> bytes:
@@ -49,111 +30,132 @@ def form(*parts: tuple[str, bytes]) -> bytes:
     return sent + b"--edge--\r\n"
 
 
-def names(answer: Any) -> list[str]:
-    return [one["category"] for one in answer["detections"]]
+@pytest.fixture(scope="module")
+def whole(server: Machine) -> bytes:
+    """The answer to the first image, sent by itself."""
+    return server.ask(IMAGE, {"Content-Type": "image/png"}).body
 
 
 @pytest.fixture(scope="module")
-def alone(server: Machine) -> list[dict[str, Any]]:
-    """The answers to the two images, sent by themselves, without the model's name."""
-    found = []
-    for image in (IMAGE, OTHER):
-        status, answer, _ = ask(server, image, {"Content-Type": "image/png"})
-        assert status == 200 and len(answer["detections"]) > 0
-        found.append({name: answer[name] for name in ("image", "detections")})
-    return found
+def alone(server: Machine, whole: bytes) -> list[dict[str, Any]]:
+    """What is said of each of the two images."""
+    answers = [json.loads(body) for body in (whole, server.ask(OTHER, {"Content-Type": "image/png"}).body)]
+    assert all(answer["detections"] for answer in answers)
+    return [{name: answer[name] for name in ("image", "detections")} for answer in answers]
 
 
 @pytest.mark.parametrize(
     ("path", "body", "headers"),
     [
         ("/predictions/maskx", IMAGE, {}),
+        ("/predictions/maskx", IMAGE, {"Content-Type": "text/plain"}),
         ("/predictions/maskx/1.0", IMAGE, {"Content-Type": "image/jpeg"}),
         ("/models/maskx/invoke", IMAGE, {"Content-Type": "image/png"}),
         ("/invocations?model_name=maskx", IMAGE, {"Content-Type": "image/png"}),
+        ("/explanations/maskx", IMAGE, {"Content-Type": "image/png"}),
         ("/predictions/maskx", form(("data", IMAGE)), {"Content-Type": FORM}),
-        ("/predictions/maskx", json.dumps({"image": TEXT}).encode(), {"Content-Type": "application/json"}),
-        (
-            "/predictions/maskx",
-            json.dumps({"image": TEXT}).encode("utf-16"),
-            {"Content-Type": "application/json"},
-        ),
+        ("/predictions/maskx", AS_JSON, {"Content-Type": "application/json"}),
+        ("/predictions/maskx", AS_JSON, {"Content-Type": "text/plain; charset=utf-8"}),
+        ("/predictions/maskx", AS_JSON.decode().encode("utf-16"), {"Content-Type": "application/json"}),
         ("/predictions/maskx", gzip.compress(IMAGE), {"Content-Encoding": "gzip"}),
         ("/predictions/maskx", IMAGE, {"Expect": "100-continue"}),
         ("/predictions/maskx", IMAGE, {"describe": "True", "explain": "True"}),
     ],
 )
-def test_a_single_image_is_answered_alike_on_every_road(
-    server: Machine, alone: list[dict[str, Any]], path: str, body: bytes, headers: dict[str, str]
+def test_a_single_image_is_answered_with_the_same_bytes_however_it_is_sent(
+    server: Machine, whole: bytes, path: str, body: bytes, headers: dict[str, str]
 ) -> None:
-    status, answer, _ = ask(server, body, headers, path)
-    assert (status, {name: answer[name] for name in ("image", "detections")}) == (200, alone[0])
+    reply = server.ask(body, headers, path)
+    assert (reply.status, reply.body) == (200, whole)
 
 
-def test_a_chunked_body_is_answered_too(server: Machine, alone: list[dict[str, Any]]) -> None:
+def test_a_chunked_body_is_answered_too(server: Machine, whole: bytes) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", server.ports.inference, timeout=60)
     connection.request("POST", "/predictions/maskx", body=iter([IMAGE[:50], IMAGE[50:]]), encode_chunked=True)
-    answer = json.loads(connection.getresponse().read())
+    assert connection.getresponse().read() == whole
     connection.close()
-    assert answer["detections"] == alone[0]["detections"]
 
 
-def test_several_images_come_back_in_the_envelope_and_the_order_they_came_in(
-    server: Machine, alone: list[dict[str, Any]]
+BAD = base64.b64encode(b"no image").decode()
+
+
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [
+        ("/predictions/maskx", {"images": [TEXT, BAD, {"image": TEXT_2}]}),
+        (
+            "/v1/models/maskx:predict",
+            {"instances": [{"b64": TEXT}, {"b64": BAD}, {"image": {"b64": TEXT_2}}]},
+        ),
+        (
+            "/v2/models/maskx/infer",
+            {
+                "id": "my id",
+                "inputs": [{"name": "image", "shape": [3], "datatype": "BYTES", "data": [TEXT, BAD, TEXT_2]}],
+            },
+        ),
+        ("/predictions/maskx", None),
+    ],
+    ids=["json", "v1", "v2", "form"],
+)
+def test_several_images_come_back_in_their_envelope_and_order_with_errors_in_their_places(
+    server: Machine, alone: list[dict[str, Any]], path: str, content: dict[str, Any] | None
 ) -> None:
-    as_json = {"Content-Type": "application/json"}
-    numbered = form(("data_10", OTHER), ("data_9", IMAGE))
-    _, answer, _ = ask(server, numbered, {"Content-Type": FORM})
-    assert answer["results"] == alone
-    _, answer, _ = ask(server, json.dumps({"images": [TEXT, {"image": TEXT_2}]}).encode(), as_json)
-    assert answer["results"] == alone
-    content: dict[str, Any] = {"instances": [{"b64": TEXT}, {"image": {"b64": TEXT_2}}]}
-    _, answer, _ = ask(server, json.dumps(content).encode(), as_json, "/v1/models/maskx:predict")
-    assert answer == {"predictions": alone}
-    tensor = {"name": "image", "shape": [2], "datatype": "BYTES", "data": [TEXT, TEXT_2]}
-    content = {"id": "my id", "inputs": [tensor]}
-    _, answer, _ = ask(server, json.dumps(content).encode(), as_json, "/v2/models/maskx/infer")
-    (output,) = answer["outputs"]
-    assert answer["id"] == "my id" and output["shape"] == [2]
-    assert [json.loads(one) for one in output["data"]] == alone
+    sent = json.dumps(content).encode()
+    if content is None:
+        sent = form(("data_10", OTHER), ("data", IMAGE), ("data_9", b"no image"))
+    reply = server.ask(sent, {"Content-Type": FORM if content is None else "application/json"}, path)
+    assert (reply.status, reply.headers["content-type"]) == (200, "application/json"), reply
+    answer = json.loads(reply.body)
+    if "outputs" in answer:
+        (output,) = answer["outputs"]
+        assert answer["id"] == "my id" and output["shape"] == [3]
+        results = [json.loads(one) for one in output["data"]]
+    else:
+        results = answer["predictions"] if path.startswith("/v1") else answer["results"]
+    first, bad, last = results
+    assert [first, last] == alone
+    assert bad["error"]["type"] == "InvalidImage"
+    assert content is None or server.grpc().predict(sent) == reply.body
 
 
 CHOSEN = {"categories": "bleu \u00e9,red", "max_detections": "5", "score_threshold": "0.25"}
 
 
-@pytest.mark.parametrize("road", ["field", "header", "other header", "json", "query", "gRPC", "v1", "v2"])
-def test_parameters_hold_on_every_road(server: Machine, road: str) -> None:
+@pytest.mark.parametrize("way", ["field", "header", "other header", "json", "query", "gRPC", "v1", "v2"])
+def test_parameters_hold_whichever_way_they_come(server: Machine, way: str) -> None:
     as_json = {"Content-Type": "application/json"}
     path = "/predictions/maskx"
-    if road == "gRPC":
+    if way == "gRPC":
         answer = json.loads(server.grpc().predict(IMAGE, CHOSEN))
     else:
         body, headers = IMAGE, {}
-        if road == "field":
+        if way == "field":
             headers["Content-Type"], body = multipart(IMAGE, CHOSEN)
-        elif road == "header":
+        elif way == "header":
             headers = dict(CHOSEN)
-        elif road == "other header":
+        elif way == "other header":
             headers = {name.replace("_", "-").upper(): value for name, value in CHOSEN.items()}
-        elif road == "json":
+        elif way == "json":
             headers, body = as_json, json.dumps({"image": TEXT, **CHOSEN}).encode()
-        elif road == "query":
+        elif way == "query":
             path = "/models/maskx/invoke?categories=bleu%20%C3%A9%2Cred&max_detections=5&score_threshold=0.25"
             headers = {"Content-Type": "image/png"}
-        elif road == "v1":
+        elif way == "v1":
             content = {"instances": [{"b64": TEXT}], "parameters": CHOSEN}
             path, headers, body = "/v1/models/maskx:predict", as_json, json.dumps(content).encode()
         else:
             tensor = {"shape": [1], "datatype": "BYTES", "data": [TEXT], "parameters": CHOSEN}
             path, headers = "/v2/models/maskx/infer", as_json
             body = json.dumps({"inputs": [tensor]}).encode()
-        status, answer, _ = ask(server, body, headers, path)
-        assert status == 200, answer
-        if road == "v1":
+        reply = server.ask(body, headers, path)
+        assert reply.status == 200, reply
+        answer = json.loads(reply.body)
+        if way == "v1":
             (answer,) = answer["predictions"]
-        elif road == "v2":
+        elif way == "v2":
             answer = json.loads(answer["outputs"][0]["data"][0])
-    assert names(answer) == ["red", "bleu \u00e9"]
+    assert [one["category"] for one in answer["detections"]] == ["red", "bleu \u00e9"]
 
 
 @pytest.mark.parametrize(
@@ -195,19 +197,7 @@ def test_parameters_hold_on_every_road(server: Machine, road: str) -> None:
 def test_what_the_server_misreads_is_refused_with_what_to_do(
     server: Machine, body: bytes, headers: dict[str, str], message: str
 ) -> None:
-    status, answer, answered = ask(server, body, headers)
-    assert status == 400, answer
-    assert answered["x-error-type"] == "InvalidRequest"
-    assert (answer["error"]["code"], answer["error"]["type"]) == (400, "InvalidRequest")
-    assert message in answer["error"]["message"]
-
-
-def test_a_bad_image_among_several_has_its_error_in_its_place(
-    server: Machine, alone: list[dict[str, Any]]
-) -> None:
-    parts = form(("data", IMAGE), ("data_1", b"no image"), ("data_2", OTHER))
-    status, answer, _ = ask(server, parts, {"Content-Type": FORM})
-    assert status == 200
-    first, bad, last = answer["results"]
-    assert [first, last] == alone
-    assert bad["error"]["type"] == "InvalidImage"
+    reply = server.ask(body, headers)
+    error = reply.error()
+    assert (reply.status, error["type"], reply.headers["x-error-type"]) == (400, *["InvalidRequest"] * 2)
+    assert message in error["message"]
