@@ -88,7 +88,7 @@ def open_numbers(setting: LoadSetting) -> Numbers:
                         say(f"open loop: {network.name}, {protocol}, {share * reached:.2f} a second")
                         # Of few requests nothing can be told: the slow network is asked for longer.
                         seconds = max(network.turn, 20 / (share * reached)) if reached else network.turn
-                        samples, _ = opened(client, max(share * reached, 0.1), network.warm_up + seconds)
+                        samples = opened(client, max(share * reached, 0.1), network.warm_up + seconds)
                         found = summary(samples, warm_up=network.warm_up, until=float("inf"))
                         rows.append(
                             {"network": network.name, "protocol": protocol, "share": share}

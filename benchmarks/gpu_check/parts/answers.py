@@ -16,7 +16,7 @@ from PIL import Image
 
 from benchmarks.gpu_check.parts.asking import Asked
 from benchmarks.gpu_check.parts.comparing import HEADERS, Compared, compare, detections_of
-from benchmarks.gpu_check.setting import CheckSetting, Clock, Keep, first_line, measured, say
+from benchmarks.gpu_check.setting import CheckSetting, Clock, Keep, each, measured, say
 from benchmarks.tables import Part, shown, table
 
 BATCH = 8
@@ -36,16 +36,15 @@ def measure(setting: CheckSetting, seconds: float, keep: Keep) -> Part:
     reference = Asked(setting.trained_path, "cpu", "float32")
     expected = answers_to(reference, images)
     found: dict[str, Numbers] = {}
-    for precision in setting.best_first():
-        if found and not clock.has(8):
-            found[precision] = {"failed": "no time was left"}
-            continue
+
+    def work(precision: str) -> None:
         say(f"answers in {precision}")
-        try:
-            found[precision] = of_precision(setting, precision, images, expected)
-        except Exception as error:  # one precision must not cost the others
-            found[precision] = {"failed": first_line(error)}
-        keep(shown_part(setting, expected, found))
+        found[precision] = of_precision(setting, precision, images, expected)
+
+    def failed(precision: str, why: str) -> None:
+        found[precision] = {"failed": why}
+
+    each(setting.best_first(), clock, 8, work, failed, lambda: keep(shown_part(setting, expected, found)))
     return shown_part(setting, expected, found)
 
 
@@ -166,7 +165,7 @@ def shown_part(
     beside, others, statuses = [], [], []
     for name, one in found.items():
         if "failed" in one:
-            statuses.append((name, "-", f"failed: {one['failed']}"))
+            statuses.append((name, "-", one["failed"]))
             continue
         beside.append((name, *Compared(**one["beside the CPU"]).cells()))
         beside.append((f"{name}, at the end", *Compared(**one["again"]).cells()))
