@@ -155,6 +155,6 @@ def hostile_text(numbers: Numbers) -> str:
         "\n".join(lines)
         + "\n\n"
         + table(headers, rows)
-        + "\nA 400 is border 5's error, a 200 the offline network's answer byte for byte; what TorchServe answers by "
-        "itself has a form of its own, which the proxy replaces.\n"
+        + "\nA 400 is the service's error, a 200 the offline network's answer byte for byte; what TorchServe answers "
+        "by itself has a form of its own, which the proxy replaces.\n"
     )

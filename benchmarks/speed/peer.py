@@ -124,7 +124,7 @@ class Peer(Side):
         return json.dumps(answer, separators=(",", ":")).encode("ascii")
 
     def stages(self, files: Sequence[str]) -> dict[str, float]:
-        """Of the eager network; on a GPU the clock waits for it at every border."""
+        """Of the eager network; on a GPU the clock waits for it between stages."""
         data = read(files)
         clock = StageClock(self.eager, self.device)
         begin = clock.now()
