@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.command import progress
-from benchmarks.pictures import SIZES, kept
+from benchmarks.pictures import SIZES, kept, of_coco_sizes
 from benchmarks.tables import Part
 
 Keep = Callable[[Part], None]
@@ -66,15 +66,9 @@ class CheckSetting:
         """Folder of the bench's network: maskx.pt, peer.pt."""
         return Path(self.folder) / "large"
 
-    @property
-    def coco_sized(self) -> Path:
-        """Folder of the JPEGs of COCO's sizes that TorchServe is sent."""
-        return Path(self.folder) / "coco-sized"
-
-    @property
-    def coco_sized_count(self) -> int:
-        """How many of them."""
-        return 8 if self.short else 32
+    def coco_sized(self) -> tuple[str, ...]:
+        """Paths of the JPEGs of COCO's sizes that TorchServe is sent, drawn where they are not there."""
+        return of_coco_sizes(Path(self.folder) / "coco-sized", 8 if self.short else 32)
 
     def picture(self, size: str, seed: int = 0) -> bytes:
         """A drawn photograph, kept where it was made once."""

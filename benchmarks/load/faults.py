@@ -193,17 +193,10 @@ def nginx_there() -> bool:
 
 def faults_text(numbers: Numbers) -> str:
     """A row for each fault."""
-    rows = [
-        (
-            row["fault"],
-            str(row["requests"]),
-            shown_errors(row["lost"]),
-            _seconds(row.get("recovery")),
-            _seconds(row.get("took")),
-            _seconds(row["slowest"]),
-        )
-        for row in numbers["rows"]
-    ]
+    rows = []
+    for row in numbers["rows"]:
+        seconds = [_seconds(row.get(name)) for name in ("recovery", "took", "slowest")]
+        rows.append((row["fault"], str(row["requests"]), shown_errors(row["lost"]), *seconds))
     headers = ("fault", "requests", "lost", "answered again after", "took", "slowest request")
     return (
         table(headers, rows)

@@ -137,19 +137,11 @@ def hostile_text(numbers: Numbers) -> str:
     lines.append(
         f"- The worker at the end is {'the one' if numbers['same_worker'] else 'NOT the one'} of the beginning."
     )
-    rows = [
-        (
-            group["group"],
-            str(group["requests"]),
-            ", ".join(
-                f"{count} x {'hung up' if status == '0' else status}"
-                for status, count in group["statuses"].items()
-            ),
-            str(group["own_form"]),
-            shown(group["slowest"]),
-        )
-        for group in numbers["groups"]
-    ]
+    rows = []
+    for one in numbers["groups"]:
+        answers = [f"{n} x {'hung up' if status == '0' else status}" for status, n in one["statuses"].items()]
+        cells = (str(one["requests"]), ", ".join(answers), str(one["own_form"]), shown(one["slowest"]))
+        rows.append((one["group"], *cells))
     headers = ("group, REST", "requests", "answered with", "by TorchServe itself", "slowest")
     return (
         "\n".join(lines)

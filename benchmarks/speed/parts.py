@@ -80,10 +80,8 @@ def whole(setting: Setting, sides: dict[str, Remote]) -> Part:
             "runs_per_column": runs_per_column,
         },
         ratios={
-            f"1080p whole, torchvision eager / maskx {precision}": speed_up(
-                times[PEER], times[ours_in(precision)]
-            )
-            for precision in setting.precisions
+            f"1080p whole, torchvision eager / maskx {one}": speed_up(times[PEER], times[ours_in(one)])
+            for one in setting.precisions
         },
     )
 
@@ -174,16 +172,9 @@ def floor(setting: Setting, measured: Part, about: dict[str, Any]) -> Part:
         stages = measured.numbers["stages"][ours_in(precision)]
         median, least = (sum(stages[stage][which] for stage in NETWORK_STAGES) for which in ("median", "min"))
         least_time = flops / best
-        rows.append(
-            [
-                precision,
-                *[f"{rates[str(side)] / 1e9:.0f}" for side in SIDES],
-                shown(least_time),
-                shown(median),
-                f"{100 * least_time / median:.0f} %",
-                f"{100 * least_time / least:.0f} %",
-            ]
-        )
+        shares = [f"{100 * least_time / seconds:.0f} %" for seconds in (median, least)]
+        rate = [f"{rates[str(side)] / 1e9:.0f}" for side in SIDES]
+        rows.append([precision, *rate, shown(least_time), shown(median), *shares])
         numbers[precision] = {
             "rates": rates,
             "floor_seconds": least_time,

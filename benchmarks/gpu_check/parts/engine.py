@@ -103,18 +103,15 @@ def shown_part(setting: CheckSetting, found: dict[str, Numbers]) -> Part:
             if name in ("failed", "note"):
                 notes.append(f"- {precision}: {one}")
                 continue
-            rows.append(
-                (
-                    f"{precision}, {name}",
-                    shown(one["first"]),
-                    f"{one['images_per_second']:.1f}",
-                    shown(one["p50"]),
-                    shown(one["p99"]),
-                    f"{one['overlapped']:.1f}",
-                    f"{100 * one['idle_share']:.0f} %",
-                    "-" if one["peak_mib"] is None else f"{one['peak_mib']:.0f}",
-                )
-            )
+            cells = [
+                shown(one["first"]),
+                f"{one['images_per_second']:.1f}",
+                shown(one["p50"]),
+                shown(one["p99"]),
+            ]
+            cells += [f"{one['overlapped']:.1f}", f"{100 * one['idle_share']:.0f} %"]
+            cells.append("-" if one["peak_mib"] is None else f"{one['peak_mib']:.0f}")
+            rows.append((f"{precision}, {name}", *cells))
     headers = ("", "first batch", "images/s", "p50 of a batch", "p99", "overlapped: images/s", "idle")
     headers += ("CUDA memory at most, MiB",)
     text = table(headers, rows) if rows else ""

@@ -8,7 +8,6 @@ from concurrent.futures import ProcessPoolExecutor
 
 from benchmarks.gpu_check.setting import CheckSetting, Keep, measured
 from benchmarks.machine import usable_cores
-from benchmarks.pictures import of_coco_sizes
 from benchmarks.speed.network import prepare
 from benchmarks.speed.setting import CLASSES
 from benchmarks.tables import Part, table
@@ -21,7 +20,7 @@ def measure(setting: CheckSetting, seconds: float, keep: Keep) -> Part:
     begin = time.monotonic()
     pictures = 2 if setting.short else PICTURES
     with ProcessPoolExecutor(max(usable_cores() // 2, 1), multiprocessing.get_context("fork")) as drawers:
-        others = drawers.submit(of_coco_sizes, setting.coco_sized, setting.coco_sized_count)
+        others = drawers.submit(setting.coco_sized)
         list(drawers.map(setting.picture_path, ["1080p"] * pictures, range(pictures)))
         others.result()
     drawn = time.monotonic() - begin

@@ -18,7 +18,6 @@ from benchmarks.load.sections import RATE_AND_TIMES, rate_and_times
 from benchmarks.load.server import Served, pack
 from benchmarks.load.setting import PROTOCOLS, client_of, closed
 from benchmarks.load.times import Sample, summary
-from benchmarks.pictures import of_coco_sizes
 from benchmarks.tables import Part, table
 from benchmarks.worker import Remote
 
@@ -96,11 +95,11 @@ def measure(setting: CheckSetting, seconds: float, keep: Keep) -> Part:
     def news() -> None:
         keep(shown_part(setting, rows, notes))
 
-    def ask(*of_server: Any) -> None:
+    def ask(network: str, workers: int, images: list[str], turns: list[tuple[str, int]], turn: Turn) -> None:
         try:
-            one_server(setting, *of_server, rows, notes, news)
+            one_server(setting, network, workers, images, turns, turn, rows, notes, news)
         except (ValueError, OSError, RuntimeError) as error:
-            notes.append(f"{FAILED}{of_server[0]}: {first_line(error)}")
+            notes.append(f"{FAILED}{network}: {first_line(error)}")
             news()
 
     turns = [("REST", 8), ("gRPC", 8)] if setting.short else [("REST", 24), ("gRPC", 24), ("REST", 1)]
@@ -108,7 +107,7 @@ def measure(setting: CheckSetting, seconds: float, keep: Keep) -> Part:
     ask(TRAINED, 0, images_for_trained(setting, folder), turns, turn)
     counts = (1, 4) if setting.short else CLIENTS
     turns = [(protocol, clients) for protocol in PROTOCOLS for clients in counts]
-    images = list(of_coco_sizes(setting.coco_sized, setting.coco_sized_count))
+    images = list(setting.coco_sized())
     for number, workers in enumerate(setting.workers):
         servers_left = len(setting.workers) - number
         a_turn = (clock.left / servers_left - START) / len(turns)
