@@ -109,18 +109,11 @@ def steps_part(network: str, sizes: Sizes, folder: Path, device: str, bfloat16: 
     peak = "cuda_peak_mib" if device != "cpu" else "peak_mib"
     rows = []
     for name, of in times.items():
-        rows.append(
-            [
-                name,
-                f"{sizes.batch / of.median:.2f}",
-                shown(of.median),
-                f"{speed_up(times[REFERENCE], of):.2f}x",
-                f"{memory[name][peak]:.0f} MiB",
-                f"{memory[name][peak] / memory[REFERENCE][peak]:.2f}x",
-                f"{statistics.mean(found[name]['mask_rois']):.0f}",
-                f"{statistics.mean(found[name]['loss']):.2f}",
-            ]
-        )
+        speed = [f"{sizes.batch / of.median:.2f}", shown(of.median), f"{speed_up(times[REFERENCE], of):.2f}x"]
+        mib, share = memory[name][peak], memory[name][peak] / memory[REFERENCE][peak]
+        means = {key: statistics.mean(found[name][key]) for key in ("mask_rois", "loss")}
+        work = [f"{means['mask_rois']:.0f}", f"{means['loss']:.2f}"]
+        rows.append([name, *speed, f"{mib:.0f} MiB", f"{share:.2f}x", *work])
     headers = ("side", "images/s", "step", "speed", "peak memory", "of it", "mask RoIs a step", "mean loss")
     return Part(
         title=f"{NETWORKS[network]}, {sizes.side} pixels, {sizes.batch} images a step, end to end",
@@ -170,10 +163,8 @@ def masks_part(sizes: MaskSizes, device: str) -> Part:
         headers += [f"{classes} classes", "memory"]
     most = sizes.classes[-1]
     ratios = {
-        f"{most} classes: {way} / ours, seconds of the mask loss": speed_up(
-            times[way][most], times["ours"][most]
-        )
-        for way in WAYS
+        f"{most} classes: {way} / ours, seconds of the mask loss": speed_up(of[most], times["ours"][most])
+        for way, of in times.items()
         if way != "ours"
     }
     return Part(

@@ -19,7 +19,7 @@ from typing import Any
 
 import grpc
 
-from benchmarks.load.client import HOST, MAX_MESSAGE_BYTES
+from benchmarks.load.client import GRPC_OPTIONS, HOST
 from tests.hostile import http as hostile_http
 from tests.hostile import images as hostile_images
 from tests.hostile import values as hostile_values
@@ -112,8 +112,7 @@ def send_by_grpc(case: Case, channel: grpc.Channel, *, limit: float = LIMIT) -> 
 
 def channel_to(port: int) -> grpc.Channel:
     """A channel for `send_by_grpc`; to be closed."""
-    sizes = ("grpc.max_send_message_length", "grpc.max_receive_message_length")
-    return grpc.insecure_channel(f"{HOST}:{port}", options=[(name, MAX_MESSAGE_BYTES) for name in sizes])
+    return grpc.insecure_channel(f"{HOST}:{port}", options=GRPC_OPTIONS)
 
 
 def judge(case: Case, seen: Seen, offline: Offline) -> str:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from benchmarks.gpu_check.parts.asking import Asked
 from benchmarks.gpu_check.parts.comparing import HEADERS, Compared, compare, detections_of
-from benchmarks.gpu_check.setting import CheckSetting, Clock, Keep, each, measured, say
+from benchmarks.gpu_check.setting import NO_TIME, CheckSetting, Clock, Keep, each, measured, say
 from benchmarks.tables import Part, shown, table
 
 BATCH = 8
@@ -171,17 +171,14 @@ def shown_part(
         beside.append((f"{name}, at the end", *Compared(**one["again"]).cells()))
         of_mixed = {key: value for key, value in one["mixed"].items() if key not in ("answers", "unlike")}
         beside.append((f"{name}, mixed batches beside the same alone", *Compared(**of_mixed).cells()))
-        size = one["sizes"]
-        others.append(
-            (
-                name,
-                f"{one['nothing found']['with detections']} of {one['nothing found']['asked']}",
-                str(size["count"]),
-                shown(size["median"]),
-                f"{shown(size['slowest'])} (number {size['place of the slowest']})",
-                f"{size['ratio']:.2f}",
-            )
-        )
+        nothing, size = one["nothing found"], one["sizes"]
+        cells = [
+            f"{nothing['with detections']} of {nothing['asked']}",
+            str(size["count"]),
+            shown(size["median"]),
+        ]
+        cells += [f"{shown(size['slowest'])} (number {size['place of the slowest']})", f"{size['ratio']:.2f}"]
+        others.append((name, *cells))
         said = "; ".join(one["said"]).replace("|", "/")
         statuses.append((name, f"{one['not 200']} of {one['asked']}", said or "-"))
     sure = sum(one["score"] >= 0.3 for image in expected for one in image)
@@ -197,7 +194,8 @@ def shown_part(
         text += table(headers, others) + "\n"
     text += table(("", "not 200", "what was said"), statuses)
     bars = {"unseen sizes": max(one["sizes"]["ratio"] for one in good.values())} if good else {}
-    broken = len(found) - len(good)  # a precision that cannot be loaded or run answers nothing
+    # A precision that cannot be loaded or run answers nothing; one that no time was left for is not judged.
+    broken = sum(one.get("failed", NO_TIME) != NO_TIME for one in found.values())
     return Part(
         title=f"Trained network on {setting.device}: answers, nothing found, sizes, mixed batches",
         text=text,

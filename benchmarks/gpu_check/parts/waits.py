@@ -151,15 +151,9 @@ def eager_places(setting: CheckSetting, told: Told) -> None:
     with torch.no_grad():
         run()
         found = waits_of(run) if setting.on_gpu else host_operations(run)
-    what = (
-        "waits"
-        if setting.on_gpu
-        else "operations that would wait on a GPU (nonzero, nms, indexing by bool, ...)"
-    )
-    told.text += (
-        f"\n**The eager network, {len(images)} images in one batch: {sum(found.values())} {what}**\n\n"
-    )
-    told.text += _places(found)
+    if_gpu = "operations that would wait on a GPU (nonzero, nms, indexing by bool, ...)"
+    count = f"{sum(found.values())} {'waits' if setting.on_gpu else if_gpu}"
+    told.text += f"\n**The eager network, {len(images)} images in one batch: {count}**\n\n{_places(found)}"
     told.numbers["eager"] = dict(found)
 
 
