@@ -112,8 +112,8 @@ def shown_part(setting: CheckSetting, found: dict[str, Numbers]) -> Part:
             cells += [f"{one['overlapped']:.1f}", f"{100 * one['idle_share']:.0f} %"]
             cells.append("-" if one["peak_mib"] is None else f"{one['peak_mib']:.0f}")
             rows.append((f"{precision}, {name}", *cells))
-    headers = ("", "first batch", "images/s", "p50 of a batch", "p99", "overlapped: images/s", "idle")
-    headers += ("CUDA memory at most, MiB",)
+    headers = ["", "first batch", "images/s", "p50 of a batch", "p99", "overlapped: images/s", "idle"]
+    headers.append("CUDA memory at most, MiB")
     text = table(headers, rows) if rows else ""
     idle = "no kernel ran" if setting.on_gpu else "the network was not running"
     text += (

@@ -199,8 +199,8 @@ def shown_part(setting: CheckSetting, rows: list[Numbers], notes: list[str]) -> 
                 f"{row['client_cpu_ms']:.1f} ms",
             )
         )
-    headers = ("network", "workers", "protocol", "clients", *RATE_AND_TIMES)
-    headers += ("GPU busy", "its memory, MiB", "client's CPU a request")
+    headers = ["network", "workers", "protocol", "clients", *RATE_AND_TIMES]
+    headers += ["GPU busy", "its memory, MiB", "client's CPU a request"]
     text = table(headers, cells) if cells else ""
     devices = ", ".join(sorted({str(row["device"]) for row in rows})) or "-"
     text += (
