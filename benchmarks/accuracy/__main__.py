@@ -34,9 +34,9 @@ from training.evaluate.precision import (
     AveragePrecision,
     GroundTruth,
     box_precision,
+    coco_results,
     load_ground_truth,
     mask_precision,
-    one_mask,
 )
 from training.evaluate.predictions import MAX_DETECTIONS, SCORE_THRESHOLD
 
@@ -156,20 +156,9 @@ def measure(
                 )
         answers = model.predict([one.pixels for one in decoded], [wishes] * len(ids), sizes)
         for image_id, size, answer in zip(ids, sizes, answers, strict=True):
-            for d in range(len(answer.labels)):
-                x0, y0, x1, y1 = (float(value) for value in answer.boxes[d])
-                counts = answer.rle_counts[answer.rle_offsets[d] : answer.rle_offsets[d + 1]]
-                results.append(
-                    {
-                        "image_id": image_id,
-                        "category_id": model.categories[int(answer.labels[d])].id,
-                        "bbox": [x0, y0, x1 - x0, y1 - y0],
-                        "score": float(answer.scores[d]),
-                        "segmentation": one_mask(
-                            {"size": list(size), "counts": np.asarray(counts).tolist()}, *size
-                        ),
-                    }
-                )
+            names = ("boxes", "scores", "labels", "rle_counts", "rle_offsets")
+            output = {name: torch.as_tensor(getattr(answer, name)) for name in names}
+            results += coco_results(image_id, output, size, classes)
     return judged(truth, results, classes, model.precision, decoding, scaled_down)
 
 
