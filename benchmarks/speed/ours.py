@@ -114,14 +114,6 @@ class Ours(Side):
         for _ in range(requests):
             self.answer(data, Wishes(score_threshold=threshold, max_detections=DETECTIONS))
 
-    def engine(self, files: Sequence[str], batch: int, batches: int) -> dict[str, Any]:
-        """See `engine_loop.engine_loop`."""
-        from benchmarks.speed.engine_loop import engine_loop
-
-        data = read(files)
-        self.answer(data[:batch])
-        return engine_loop(self, data, batch=batch, batches=batches)
-
     @torch.inference_mode()
     def masks_alone(self, probabilities_DMM: Tensor, boxes: Tensor, height: int, width: int) -> list[str]:
         """By the network's own function, and the handler's strings."""

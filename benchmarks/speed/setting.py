@@ -16,7 +16,7 @@ from benchmarks.worker import Remote, apart
 
 PEER, SCRIPTED = "torchvision eager", "torchvision scripted"
 CLASSES = 80
-OURS = "benchmarks.speed.ours:Ours"
+OURS = "benchmarks.speed.engine_loop:Engine"
 
 say = partial(progress, "bench")
 
