@@ -147,7 +147,7 @@ bench: setup         ## time and memory against torchvision and the machine's ow
 	@$(PY) -m benchmarks.speed $(BENCH_ARGS)
 
 bench-gpu: setup     ## the same on a GPU, with throughput; without one a short form on the CPU
-	@PYTHONWARNINGS=ignore::FutureWarning $(PY) -m benchmarks.gpu_check.bench $(GPU_ARGS)
+	@PYTHONWARNINGS=ignore::FutureWarning $(PY) -m benchmarks.speed --gpu $(GPU_ARGS)
 
 gpu-check: setup     ## whether all of it works on a GPU, and how fast, in 8 minutes: GPU_ARGS="--checkpoint build/train/checkpoint.pt"
 	@PYTHONWARNINGS=ignore::FutureWarning $(PY) -m benchmarks.gpu_check $(GPU_ARGS)

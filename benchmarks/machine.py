@@ -39,6 +39,12 @@ def describe(device: torch.device) -> dict[str, Any]:
     return found
 
 
+def about(device: str) -> dict[str, Any]:
+    """The same with the precisions that the device computes by itself."""
+    where = torch.device(device)
+    return {**describe(where), "native_precisions": native_precisions(where)}
+
+
 def usable_cores() -> int:
     """Cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -18,23 +18,25 @@ OBJECTS = 40
 QUALITY = 90
 
 
-@dataclass(frozen=True, kw_only=True)
-class Size:
-    """Width and height of an image in pixels, and what it is called in a table."""
-
-    name: str
-    width: int
-    height: int
+SIZES = {"480p": (854, 480), "1080p": (1920, 1080), "12MP": (4000, 3000)}
+"""Width and height in pixels, by the name in a table."""
+COCO_SIZES = ((640, 480), (640, 427), (480, 640), (500, 375), (640, 360), (427, 640), (612, 612), (640, 425))
+"""Width and height as COCO's photographs have them: the longer side 640 in nearly all."""
 
 
-SIZES = {
-    size.name: size
-    for size in (
-        Size(name="480p", width=854, height=480),
-        Size(name="1080p", width=1920, height=1080),
-        Size(name="12MP", width=4000, height=3000),
-    )
-}
+def kept(folder: Path, name: str, size: tuple[int, int], seed: int) -> Path:
+    """The photograph of that width and height as `folder`/`name`.jpg, drawn where it is not there."""
+    path = folder / f"{name}.jpg"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(photograph(*size, seed))
+    return path
+
+
+def of_coco_sizes(folder: Path, count: int) -> tuple[str, ...]:
+    """Paths of photographs of COCO's sizes."""
+    sizes = [COCO_SIZES[number % len(COCO_SIZES)] for number in range(count)]
+    return tuple(str(kept(folder, f"{i}-{size[0]}x{size[1]}", size, i)) for i, size in enumerate(sizes))
 
 
 def photograph(width: int, height: int, seed: int) -> bytes:

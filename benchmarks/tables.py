@@ -33,6 +33,11 @@ class Times:
         return {"median": self.median, "min": self.least, "runs": list(self.seconds)}
 
 
+def times_of(times: Mapping[Any, Times]) -> dict[str, Any]:
+    """Plain values of each."""
+    return {str(name): of.to_dict() for name, of in times.items()}
+
+
 @dataclass(frozen=True)
 class Part:
     """One section of the result: Markdown, the numbers behind it, and the ratios that bars are set for."""
@@ -76,31 +81,31 @@ def document(title: str, head: Sequence[tuple[str, str]], parts: Sequence[Part])
     lines = [f"# {title}", "", *[f"- {name}: {value}" for name, value in head], ""]
     ratios = [(name, value) for part in parts for name, value in part.ratios.items()]
     if ratios:
-        lines += [
-            "## Ratios",
-            "",
-            table(("ratio", "value"), [(name, f"{value:.2f}") for name, value in ratios]),
-        ]
+        rows = [(name, f"{value:.2f}") for name, value in ratios]
+        lines += ["## Ratios", "", table(("ratio", "value"), rows)]
     for part in parts:
         lines += [f"## {part.title}", "", part.text.rstrip(), ""]
     return "\n".join(lines)
 
 
-def measured_on(machine: Mapping[str, Any], minutes: float) -> list[tuple[str, str]]:
+def measured_on(machine: Mapping[str, Any], minutes: float | None = None) -> list[tuple[str, str]]:
     """The first lines of a table's head: when, how long, on which machine and with which versions."""
-    lines = [
-        ("date", f"{machine['date']}, {minutes:.0f} minutes, load before {machine['load_before']}"),
-        (
-            "machine",
-            f"{machine['processor']}, {machine['cores']} cores ({', '.join(machine['flags']) or 'no flags known'}), "
-            f"{machine['memory_gib']} GiB, {machine['system']}",
-        ),
-        (
-            "versions",
-            f"torch {machine['torch']}, torchvision {machine['torchvision']}, Python {machine['python']}, "
-            f"{machine['threads']} threads",
-        ),
+    flags = ", ".join(machine["flags"]) or "no flags known"
+    cores = f"{machine['cores']} cores ({flags})"
+    versions = f"torch {machine['torch']}, torchvision {machine['torchvision']}, Python {machine['python']}"
+    lines = []
+    if minutes is not None:
+        date = f"{machine['date']}, {minutes:.0f} minutes, load before {machine['load_before']}"
+        lines.append(("date", date))
+    lines += [
+        ("machine", f"{machine['processor']}, {cores}, {machine['memory_gib']} GiB, {machine['system']}"),
+        ("versions", f"{versions}, {machine['threads']} threads"),
     ]
     if "gpu" in machine:
         lines.append(("GPU", f"{machine['gpu']}, {machine['gpu_memory_gib']} GiB, CUDA {machine['cuda']}"))
     return lines
+
+
+def percent(value: float | None) -> str:
+    """A share in percent; "-" where there is none."""
+    return "-" if value is None else f"{100 * value:.2f}"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import sys
 import warnings
 from collections.abc import Sequence
@@ -23,8 +22,9 @@ from PIL import Image
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from benchmarks import ROOT
+from benchmarks.command import parser_of, write_result
 from benchmarks.machine import describe, native_precisions
-from benchmarks.tables import table
+from benchmarks.tables import percent, table
 from maskx_cuda_decode import CudaDecoder
 from maskx_image import MAX_PIXELS, MAX_SIDE, DecodedImage, ImageError, decode, decode_to_fit
 from maskx_model import ServedModel
@@ -34,9 +34,9 @@ from training.evaluate.precision import (
     AveragePrecision,
     GroundTruth,
     box_precision,
+    coco_results,
     load_ground_truth,
     mask_precision,
-    one_mask,
 )
 from training.evaluate.predictions import MAX_DETECTIONS, SCORE_THRESHOLD
 
@@ -88,43 +88,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     text = report(found, options.annotations)
     print(text)
-    options.out.mkdir(parents=True, exist_ok=True)
     machine = describe(device)
     path = options.out / f"accuracy-{options.name}-{machine['date'][:10]}.md"
-    path.write_text(text, encoding="utf-8")
-    content: dict[str, Any] = {"machine": machine, "results": [asdict(one) for one in found]}
-    path.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_result(path, text, {"machine": machine, "results": [asdict(one) for one in found]})
     print(f"{path} and its .json written")
     return 0
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(
-        prog="python -m benchmarks.accuracy", description=(__doc__ or "").splitlines()[0]
-    )
-    build = ROOT / "build"
+    made = parser_of("benchmarks.accuracy", __doc__)
+    build, shapes = ROOT / "build", ROOT / "build" / "shapes"
     made.add_argument("--model", type=Path, default=build / "maskx.pt", help="(default: build/maskx.pt)")
-    made.add_argument(
-        "--images", type=Path, default=build / "shapes" / "val", help="(default: the drawn ones)"
-    )
-    made.add_argument(
-        "--annotations", type=Path, default=build / "shapes" / "val.json", help="a COCO file of them"
-    )
+    made.add_argument("--images", type=Path, default=shapes / "val", help="(default: the drawn ones)")
+    made.add_argument("--annotations", type=Path, default=shapes / "val.json", help="a COCO file of them")
     made.add_argument("--precisions", nargs="+", help="(default: those that the device computes by itself)")
     made.add_argument(
         "--enlarge", type=int, default=4, help="of the enlarged rows, 1 for none (default: %(default)s)"
     )
-    made.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: %(default)s)"
-    )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    made.add_argument("--device", default=device, help="(default: %(default)s)")
     made.add_argument("--batch-size", type=int, default=8, help="images at a time (default: %(default)s)")
     made.add_argument("--max-images", type=int, help="only the first so many")
     made.add_argument(
         "--name", default="shapes", help="of the data, for the result's name (default: %(default)s)"
-    )
-    made.add_argument(
-        "--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the result"
     )
     return made
 
@@ -169,20 +156,9 @@ def measure(
                 )
         answers = model.predict([one.pixels for one in decoded], [wishes] * len(ids), sizes)
         for image_id, size, answer in zip(ids, sizes, answers, strict=True):
-            for d in range(len(answer.labels)):
-                x0, y0, x1, y1 = (float(value) for value in answer.boxes[d])
-                counts = answer.rle_counts[answer.rle_offsets[d] : answer.rle_offsets[d + 1]]
-                results.append(
-                    {
-                        "image_id": image_id,
-                        "category_id": model.categories[int(answer.labels[d])].id,
-                        "bbox": [x0, y0, x1 - x0, y1 - y0],
-                        "score": float(answer.scores[d]),
-                        "segmentation": one_mask(
-                            {"size": list(size), "counts": np.asarray(counts).tolist()}, *size
-                        ),
-                    }
-                )
+            names = ("boxes", "scores", "labels", "rle_counts", "rle_offsets")
+            output = {name: torch.as_tensor(getattr(answer, name)) for name in names}
+            results += coco_results(image_id, output, size, classes)
     return judged(truth, results, classes, model.precision, decoding, scaled_down)
 
 
@@ -263,17 +239,13 @@ def report(found: Sequence[Accuracy], annotations: Path) -> str:
     rows = []
     for one in found:
         # What enlarging does to an image is not the decoder's doing.
-        same = [
-            other
-            for other in found
-            if other.decoding.startswith("enlarged") == one.decoding.startswith("enlarged")
-        ]
-        compared = same[0]
+        kind = one.decoding.startswith("enlarged")
+        compared = next(other for other in found if other.decoding.startswith("enlarged") == kind)
         figures = (one.box.ap, one.box.ap50, one.mask.ap, one.mask_a.ap, one.mask_b.ap)
         rows.append(
             [
                 f"{one.precision}, {one.decoding}",
-                *[_percent(value) for value in figures],
+                *[percent(value) for value in figures],
                 _difference(one.box.ap, compared.box.ap),
                 _difference(one.mask.ap, compared.mask.ap),
                 str(one.scaled_down),
@@ -287,10 +259,6 @@ def report(found: Sequence[Accuracy], annotations: Path) -> str:
         + f"\nAP in percent, differences in points to {first.precision} decoded whole, of enlarged images among "
         "themselves.\n"
     )
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f}"
 
 
 def _difference(value: float | None, other: float | None) -> str:

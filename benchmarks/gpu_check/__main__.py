@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import ROOT
+from benchmarks.command import RESULTS, add_folder, described, parser_of
 from benchmarks.gpu_check.bars import MISSED, verdicts
 from benchmarks.gpu_check.plan import (
     CPU_MINUTES,
@@ -55,9 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if not setting.on_gpu:
         print(NO_GPU, flush=True)
-    out = options.out or (
-        ROOT / "benchmarks" / "results" if setting.on_gpu else ROOT / "build" / "gpu-check" / "results"
-    )
+    out = options.out or (RESULTS if setting.on_gpu else ROOT / "build" / "gpu-check" / "results")
     minutes = options.minutes or (MINUTES if setting.on_gpu else CPU_MINUTES)
     report = Report(out.resolve(), setting, machine, minutes)
     outcomes = check(setting, report, minutes, begin, options.only)
@@ -143,24 +142,6 @@ def _run(
     return found + ran
 
 
-def described(device: str) -> dict[str, Any]:
-    """The machine, by a process of its own. Raises ValueError where `device` cannot be used."""
-    from benchmarks.worker import Remote
-
-    with Remote("bare") as bare:
-        if device == "auto":
-            try:
-                return {**bare.call("machine", device="cuda"), "device": "cuda"}
-            except RuntimeError:
-                device = "cpu"
-    with Remote("bare") as bare:
-        try:
-            return {**bare.call("machine", device=device), "device": device}
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise ValueError(f"--device {device} cannot be used: {reason}") from error
-
-
 def setting_of(options: argparse.Namespace, machine: dict[str, Any]) -> CheckSetting:
     """What the command line means on this machine. Raises ValueError where a file is missing or a name unknown."""
     for flag, path in (("--checkpoint", options.checkpoint), ("--maskx-pt", options.maskx_pt)):
@@ -175,13 +156,7 @@ def setting_of(options: argparse.Namespace, machine: dict[str, Any]) -> CheckSet
     on_gpu = machine["device"] != "cpu"
     short = options.short or not on_gpu
     folder = options.folder.resolve()
-    for name in (
-        "trained",
-        "large",
-        "parts",
-        "served",
-        "same",
-    ):  # nothing of an earlier run is taken for this one's
+    for name in ("trained", "large", "parts", "served", "same"):  # nothing is taken from an earlier run
         shutil.rmtree(folder / name, ignore_errors=True)
     (folder / "trace.json.gz").unlink(missing_ok=True)
     return CheckSetting(
@@ -199,42 +174,27 @@ def setting_of(options: argparse.Namespace, machine: dict[str, Any]) -> CheckSet
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(
-        prog="python -m benchmarks.gpu_check",
-        description="Whether all of it works on a GPU, and how fast; without one a short form on the CPU.",
+    made = parser_of(
+        "benchmarks.gpu_check",
+        "Whether all of it works on a GPU, and how fast; without one a short form on the CPU.",
     )
-    made.add_argument(
-        "--minutes", type=float, help=f"for all of it (default: {MINUTES:g}, on a CPU {CPU_MINUTES:g})"
-    )
+    told = f"for all of it (default: {MINUTES:g}, on a CPU {CPU_MINUTES:g})"
+    made.add_argument("--minutes", type=float, help=told)
     made.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
-    made.add_argument(
-        "--checkpoint", type=Path, help="of a trained network (default: a small one is trained here)"
-    )
-    made.add_argument(
-        "--maskx-pt", type=Path, help="the same, exported (default: the checkpoint is exported)"
-    )
+    told = "of a trained network (default: a small one is trained here)"
+    made.add_argument("--checkpoint", type=Path, help=told)
+    told = "the same, exported (default: the checkpoint is exported)"
+    made.add_argument("--maskx-pt", type=Path, help=told)
     made.add_argument("--only", nargs="+", default=[], metavar="PART", help="these parts alone")
-    made.add_argument(
-        "--workers",
-        type=int,
-        nargs="+",
-        default=[0],
-        help="TorchServe's workers, a server for each number; 0: as it chooses (default)",
-    )
+    told = "TorchServe's workers, a server for each number; 0: as it chooses (default)"
+    made.add_argument("--workers", type=int, nargs="+", default=[0], help=told)
     made.add_argument("--short", action="store_true", help="few of everything, as on a CPU")
-    made.add_argument(
-        "--keep-trace", action="store_true", help="the engine's trace beside the report, for a browser"
-    )
+    told = "the engine's trace beside the report, for a browser"
+    made.add_argument("--keep-trace", action="store_true", help=told)
     made.add_argument("--min-size", type=int, help="of the bench's network (default: 800, on a CPU 160)")
     made.add_argument("--max-size", type=int, help="of the bench's network (default: 1333, on a CPU 256)")
-    made.add_argument(
-        "--folder", type=Path, default=ROOT / "build" / "gpu-check", help="for what is made on the way"
-    )
-    made.add_argument(
-        "--out",
-        type=Path,
-        help="for the result (default: benchmarks/results; of a CPU build/gpu-check/results)",
-    )
+    add_folder(made, "gpu-check")
+    made.set_defaults(out=None)
     return made
 
 

@@ -127,13 +127,7 @@ def bars_table(numbers: Sequence[Mapping[str, Any]], *, on_gpu: bool) -> str:
     values, judged = values_of(numbers), verdicts(numbers, on_gpu=on_gpu)
     rows = []
     for bar in BARS:
-        value = values.get(bar.key)
-        rows.append(
-            (
-                bar.what,
-                bar.wanted,
-                bar.shown(value, on_gpu=on_gpu),
-                f"**{judged[bar.key]}**" if judged[bar.key] == MISSED else judged[bar.key],
-            )
-        )
+        verdict = judged[bar.key]
+        told = bar.shown(values.get(bar.key), on_gpu=on_gpu)
+        rows.append((bar.what, bar.wanted, told, f"**{verdict}**" if verdict == MISSED else verdict))
     return table(("bar", "wanted", "measured", "verdict"), rows)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import sys
 import traceback
 import warnings
 from dataclasses import asdict
 from pathlib import Path
 
+from benchmarks.command import write_whole
 from benchmarks.gpu_check.setting import CheckSetting, first_line
 from benchmarks.tables import Part
 
@@ -45,9 +45,7 @@ def main(arguments: list[str]) -> int:
 def write_result(path: Path, part: Part | None, *, finished: bool = False, error: str = "") -> None:
     """Whole or not at all."""
     content = {"finished": finished, "error": error, "part": None if part is None else asdict(part)}
-    draft = path.with_name(f".{path.name}")
-    draft.write_text(json.dumps(content), encoding="utf-8")
-    os.replace(draft, path)
+    write_whole(path, json.dumps(content))
 
 
 if __name__ == "__main__":

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks.command import write_result
 from benchmarks.gpu_check.bars import bars_table, values_of, verdicts
 from benchmarks.gpu_check.running import Outcome
 from benchmarks.gpu_check.setting import CheckSetting
@@ -29,7 +28,7 @@ class Report:
         self.path = out / f"gpu-check-{form}{machine['date'][:10]}.md"
 
     def write(self, outcomes: Sequence[Outcome], *, spent: float) -> str:
-        """Both files, each whole or not at all; returns the Markdown."""
+        """Both files; returns the Markdown."""
         text = self.markdown(outcomes, spent=spent)
         numbers = [one.part.numbers for one in outcomes if one.part is not None]
         content = {
@@ -41,20 +40,12 @@ class Report:
                 for key, verdict in verdicts(numbers, on_gpu=self._setting.on_gpu).items()
             },
             "parts": {
-                one.planned.name: {
-                    "title": one.planned.title,
-                    "state": one.state,
-                    "note": one.note,
-                    "seconds": one.seconds,
-                    "numbers": None if one.part is None else one.part.numbers,
-                    "log": list(one.log),
-                }
+                one.planned.name: {key: getattr(one, key) for key in ("state", "note", "seconds", "log")}
+                | {"title": one.planned.title, "numbers": None if one.part is None else one.part.numbers}
                 for one in outcomes
             },
         }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(self.path, text)
-        write_whole(self.path.with_suffix(".json"), json.dumps(content, indent=1) + "\n")
+        write_result(self.path, text, content)
         return text
 
     def markdown(self, outcomes: Sequence[Outcome], *, spent: float) -> str:
@@ -65,18 +56,9 @@ class Report:
             (one.planned.title, one.state, f"{one.seconds:.0f} s", one.note.replace("|", "/") or "-")
             for one in outcomes
         ]
-        parts = [
-            Part(
-                title="The bars",
-                text=("" if setting.on_gpu else f"{NO_GPU}\n\n") + bars_table(numbers, on_gpu=setting.on_gpu),
-                numbers={},
-            ),
-            Part(
-                title="The parts",
-                text=table(("part", "state", "took", "why"), rows) if rows else "-\n",
-                numbers={},
-            ),
-        ]
+        bars = ("" if setting.on_gpu else f"{NO_GPU}\n\n") + bars_table(numbers, on_gpu=setting.on_gpu)
+        states = table(("part", "state", "took", "why"), rows) if rows else "-\n"
+        parts = [Part(title=t, text=x, numbers={}) for t, x in (("The bars", bars), ("The parts", states))]
         for one in outcomes:
             text = "" if one.part is None else one.part.text.rstrip()
             if one.log:
@@ -87,10 +69,3 @@ class Report:
         head = measured_on(self._machine, spent / 60)
         head.append(("time", f"{spent / 60:.1f} of {self._minutes:g} minutes"))
         return document(NO_GPU if not setting.on_gpu else "maskx on a GPU: make gpu-check", head, parts)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Whole or not at all, so that whoever reads meanwhile, or after a kill, finds the last whole one."""
-    draft = path.with_name(f".{path.name}")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pictures import SIZES, photograph
+from benchmarks.command import progress
+from benchmarks.pictures import SIZES, kept, of_coco_sizes
 from benchmarks.tables import Part
 
 Keep = Callable[[Part], None]
 """Writes what a part has found so far, so that it is not lost if the part gets no further."""
+
+
+NO_TIME = "no time was left"
+
+say = partial(progress, "gpu-check")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,23 +66,17 @@ class CheckSetting:
         """Folder of the bench's network: maskx.pt, peer.pt."""
         return Path(self.folder) / "large"
 
-    @property
-    def coco_sized(self) -> Path:
-        """Folder of the JPEGs of COCO's sizes that TorchServe is sent."""
-        return Path(self.folder) / "coco-sized"
-
-    @property
-    def coco_sized_count(self) -> int:
-        """How many of them."""
-        return 8 if self.short else 32
+    def coco_sized(self) -> tuple[str, ...]:
+        """Paths of the JPEGs of COCO's sizes that TorchServe is sent, drawn where they are not there."""
+        return of_coco_sizes(Path(self.folder) / "coco-sized", 8 if self.short else 32)
 
     def picture(self, size: str, seed: int = 0) -> bytes:
         """A drawn photograph, kept where it was made once."""
-        path = Path(self.folder) / "pictures" / f"{size}-{seed}.jpg"
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(photograph(SIZES[size].width, SIZES[size].height, seed))
-        return path.read_bytes()
+        return Path(self.picture_path(size, seed)).read_bytes()
+
+    def picture_path(self, size: str, seed: int = 0) -> str:
+        """Where it lies."""
+        return str(kept(Path(self.folder) / "pictures", f"{size}-{seed}", SIZES[size], seed))
 
     def best_first(self) -> tuple[str, ...]:
         """The precisions, that of serving first, for what may run out of time."""
@@ -121,9 +121,28 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {told or (lines[0] if lines else 'no message')}"[:300]
 
 
-def with_note(part: Part, note: str) -> Part:
-    """The part with a line at its end."""
-    return replace(part, text=f"{part.text.rstrip()}\n\n{note}\n")
+def each(
+    names: Sequence[str],
+    clock: Clock,
+    least: float | None,
+    work: Callable[[str], None],
+    failed: Callable[[str, str], None],
+    news: Callable[[], None],
+) -> None:
+    """Does `work` for each of the names, the first in any case, others where `least` seconds are left (None: as many as
+    the longest took); none costs the others: why one failed goes to `failed`. `news` is told after each."""
+    longest = 0.0
+    for number, name in enumerate(names):
+        before = clock.left
+        if number and not clock.has(longest if least is None else least):
+            failed(name, NO_TIME)
+            continue
+        try:
+            work(name)
+        except Exception as error:
+            failed(name, f"failed: {first_line(error)}")
+        longest = max(longest, before - clock.left)
+        news()
 
 
 def measured(
@@ -132,13 +151,3 @@ def measured(
     """The numbers of a part: what bars are judged by, its requests, how many had no 200, and whatever else."""
     requests = {} if not_200 is None else {"requests": {"asked": asked, "not 200": not_200}}
     return {"bars": dict(bars or {}), **requests, **more}
-
-
-def say(line: str) -> None:
-    """Progress, beside the result."""
-    print(f"gpu-check: {line}", file=sys.stderr, flush=True)
-
-
-def listed(values: Sequence[object]) -> str:
-    """With commas between, "-" where there are none."""
-    return ", ".join(map(str, values)) or "-"

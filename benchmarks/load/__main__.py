@@ -18,10 +18,12 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks import ROOT
+from benchmarks.command import add_folder, add_network_options, described, parser_of, write_result
 from benchmarks.load.faults import faults_numbers, faults_text
 from benchmarks.load.hostile import hostile_numbers, hostile_text
 from benchmarks.load.sections import (
@@ -32,17 +34,10 @@ from benchmarks.load.sections import (
     overhead_numbers,
     overhead_text,
 )
-from benchmarks.load.setting import (
-    LoadSetting,
-    drawn_images,
-    given_images,
-    large_network,
-    say,
-    tiny_network,
-)
+from benchmarks.load.setting import LoadSetting, given_images, large_network, say, tiny_network
 from benchmarks.load.soak import soak_numbers, soak_text
-from benchmarks.tables import Part, document
-from benchmarks.worker import Remote
+from benchmarks.pictures import of_coco_sizes
+from benchmarks.tables import Part, document, measured_on
 
 IMAGES = 32
 LONGEST_SOAK = 60.0
@@ -61,18 +56,13 @@ class Section:
 
 def sections(soak_minutes: float) -> dict[str, Section]:
     """All of them, in the order of the report."""
+    soak = partial(soak_numbers, minutes=soak_minutes)
+    beside = "Served, beside the same images in one process"
     return {
-        "overhead": Section(
-            title="Served, beside the same images in one process",
-            measure=overhead_numbers,
-            show=overhead_text,
-            large=True,
-        ),
+        "overhead": Section(title=beside, measure=overhead_numbers, show=overhead_text, large=True),
         "closed": Section(title="Closed loop", measure=closed_numbers, show=closed_text, large=True),
         "open": Section(title="Open loop", measure=open_numbers, show=open_text, large=True),
-        "soak": Section(
-            title="Soak", measure=lambda setting: soak_numbers(setting, soak_minutes), show=soak_text
-        ),
+        "soak": Section(title="Soak", measure=soak, show=soak_text),
         "faults": Section(title="Faults under load", measure=faults_numbers, show=faults_text),
         "hostile": Section(title="Hostile requests", measure=hostile_numbers, show=hostile_text),
     }
@@ -86,66 +76,52 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         known = sections(options.soak or 0.0)
         chosen = choose(options, known)
-        with Remote("bare") as bare:
-            machine = bare.call("machine", device="cpu")
+        machine = described("cpu")
         folder = options.folder.resolve()
         images = (
             given_images(options.images, IMAGES)
             if options.images
-            else drawn_images(folder / "images", IMAGES)
+            else of_coco_sizes(folder / "images", IMAGES)
         )
         networks = [tiny_network(options.tiny.resolve(), quick=options.quick)]
         if any(known[name].large for name in chosen) and not options.without_large:
             sizes = {"min_size": options.min_size, "max_size": options.max_size}
             networks.append(large_network(folder / "large", images[0], **sizes, quick=options.quick))
         setting = LoadSetting(folder=folder, images=images, networks=tuple(networks), quick=options.quick)
-        path = options.out / f"load-{machine['date'][:10]}{'-quick' if options.quick else ''}.json"
+        path = options.out / f"load-{machine['date'][:10]}{'-quick' if options.quick else ''}.md"
         for name in chosen:
             say(f"section {name}, load {machine['load_before']}")
             begin = time.monotonic()
-            numbers = known[name].measure(setting)
-            write(
-                path, name, numbers, machine, minutes=(time.monotonic() - begin) / 60, images=options.images
-            )
+            measured = {
+                "numbers": known[name].measure(setting),
+                "minutes": (time.monotonic() - begin) / 60,
+                "images": "given with --images" if options.images else "drawn, of COCO's sizes",
+            }
+            text = write(path, known, name, measured, machine)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    text = report(json.loads(path.read_text(encoding="utf-8")), known)
-    path.with_suffix(".md").write_text(text, encoding="utf-8")
     print(text)
-    say(f"{path.with_suffix('.md')} and its .json written")
+    say(f"{path} and its .json written")
     return 0
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     names = ",".join(name for name in sections(0.0) if name != "soak")
-    made = argparse.ArgumentParser(
-        prog="python -m benchmarks.load", description=(__doc__ or "").splitlines()[0]
-    )
+    made = parser_of("benchmarks.load", __doc__, quick="short turns: to see that it works")
     made.add_argument("--only", metavar="SECTION,...", help=f"(default: {names})")
     made.add_argument("--soak", type=float, metavar="MINUTES", help="the soak, alone or with --only")
     made.add_argument("--faults", action="store_true", help="the faults, alone or with --only")
-    made.add_argument("--quick", action="store_true", help="short turns: to see that it works")
+    sent = f"folder; its first {IMAGES} are sent (default: drawn ones)"
+    made.add_argument("--images", type=Path, help=sent)
+    trained = ROOT / "build" / "maskx.pt"
     made.add_argument(
-        "--images", type=Path, help=f"folder; its first {IMAGES} are sent (default: drawn ones)"
-    )
-    made.add_argument(
-        "--tiny",
-        type=Path,
-        default=ROOT / "build" / "maskx.pt",
-        help="the trained maskx.pt (default: build/maskx.pt)",
+        "--tiny", type=Path, default=trained, help="the trained maskx.pt (default: build/maskx.pt)"
     )
     made.add_argument("--without-large", action="store_true", help="leave ResNet-50 out")
-    made.add_argument("--min-size", type=int, default=800, help="of ResNet-50 (default: %(default)s)")
-    made.add_argument("--max-size", type=int, default=1333, help="of ResNet-50 (default: %(default)s)")
-    made.add_argument(
-        "--folder",
-        type=Path,
-        default=ROOT / "build" / "load",
-        help="for what is made on the way, and the logs",
-    )
-    made.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="for the result")
+    add_network_options(made, "ResNet-50")
+    add_folder(made, "load")
     return made
 
 
@@ -169,42 +145,23 @@ def choose(options: argparse.Namespace, known: dict[str, Section]) -> list[str]:
 
 
 def write(
-    path: Path,
-    name: str,
-    numbers: dict[str, Any],
-    machine: dict[str, Any],
-    *,
-    minutes: float,
-    images: Path | None,
-) -> None:
-    """Puts one section into the day's JSON, in place of an earlier one of its name; the others stay."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"sections": {}}
+    path: Path, known: dict[str, Section], name: str, measured: dict[str, Any], machine: dict[str, Any]
+) -> str:
+    """Puts one section into the day's report, in place of an earlier one of its name; the others stay."""
+    file = path.with_suffix(".json")
+    content = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"sections": {}}
     content["machine"] = machine
-    content["sections"][name] = {
-        "date": machine["date"],
-        "load_before": machine["load_before"],
-        "minutes": minutes,
-        "images": "given with --images" if images else "drawn, of COCO's sizes",
-        "numbers": numbers,
-    }
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    about = {"date": machine["date"], "load_before": machine["load_before"]}
+    content["sections"][name] = about | measured
+    text = report(content, known)
+    write_result(path, text, content)
+    return text
 
 
 def report(content: dict[str, Any], known: dict[str, Section]) -> str:
     """The whole report in Markdown, of the sections that there are, in their order."""
-    machine = content["machine"]
-    head = [
-        (
-            "machine",
-            f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['system']}; "
-            "client and server on it together, over loopback",
-        ),
-        (
-            "versions",
-            f"torch {machine['torch']}, torchvision {machine['torchvision']}, Python {machine['python']}",
-        ),
-    ]
+    head = measured_on(content["machine"])
+    head.append(("where", "client and server on the machine together, over loopback"))
     parts = []
     for name, section in known.items():
         if name in content["sections"]:
@@ -213,11 +170,8 @@ def report(content: dict[str, Any], known: dict[str, Section]) -> str:
                 f"Measured {entry['date']}, {entry['minutes']:.1f} minutes, load before {entry['load_before']}, images "
                 f"{entry['images']}.\n\n"
             )
-            parts.append(
-                Part(
-                    title=section.title, text=told + section.show(entry["numbers"]), numbers=entry["numbers"]
-                )
-            )
+            text = told + section.show(entry["numbers"])
+            parts.append(Part(title=section.title, text=text, numbers=entry["numbers"]))
     return document("maskx served: load, faults, hostile requests", head, parts)
 
 

@@ -30,6 +30,11 @@ PAUSE = 0.01
 LONGEST_SECONDS = 3600.0
 MOST_REQUESTS = 2_000_000
 MAX_MESSAGE_BYTES = 64 * 2**20
+GRPC_OPTIONS = [
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.use_local_subchannel_pool", 1),
+]
 
 
 class Sender(Protocol):
@@ -80,12 +85,7 @@ class GrpcSender:
     def __init__(self, port: int, model: str, images: Sequence[bytes], timeout: float) -> None:
         from client.generated import inference_pb2, inference_pb2_grpc
 
-        options = [
-            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-            ("grpc.use_local_subchannel_pool", 1),
-        ]
-        self._channel = grpc.insecure_channel(f"{HOST}:{port}", options=options)
+        self._channel = grpc.insecure_channel(f"{HOST}:{port}", options=GRPC_OPTIONS)
         self._call = inference_pb2_grpc.InferenceAPIsServiceStub(self._channel).Predictions
         self._requests = [
             inference_pb2.PredictionsRequest(model_name=model, input={"data": image}) for image in images

@@ -7,10 +7,12 @@ where the server itself promises that no request fails (a swap of versions, a dr
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,11 +43,7 @@ class Traffic:
     @property
     def lost(self) -> dict[str, int]:
         """Requests that were not answered at last, by what was raised or said."""
-        found: dict[str, int] = {}
-        for _, _, what in self.requests:
-            if what:
-                found[what] = found.get(what, 0) + 1
-        return found
+        return dict(Counter(what for _, _, what in self.requests if what))
 
     def answered_after(self, moment: float) -> float | None:
         """When the first request that began after a moment was answered; None where none was yet."""
@@ -189,25 +187,16 @@ def drain(served: Served, image: bytes, *, reloads: int = 3) -> Numbers:
 
 def nginx_there() -> bool:
     """Whether the drain can be tried: nginx on the path or as `make tools` fetches it."""
-    import os
-
     fetched = ROOT / "build" / "tools" / "nginx" / "sbin" / "nginx"
     return shutil.which("nginx", path=os.environ["PATH"] + ":/usr/sbin") is not None or fetched.is_file()
 
 
 def faults_text(numbers: Numbers) -> str:
     """A row for each fault."""
-    rows = [
-        (
-            row["fault"],
-            str(row["requests"]),
-            shown_errors(row["lost"]),
-            _seconds(row.get("recovery")),
-            _seconds(row.get("took")),
-            _seconds(row["slowest"]),
-        )
-        for row in numbers["rows"]
-    ]
+    rows = []
+    for row in numbers["rows"]:
+        seconds = [_seconds(row.get(name)) for name in ("recovery", "took", "slowest")]
+        rows.append((row["fault"], str(row["requests"]), shown_errors(row["lost"]), *seconds))
     headers = ("fault", "requests", "lost", "answered again after", "took", "slowest request")
     return (
         table(headers, rows)

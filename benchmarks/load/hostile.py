@@ -14,7 +14,7 @@ from benchmarks.load.setting import LoadSetting, say
 from benchmarks.tables import shown, table
 from tests.hostile.case import ANSWERED, BY_SERVER, Case, http
 from tests.hostile.images import FORMATS, encoded
-from tests.hostile.judge import Offline, Outcome, all_cases, channel_to, run, send, send_by_grpc
+from tests.hostile.judge import Offline, Outcome, Seen, all_cases, channel_to, run, send, send_by_grpc
 
 AIM = 2.0
 """Seconds for the slowest answer."""
@@ -38,13 +38,9 @@ def valid_cases() -> list[Case]:
 
 def offline_answers(torchscript: Path) -> Offline:
     """What the handler's Service answers to one image in this process; each image is asked about once."""
-    import torch
+    from benchmarks.speed.ours import Ours
 
-    from maskx_model import ServedModel
-    from maskx_service import Service
-    from maskx_settings import Limits
-
-    service = Service(ServedModel(torchscript, torch.device("cpu")), Limits(), name="maskx", version="1.0")
+    service = Ours(torchscript, "cpu", version="1.0").service
     known: dict[bytes, tuple[int, bytes]] = {}
     lock = threading.Lock()
 
@@ -102,27 +98,26 @@ def _counted(outcome: Outcome, seconds: float) -> Numbers:
     }
 
 
-def _groups(rows: Sequence[tuple[Case, object, str]]) -> list[Numbers]:
+def _groups(rows: Sequence[tuple[Case, Seen, str]]) -> list[Numbers]:
     """By group: how many, what they were answered with, how many in TorchServe's own form, and the slowest."""
     found = []
-    for group in dict.fromkeys(case.group for case, _, _ in rows):
+    for group in sorted({case.group for case, _, _ in rows}):
         mine = [(case, seen) for case, seen, _ in rows if case.group == group]
-        statuses = Counter(getattr(seen, "status", 0) for _, seen in mine)
-        own = sum(
-            case.expect == BY_SERVER and b'{"error":' not in body and status != 200
+        statuses = Counter(seen.status for _, seen in mine)
+        own = [
+            case.expect == BY_SERVER and seen.status != 200 and b'{"error":' not in seen.body
             for case, seen in mine
-            for body, status in [(getattr(seen, "body", b""), getattr(seen, "status", 0))]
-        )
+        ]
         found.append(
             {
                 "group": group,
                 "requests": len(mine),
                 "statuses": {str(status): count for status, count in sorted(statuses.items())},
-                "own_form": own,
-                "slowest": max(getattr(seen, "seconds", 0.0) for _, seen in mine),
+                "own_form": sum(own),
+                "slowest": max(seen.seconds for _, seen in mine),
             }
         )
-    return sorted(found, key=lambda one: str(one["group"]))
+    return found
 
 
 def hostile_text(numbers: Numbers) -> str:
@@ -142,24 +137,16 @@ def hostile_text(numbers: Numbers) -> str:
     lines.append(
         f"- The worker at the end is {'the one' if numbers['same_worker'] else 'NOT the one'} of the beginning."
     )
-    rows = [
-        (
-            group["group"],
-            str(group["requests"]),
-            ", ".join(
-                f"{count} x {'hung up' if status == '0' else status}"
-                for status, count in group["statuses"].items()
-            ),
-            str(group["own_form"]),
-            shown(group["slowest"]),
-        )
-        for group in numbers["groups"]
-    ]
+    rows = []
+    for one in numbers["groups"]:
+        answers = [f"{n} x {'hung up' if status == '0' else status}" for status, n in one["statuses"].items()]
+        cells = (str(one["requests"]), ", ".join(answers), str(one["own_form"]), shown(one["slowest"]))
+        rows.append((one["group"], *cells))
     headers = ("group, REST", "requests", "answered with", "by TorchServe itself", "slowest")
     return (
         "\n".join(lines)
         + "\n\n"
         + table(headers, rows)
-        + "\nA 400 is border 5's error, a 200 the offline network's answer byte for byte; what TorchServe answers by "
-        "itself has a form of its own, which the proxy replaces.\n"
+        + "\nA 400 is the service's error, a 200 the offline network's answer byte for byte; what TorchServe answers "
+        "by itself has a form of its own, which the proxy replaces.\n"
     )

@@ -5,36 +5,32 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.load.client import LONGEST_SECONDS
-from maskx_model import ServedModel
-from maskx_service import Service
-from maskx_settings import Limits
+from benchmarks.speed.ours import Ours
+from benchmarks.speed.side import read
 from maskx_warm_up import warm_up_network
 
 
 class Offline:
     """decode + network + encode of image bytes, batch after batch, as the worker of TorchServe does it."""
 
-    def __init__(self, path: str, images: Sequence[str], threads: int, precision: str = "auto") -> None:
+    def __init__(self, path: str, images: Sequence[str], threads: int) -> None:
         """Loads and warms up as the handler does, on the CPU or on the first GPU.
 
         Args:
             path: of the maskx.pt.
             images: files, taken in turn.
             threads: of torch; the worker's own number.
-            precision: as in model-config.yaml.
         """
         torch.set_num_threads(threads)
-        device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-        model = ServedModel(Path(path), device, precision=precision)
-        warm_up_network(model)
-        self._service = Service(model, Limits(), name="maskx", version="1.0")
-        self._requests = itertools.cycle([{"body": Path(image).read_bytes()} for image in images])
+        ours = Ours(path, "cuda:0" if torch.cuda.is_available() else "cpu")
+        warm_up_network(ours.model)
+        self._service = ours.service
+        self._requests = itertools.cycle([{"body": image} for image in read(images)])
 
     def run(self, batch: int, seconds: float, least: int = 1) -> dict[str, Any]:
         """Batches of `batch` images until `seconds` have passed, and at least so many.

@@ -47,26 +47,17 @@ def closed_numbers(setting: LoadSetting) -> Numbers:
                         length = network.warm_up + network.turn
                         samples, cpu = closed(client, count, length)
                         found = summary(samples, warm_up=network.warm_up, until=length)
-                        rows.append(
-                            {"network": network.name, "protocol": protocol, "clients": count}
-                            | found
-                            | {"client_cpu_ms": 1000 * cpu / max(len(samples), 1)}
-                        )
+                        about = {"network": network.name, "protocol": protocol, "clients": count}
+                        rows.append(about | found | {"client_cpu_ms": 1000 * cpu / max(len(samples), 1)})
     return {"rows": rows}
 
 
 def closed_text(numbers: Numbers) -> str:
     """A row for each number of clients."""
-    rows = [
-        (
-            row["network"],
-            row["protocol"],
-            str(row["clients"]),
-            *rate_and_times(row),
-            f"{row['client_cpu_ms']:.1f} ms",
-        )
-        for row in numbers["rows"]
-    ]
+    rows = []
+    for row in numbers["rows"]:
+        asked = (row["network"], row["protocol"], str(row["clients"]))
+        rows.append((*asked, *rate_and_times(row), f"{row['client_cpu_ms']:.1f} ms"))
     headers = ("network", "protocol", "clients", *RATE_AND_TIMES, "client's CPU a request")
     return (
         table(headers, rows)
@@ -88,27 +79,19 @@ def open_numbers(setting: LoadSetting) -> Numbers:
                         say(f"open loop: {network.name}, {protocol}, {share * reached:.2f} a second")
                         # Of few requests nothing can be told: the slow network is asked for longer.
                         seconds = max(network.turn, 20 / (share * reached)) if reached else network.turn
-                        samples, _ = opened(client, max(share * reached, 0.1), network.warm_up + seconds)
+                        samples = opened(client, max(share * reached, 0.1), network.warm_up + seconds)
                         found = summary(samples, warm_up=network.warm_up, until=float("inf"))
-                        rows.append(
-                            {"network": network.name, "protocol": protocol, "share": share}
-                            | {"offered": share * reached}
-                            | found
-                        )
+                        about = {"network": network.name, "protocol": protocol, "share": share}
+                        rows.append(about | {"offered": share * reached} | found)
     return {"rows": rows}
 
 
 def open_text(numbers: Numbers) -> str:
     """A row for each rate."""
-    rows = [
-        (
-            row["network"],
-            row["protocol"],
-            f"{row['offered']:.2f}/s ({100 * row['share']:.0f} %)",
-            *rate_and_times(row),
-        )
-        for row in numbers["rows"]
-    ]
+    rows = []
+    for row in numbers["rows"]:
+        offered = f"{row['offered']:.2f}/s ({100 * row['share']:.0f} %)"
+        rows.append((row["network"], row["protocol"], offered, *rate_and_times(row)))
     headers = ("network", "protocol", "offered", *RATE_AND_TIMES)
     return (
         table(headers, rows)
@@ -133,10 +116,8 @@ def overhead_numbers(setting: LoadSetting) -> Numbers:
                     setting.client(served, "gRPC") as grpc,
                 ):
                     clients = {"REST": rest, "gRPC": grpc}
-                    found.append(
-                        {"network": network.name, "batch": batch, "workers": workers, "threads": threads}
-                        | _turns(network, batch, offline, clients)
-                    )
+                    about = {"network": network.name, "batch": batch, "workers": workers, "threads": threads}
+                    found.append(about | _turns(network, batch, offline, clients))
     return {"concurrency": CONCURRENCY, "delay": DELAY, "threads": cores, "rows": found}
 
 
@@ -192,17 +173,8 @@ def overhead_text(numbers: Numbers) -> str:
             times.append((row["network"], str(row["batch"]), way, protocol, *rate_and_times(found)))
         cells.append(" / ".join(f"{row['client_cpu_ms'][protocol]:.1f}" for protocol in PROTOCOLS))
         rates.append(cells)
-    headers = (
-        "network",
-        "batchSize",
-        "workers x threads",
-        "in process",
-        "REST",
-        "ratio",
-        "gRPC",
-        "ratio",
-        "client's CPU, ms a request",
-    )
+    ways = ("network", "batchSize", "workers x threads")
+    headers = (*ways, "in process", "REST", "ratio", "gRPC", "ratio", "client's CPU, ms a request")
     below = [
         f"{row['network']}, batchSize {row['batch']}, workers {row['workers']}, {protocol} "
         f"({row['ratios'][protocol]:.2f})"
@@ -217,7 +189,7 @@ def overhead_text(numbers: Numbers) -> str:
         "batches of exactly batchSize images, nobody else at work. The ratio is served / in "
         f"process; the bar is {BAR}: " + (f"below it: {'; '.join(below)}." if below else "reached by all."),
         "",
-        table(("network", "batchSize", "workers x threads", "protocol", *RATE_AND_TIMES), times),
+        table((*ways, "protocol", *RATE_AND_TIMES), times),
         *[
             _recommended(numbers["rows"], name)
             for name in dict.fromkeys(row["network"] for row in numbers["rows"])

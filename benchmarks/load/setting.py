@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.command import progress
 from benchmarks.load.client import samples_of
 from benchmarks.load.server import Served, pack
 from benchmarks.load.times import Sample
-from benchmarks.load.worker import LoadRemote
-from benchmarks.pictures import photograph
-from benchmarks.worker import Remote
+from benchmarks.worker import Remote, apart
 
 PROTOCOLS = ("REST", "gRPC")
 CONCURRENCY = 8
@@ -27,11 +26,9 @@ DELAY = 1
 MOST = 200_000
 """Requests of one turn at most; turns are bounded by time, and this is for a server that answers at once."""
 
-PHOTOGRAPHS = ((640, 480), (640, 427), (480, 640), (500, 375), (640, 360), (427, 640), (612, 612), (640, 425))
-"""Width and height as COCO's photographs have them: the longer side 640 in nearly all."""
-
-TINY, LARGE = "tiny", "ResNet-50 at 800"
 LARGE_CLASSES = 80
+
+say = partial(progress, "load")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +54,6 @@ class LoadSetting:
     images: tuple[str, ...]
     networks: tuple[Network, ...]
     quick: bool
-    started: dict[str, Any] = field(default_factory=dict)
 
     @property
     def tiny(self) -> Network:
@@ -75,38 +71,31 @@ class LoadSetting:
         shutil.rmtree(folder, ignore_errors=True)
         return Served(pack(network.path, folder / "archive", **(changes or {})), folder / "serve", **settings)
 
-    def client(self, served: Served, protocol: str) -> LoadRemote:
+    def client(self, served: Served, protocol: str) -> Remote:
         """A generator of load for a server that runs."""
-        return LoadRemote("client", protocol=protocol, port=served.port(protocol), images=list(self.images))
+        return client_of(served, protocol, self.images)
 
-    def offline(self, network: Network, threads: int) -> LoadRemote:
+    def offline(self, network: Network, threads: int) -> Remote:
         """The in-process side."""
-        return LoadRemote("offline", path=str(network.path), images=list(self.images), threads=threads)
+        target = "benchmarks.load.offline:Offline"
+        return Remote(target, path=str(network.path), images=list(self.images), threads=threads)
 
 
-def closed(client: LoadRemote, concurrency: int, seconds: float) -> tuple[list[Sample], float]:
+def client_of(served: Served, protocol: str, images: Sequence[str]) -> Remote:
+    """A generator of load in a process without torch, which would cost it memory and time."""
+    target = "benchmarks.load.client:LoadClient"
+    return Remote(target, protocol=protocol, port=served.port(protocol), images=list(images))
+
+
+def closed(client: Remote, concurrency: int, seconds: float, most: int = MOST) -> tuple[list[Sample], float]:
     """Samples of a closed loop, and what the generator took of the processor in seconds."""
-    answer = client.call("closed", concurrency=concurrency, seconds=seconds, most=MOST)
+    answer = client.call("closed", concurrency=concurrency, seconds=seconds, most=most)
     return samples_of(answer), answer["cpu"]
 
 
-def opened(client: LoadRemote, rate: float, seconds: float) -> tuple[list[Sample], float]:
-    """Samples of an open loop, and what the generator took of the processor in seconds."""
-    answer = client.call("open", rate=rate, seconds=seconds, most=MOST)
-    return samples_of(answer), answer["cpu"]
-
-
-def drawn_images(folder: Path, count: int) -> tuple[str, ...]:
-    """JPEGs of COCO's sizes, drawn where they are not there yet."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for number in range(count):
-        width, height = PHOTOGRAPHS[number % len(PHOTOGRAPHS)]
-        path = folder / f"{number}-{width}x{height}.jpg"
-        if not path.exists():
-            path.write_bytes(photograph(width, height, number))
-        paths.append(str(path))
-    return tuple(paths)
+def opened(client: Remote, rate: float, seconds: float) -> list[Sample]:
+    """Samples of an open loop."""
+    return samples_of(client.call("open", rate=rate, seconds=seconds, most=MOST))
 
 
 def given_images(folder: Path, count: int) -> tuple[str, ...]:
@@ -122,7 +111,7 @@ def tiny_network(path: Path, *, quick: bool) -> Network:
     if not path.is_file():
         raise ValueError(f"there is no {path}; make it with make archive, or name one with --tiny")
     return Network(
-        name=TINY,
+        name="tiny",
         path=path,
         turn=2 if quick else 6,
         rounds=1 if quick else 3,
@@ -134,34 +123,19 @@ def tiny_network(path: Path, *, quick: bool) -> Network:
 def large_network(folder: Path, picture: str, *, min_size: int, max_size: int, quick: bool) -> Network:
     """R-50-FPN with calibrated random weights, made anew: `benchmarks.speed.network.prepare`."""
     say(f"calibrating ResNet-50 at {min_size}")
-    with Remote("bare") as bare:
-        bare.call(
-            "prepare",
-            folder=str(folder),
-            picture=picture,
-            classes=LARGE_CLASSES,
-            min_size=min_size,
-            max_size=max_size,
-        )
+    apart(
+        "benchmarks.speed.network:prepare",
+        folder=str(folder),
+        picture=picture,
+        classes=LARGE_CLASSES,
+        min_size=min_size,
+        max_size=max_size,
+    )
     return Network(
-        name=LARGE if min_size == 800 else f"ResNet-50 at {min_size}",
+        name=f"ResNet-50 at {min_size}",
         path=folder / "maskx.pt",
         turn=4 if quick else 20,
         rounds=1 if quick else 2,
         warm_up=1 if quick else 8,
         run_in=1 if quick else 8,
     )
-
-
-def merged(parts: Sequence[Sequence[Sample]], window: float) -> list[Sample]:
-    """Samples of turns one behind the other, each moved by `window` seconds."""
-    return [
-        Sample(begin=s.begin + i * window, end=s.end + i * window, outcome=s.outcome)
-        for i, part in enumerate(parts)
-        for s in part
-    ]
-
-
-def say(line: str) -> None:
-    """Progress, beside the result."""
-    print(f"load: {line}", file=sys.stderr, flush=True)

@@ -67,15 +67,10 @@ def rise(seen: list[dict[str, float]], name: str) -> dict[str, float]:
 
 def soak_text(numbers: Numbers) -> str:
     """The load, then the memory."""
-    rows = [
-        (
-            name,
-            f"{one['mean_mib']:.0f} MiB",
-            f"{one['min_mib']:.0f} to {one['max_mib']:.0f}",
-            f"{one['rise_percent']:+.2f} %",
-        )
-        for name, one in numbers["memory"].items()
-    ]
+    rows = []
+    for name, one in numbers["memory"].items():
+        between = f"{one['min_mib']:.0f} to {one['max_mib']:.0f}"
+        rows.append((name, f"{one['mean_mib']:.0f} MiB", between, f"{one['rise_percent']:+.2f} %"))
     worst: Any = max(one["rise_percent"] for one in numbers["memory"].values())
     return (
         table(("minutes", *RATE_AND_TIMES), [(f"{numbers['minutes']:g}", *rate_and_times(numbers))])

@@ -1,6 +1,7 @@
 """The bench: our serving against torchvision's Mask R-CNN and against the machine; one run, one table.
 
-    python -m benchmarks.speed [--quick] [--parts speed classes memory] [--device cpu]
+    python -m benchmarks.speed [--quick] [--parts speed classes memory throughput] [--device cpu]
+    python -m benchmarks.speed --gpu     # speed and throughput on a GPU; without one a short form on the CPU
 
 writes Markdown and JSON to benchmarks/results. The machine should do nothing else meanwhile.
 """
@@ -8,81 +9,94 @@ writes Markdown and JSON to benchmarks/results. The machine should do nothing el
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import ROOT
-from benchmarks.speed.parts import CLASSES, speed
+from benchmarks.command import (
+    add_folder,
+    add_network_options,
+    described,
+    numbers_of,
+    parser_of,
+    write_result,
+)
+from benchmarks.speed.parts import speed
 from benchmarks.speed.parts_memory import classes, memory
-from benchmarks.speed.setting import Setting, add_network_options, say
+from benchmarks.speed.setting import CLASSES, Setting, say
+from benchmarks.speed.throughput import throughput
 from benchmarks.tables import Part, document, measured_on
-from benchmarks.worker import Remote
 
 PARTS: dict[str, Callable[[Setting], list[Part]]] = {
     "speed": speed,
     "classes": lambda setting: [classes(setting)],
     "memory": lambda setting: [memory(setting)],
+    "throughput": throughput,
 }
+ON_CPU, ON_GPU = ("speed", "classes", "memory"), ("speed", "throughput")
+NO_GPU = "NO GPU HERE: every figure below is of the CPU, in a short form that only shows that the bench runs."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     options = parser().parse_args(arguments)
     begin = time.monotonic()
-    with Remote("bare") as bare:
-        machine = bare.call("machine", device=options.device)
+    try:
+        machine = described(options.device or ("auto" if options.gpu else "cpu"))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    on_gpu = machine["device"] != "cpu"
+    pretended = options.gpu and not on_gpu
+    if pretended:
+        print(NO_GPU, flush=True)
+    quick = options.quick or pretended
+    native = machine["native_precisions"]
     setting = Setting(
         folder=options.folder.resolve(),
-        device=options.device,
-        precisions=tuple(options.precisions or machine["native_precisions"]),
+        device=machine["device"],
+        precisions=tuple(options.precisions or (native[-1:] if pretended else native)),
         min_size=options.min_size,
         max_size=options.max_size,
-        rounds=options.rounds or (1 if options.quick else 3),
-        quick=options.quick,
+        rounds=options.rounds or (1 if quick else 10 if on_gpu else 3),
+        quick=quick,
     )
-    say(f"{machine['processor']}, {machine['cores']} cores, load {machine['load_before']}; {options.parts}")
-    parts = [part for name in options.parts for part in PARTS[name](setting)]
+    names = options.parts or (ON_GPU if options.gpu else ON_CPU)
+    say(
+        f"{machine['processor']}, {machine['cores']} cores, load {machine['load_before']}; {', '.join(names)}"
+    )
+    parts = [part for name in names for part in PARTS[name](setting)]
     minutes = (time.monotonic() - begin) / 60
-    head = heading(machine, setting, minutes)
-    text = document("maskx against torchvision's Mask R-CNN", head, parts)
-    written = write(options.out, setting, machine, parts, text, minutes)
+    title = NO_GPU if pretended else "maskx against torchvision's Mask R-CNN"
+    text = document(title, heading(machine, setting, minutes), parts)
+    out = setting.folder / "results" if pretended else options.out
+    path = write(out, setting, machine, parts, text, minutes)
     print(text)
-    say(f"{written} and its .json written, {minutes:.1f} minutes")
+    say(f"{path} and its .json written, {minutes:.1f} minutes")
     return 0
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(
-        prog="python -m benchmarks.speed", description=(__doc__ or "").splitlines()[0]
-    )
+    made = parser_of("benchmarks.speed", __doc__, quick="one run of each, fewer sizes: to see that it works")
+    made.add_argument("--gpu", action="store_true", help="on a GPU; without one a short form on the CPU")
+    made.add_argument("--parts", nargs="+", choices=list(PARTS), help=f"(default: {' '.join(ON_CPU)})")
+    made.add_argument("--precisions", nargs="+", help="(default: those that the device computes by itself)")
+    made.add_argument("--device", help="(default: cpu)")
     made.add_argument(
-        "--quick", action="store_true", help="one run of each, fewer sizes: to see that it works"
+        "--rounds", type=int, help="timed runs of each slow thing (default: 3, on a GPU 10, --quick 1)"
     )
-    made.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS), help="(default: all)")
-    made.add_argument("--precisions", nargs="+", help="(default: those that the machine computes by itself)")
-    made.add_argument(
-        "--device", default="cpu", help="(default: %(default)s; for a GPU see benchmarks.gpu_check.bench)"
-    )
-    made.add_argument("--rounds", type=int, help="timed runs of each slow thing (default: 3, --quick 1)")
     add_network_options(made)
-    made.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="for the result")
+    add_folder(made, "bench")
     return made
 
 
 def heading(machine: dict[str, Any], setting: Setting, minutes: float) -> list[tuple[str, str]]:
     """What the result was measured on, line by line."""
-    lines = measured_on(machine, minutes)
-    lines.append(
-        (
-            "network",
-            f"ResNet-50-FPN, shorter side {setting.min_size}, longer at most {setting.max_size}, both sides",
-        )
-    )
+    sides = f"shorter side {setting.min_size}, longer at most {setting.max_size}, both sides"
+    lines = [*measured_on(machine, minutes), ("network", f"ResNet-50-FPN, {sides}")]
     if CLASSES in setting.prepared:
         about = setting.prepared[CLASSES]
         lines.append(
@@ -102,28 +116,15 @@ def write(
     folder: Path, setting: Setting, machine: dict[str, Any], parts: Sequence[Part], text: str, minutes: float
 ) -> Path:
     """Writes Markdown and JSON beside each other; returns the Markdown's path."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = (
-        folder
-        / f"{setting.device.replace(':', '')}-{machine['date'][:10]}{'-quick' if setting.quick else ''}.md"
+    name = f"{setting.device.replace(':', '')}-{machine['date'][:10]}{'-quick' if setting.quick else ''}.md"
+    keys = ("precisions", "min_size", "max_size", "rounds", "quick")
+    told = {key: getattr(setting, key) for key in keys}
+    write_result(
+        folder / name,
+        text,
+        numbers_of(machine, minutes, parts, setting=told, networks=setting.prepared),
     )
-    content = {
-        "machine": machine,
-        "minutes": minutes,
-        "setting": {
-            "precisions": setting.precisions,
-            "min_size": setting.min_size,
-            "max_size": setting.max_size,
-            "rounds": setting.rounds,
-            "quick": setting.quick,
-        },
-        "networks": {str(count): about for count, about in setting.prepared.items()},
-        "ratios": {name: value for part in parts for name, value in part.ratios.items()},
-        "parts": {part.title: part.numbers for part in parts},
-    }
-    path.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    path.write_text(text, encoding="utf-8")
-    return path
+    return folder / name
 
 
 if __name__ == "__main__":

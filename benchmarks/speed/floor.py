@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
+from benchmarks.clock import timed
 from benchmarks.speed.peer import DETECTIONS, SCORE_THRESHOLD
 from model.inference import Inference
 
@@ -17,23 +18,18 @@ SIDES = (1024, 2048, 4096)
 
 @torch.inference_mode()
 def matmul_rates(
-    precision: str, device: torch.device, sides: Sequence[int] = SIDES, seconds: float = 1.5
-) -> dict[int, float]:
-    """Best FLOP/s of n x n matrix products, each tried for about `seconds` and at least twice after a warm-up."""
+    precision: str, device: str, sides: Sequence[int] = SIDES, seconds: float = 1.5
+) -> dict[str, float]:
+    """Best FLOP/s of n x n matrix products by n, each tried for about `seconds`, at least twice after a warm-up."""
     dtype: torch.dtype = getattr(torch, precision)
-    rates: dict[int, float] = {}
+    rates: dict[str, float] = {}
     for side in sides:
         a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
         torch.mm(a, b)
-        best, spent, tries = float("inf"), 0.0, 0
-        while tries < 2 or spent < seconds:
-            _wait(device)
-            begin = time.perf_counter()
-            torch.mm(a, b)
-            _wait(device)
-            taken = time.perf_counter() - begin
-            best, spent, tries = min(best, taken), spent + taken, tries + 1
-        rates[side] = 2 * side**3 / best
+        taken: list[float] = []
+        while len(taken) < 2 or sum(taken) < seconds:
+            taken += timed(partial(torch.mm, a, b), device=torch.device(device))
+        rates[str(side)] = 2 * side**3 / min(taken)
     return rates
 
 
@@ -80,8 +76,3 @@ def _nnpack_flops(
     """Of the convolution by its definition."""
     flops: int = conv_flop_count(x_shape, w_shape, out_shape)
     return flops
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from model.build import build_network
 from model.classes import ClassTable
 from model.config import BackboneConfig, InputConfig, MaskConfig, ModelConfig
 from model.inference import Inference
+from model.network import MaskXRCNN
 from model.serving import prepared_for_serving
 
 PAIRS = 600
@@ -46,21 +47,23 @@ def class_names(count: int) -> ClassTable:
 
 def config_of_size(min_size: int, max_size: int) -> ModelConfig:
     """The network of the bench for another input size."""
-    return dataclasses.replace(CONFIG, input=InputConfig(min_size=min_size, max_size=max_size))
+    return replace(CONFIG, input=InputConfig(min_size=min_size, max_size=max_size))
 
 
 @torch.no_grad()
-def with_weights_of(peer: MaskRCNN, config: ModelConfig) -> Inference:
-    """Our network with every weight of `peer`; the peer's mask predictor stands for the table that T is baked into.
+def take_weights(network: MaskXRCNN, peer: MaskRCNN) -> nn.Conv2d:
+    """Gives `network` every weight of `peer` that has its like in it; returns the layer of the mask predictor that has
+    none, with a mask of each class.
 
     Raises RuntimeError, from torch, where a weight has no counterpart of its shape.
     """
-    network = build_network(
-        config, num_classes=peer.roi_heads.box_predictor.cls_score.out_features - 1
-    ).eval()
-    backbone = peer.backbone.state_dict()
+    own = network.backbone.state_dict()
     network.backbone.load_state_dict(
-        {key: value for key, value in backbone.items() if not key.endswith("num_batches_tracked")}
+        {
+            k: v
+            for k, v in peer.backbone.state_dict().items()
+            if k in own or not k.endswith("num_batches_tracked")
+        }
     )
     network.rpn.head.load_state_dict(peer.rpn.head.state_dict())
     network.box_head.load_state_dict(peer.roi_heads.box_head.state_dict())
@@ -68,13 +71,23 @@ def with_weights_of(peer: MaskRCNN, config: ModelConfig) -> Inference:
     ours, theirs = (
         [m for m in branch.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
         for branch in (
-            network.mask_branch,
+            network.mask_branch.head,
             nn.Sequential(peer.roi_heads.mask_head, peer.roi_heads.mask_predictor),
         )
     )
     last = theirs.pop()
     for mine, other in zip(ours, theirs, strict=True):
         mine.load_state_dict(other.state_dict())
+    assert isinstance(last, nn.Conv2d) and last.bias is not None
+    return last
+
+
+@torch.no_grad()
+def with_weights_of(peer: MaskRCNN, config: ModelConfig) -> Inference:
+    """Our network with every weight of `peer`; the peer's mask predictor stands for the table that T is baked into."""
+    classes = peer.roi_heads.box_predictor.cls_score.out_features - 1
+    network = build_network(config, num_classes=classes).eval()
+    last = take_weights(network, peer)
     served = network.inference()
     assert last.bias is not None
     served.mask_table.copy_(last.weight[:, :, 0, 0])
@@ -116,38 +129,34 @@ def with_as_many_pairs(served: Inference, pixels: Tensor, pairs: int) -> int:
 
 
 def prepare(
-    folder: Path,
-    picture: bytes,
-    num_classes: int,
-    *,
-    min_size: int = 800,
-    max_size: int = 1333,
-    pairs: int = PAIRS,
+    folder: str | Path, picture: str | Path, classes: int, *, min_size: int = 800, max_size: int = 1333
 ) -> dict[str, Any]:
-    """Calibrates a network on `picture` and writes it for both sides; returns what about.json holds."""
+    """Calibrates a network on the image `picture` and writes it for both sides; returns what about.json holds."""
+    folder, data = Path(folder), Path(picture).read_bytes()
     folder.mkdir(parents=True, exist_ok=True)
-    peer = build_peer(num_classes, min_size=min_size, max_size=max_size)
-    reached = calibrate(peer, decode_to_float(picture), pairs=pairs)
+    torch.manual_seed(0)
+    peer = build_peer(classes, min_size=min_size, max_size=max_size)
+    reached = calibrate(peer, decode_to_float(data), pairs=PAIRS)
     torch.save(peer.state_dict(), folder / "peer.pt")
     config = config_of_size(min_size, max_size)
     served = with_weights_of(peer, config)
-    pairs_ours = with_as_many_pairs(served, pixels_of(picture), pairs)
-    write_served(served, class_names(num_classes), config, folder / "maskx.pt")
+    pairs_ours = with_as_many_pairs(served, pixels_of(data), PAIRS)
+    write_served(served, class_names(classes), config, folder / "maskx.pt")
     about = {
-        "classes": num_classes,
+        "classes": classes,
         "min_size": min_size,
         "max_size": max_size,
         "score_threshold": SCORE_THRESHOLD,
-        "pairs_asked": pairs,
-        **reached.to_dict(),
+        "pairs_asked": PAIRS,
+        **asdict(reached),
         "pairs_ours": pairs_ours,
-        "flops": network_flops(served, pixels_of(picture)),
+        "flops": network_flops(served, pixels_of(data)),
     }
     (folder / "about.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     return about
 
 
-def prepare_small(path: Path) -> None:
+def prepare_small(path: str) -> None:
     """A small network for runs of many requests: SmallResNet at 128 pixels, random weights."""
     torch.manual_seed(0)
     config = ModelConfig(
@@ -156,5 +165,5 @@ def prepare_small(path: Path) -> None:
         mask=MaskConfig(width=64, mlp="none"),
     )
     network = build_network(config, num_classes=20).eval()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_served(network.inference(), class_names(20), config, path)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_served(network.inference(), class_names(20), config, Path(path))

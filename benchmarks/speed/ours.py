@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ from torch import Tensor
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.clock import timed
 from benchmarks.speed.peer import DETECTIONS, SCORE_THRESHOLD
+from benchmarks.speed.side import Side, read
 from maskx_answer import Detections, answer_body, image_content
 from maskx_image import DecodedImage, decode_to_fit
 from maskx_json import Envelope
@@ -39,14 +41,15 @@ SINGLE = Envelope(kind="single")
 WISHES = Parameters(score_threshold=SCORE_THRESHOLD, max_detections=DETECTIONS)
 
 
-class Ours:
-    """The other side of the comparison."""
+class Ours(Side):
+    """maskx.pt in the handler's modules, on one device."""
 
-    def __init__(self, path: Path, device: torch.device, precision: str) -> None:
-        self.device = device
-        self.model = ServedModel(path, device, precision=precision)
-        self.service = Service(self.model, Limits(), name="maskx", version="bench")
-        self._run_lengths = torch.jit.script(mask_run_lengths)
+    def __init__(
+        self, path: str | Path, device: str, precision: str = "auto", version: str = "bench"
+    ) -> None:
+        self.device = torch.device(device)
+        self.model = ServedModel(Path(path), self.device, precision=precision)
+        self.service = Service(self.model, Limits(), name="maskx", version=version)
 
     def answer(self, data: Sequence[bytes], wishes: Parameters = WISHES) -> list[bytes]:
         """The bodies of a batch. Raises RuntimeError where one is an error."""
@@ -73,19 +76,19 @@ class Ours:
         )
         return answer_body([content], SINGLE, model_name="maskx", model_version="bench")
 
-    def stages(self, data: Sequence[bytes]) -> dict[str, float]:
-        """Seconds of each stage of one batch; those of the network from its labels in a profile.
+    def stages(self, files: Sequence[str]) -> dict[str, float]:
+        """Those of the network from its labels in a profile.
 
         "rest of predict" is what no label covers. Images are decoded one after the other here, in threads by the
         service.
         """
+        data = read(files)
         seconds: dict[str, float] = defaultdict(float)
         begin = time.perf_counter()
         images = [self.decode(one) for one in data]
         seconds["decode"] = time.perf_counter() - begin
         cuda = self.device.type == "cuda"
-        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
-        with profile(activities=activities, acc_events=True) as profiled:
+        with profile(activities=activities(cuda), acc_events=True) as profiled:
             begin = time.perf_counter()
             found = self.predict(images)
             whole = time.perf_counter() - begin
@@ -93,27 +96,40 @@ class Ours:
         seconds.update(labelled)
         seconds["rest of predict"] = max(whole - sum(labelled.values()), 0.0)
         for image, one in zip(images, found, strict=True):
-            strings = _least(partial(run_length_strings, one.rle_counts, one.rle_offsets))
-            body = partial(self.body, image, one)
+            # The fastest of a few runs: these stages take milliseconds.
+            strings = min(timed(partial(run_length_strings, one.rle_counts, one.rle_offsets), 5))
             seconds["strings"] += strings
-            seconds["JSON"] += max(_least(body) - strings, 0.0)
+            seconds["JSON"] += max(min(timed(partial(self.body, image, one), 5)) - strings, 0.0)
         return dict(seconds)
+
+    def runs_per_column(self, file: str) -> float:
+        """Median over the masks of object runs per image column that the box spans: the cost of strings goes by it."""
+        (found,) = self.predict([self.decode(Path(file).read_bytes())])
+        runs = np.diff(found.rle_offsets) / 2
+        columns = np.maximum(found.boxes[:, 2] - found.boxes[:, 0], 1.0)
+        return float(np.median(runs / columns)) if len(runs) else 0.0
+
+    def many(self, file: str, requests: int, threshold: float) -> None:
+        """That many requests, one after the other."""
+        data = read([file])
+        for _ in range(requests):
+            self.answer(data, Parameters(score_threshold=threshold, max_detections=DETECTIONS))
 
     @torch.inference_mode()
     def masks_alone(self, probabilities_DMM: Tensor, boxes: Tensor, height: int, width: int) -> list[str]:
-        """Mask probabilities and boxes in the image's pixels -> compressed run lengths."""
-        counts, offsets = self._run_lengths(probabilities_DMM, boxes, height, width)
+        """By the network's own function, and the handler's strings."""
+        counts, offsets = _scripted_run_lengths()(probabilities_DMM, boxes, height, width)
         return run_length_strings(counts.cpu().numpy(), offsets.cpu().numpy())
 
 
-def _least(work: Callable[[], object], times: int = 5) -> float:
-    """Seconds of the fastest of a few runs: these stages take milliseconds."""
-    found = []
-    for _ in range(times):
-        begin = time.perf_counter()
-        work()
-        found.append(time.perf_counter() - begin)
-    return min(found)
+@cache
+def _scripted_run_lengths() -> Any:
+    return torch.jit.script(mask_run_lengths)
+
+
+def activities(cuda: bool) -> list[ProfilerActivity]:
+    """What a profile looks at."""
+    return [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
 
 
 def label_seconds(profiled: profile, *, cuda: bool) -> dict[str, float]:
@@ -125,18 +141,3 @@ def label_seconds(profiled: profile, *, cuda: bool) -> dict[str, float]:
             microseconds = event.device_time_total if cuda else event.cpu_time_total
             seconds[LABELS[event.key]] += microseconds / 1e6
     return seconds
-
-
-def runs_per_column(found: Detections) -> float:
-    """Median over the masks of object runs per image column that the box spans: what the cost of strings goes by."""
-    ratios = []
-    for d in range(len(found.labels)):
-        counts = found.rle_counts[found.rle_offsets[d] : found.rle_offsets[d + 1]]
-        columns = max(float(found.boxes[d][2] - found.boxes[d][0]), 1.0)
-        ratios.append(len(counts) / 2 / columns)
-    return float(np.median(ratios)) if ratios else 0.0
-
-
-def describe(model: ServedModel) -> dict[str, Any]:
-    """What was chosen where the setting said auto."""
-    return {"precision": model.precision, "min_size": model.min_size, "max_size": model.max_size}

@@ -7,9 +7,9 @@ from typing import Any
 from benchmarks.machine import available_gib
 from benchmarks.pictures import SIZES
 from benchmarks.speed.floor import SIDES
-from benchmarks.speed.setting import PEER, SCRIPTED, Setting, interleaved, ours_in, say, started
-from benchmarks.tables import Part, Times, shown, shown_times, speed_up, table
-from benchmarks.worker import Remote
+from benchmarks.speed.setting import CLASSES, PEER, SCRIPTED, Setting, interleaved, ours_in, say, started
+from benchmarks.tables import Part, Times, shown, shown_times, speed_up, table, times_of
+from benchmarks.worker import Remote, apart
 
 STAGES = (
     "decode",
@@ -24,17 +24,15 @@ STAGES = (
     "rest of predict",
 )
 NETWORK_STAGES = ("backbone", "RPN", "box head", "mask head")
-CLASSES = 80
 PEER_12MP_GIB = 14.0
 """torchvision holds 100 float32 masks of 12 megapixels twice while it pastes them."""
 
 
 def speed(setting: Setting) -> list[Part]:
     """Whole and stages, sizes, batches, masks alone, floor: all with the same processes."""
-    about = setting.network(CLASSES)
-    with started(setting, CLASSES, scripted=not setting.quick) as sides:
+    with started(setting, scripted=not setting.quick) as sides:
         parts = [whole(setting, sides), sizes(setting, sides), batches(setting, sides), masks(setting, sides)]
-    return [*parts, floor(setting, parts[0], about)]
+    return [*parts, floor(setting, parts[0], setting.network(CLASSES))]
 
 
 def whole(setting: Setting, sides: dict[str, Remote]) -> Part:
@@ -75,19 +73,15 @@ def whole(setting: Setting, sides: dict[str, Remote]) -> Part:
         title="Bytes in to JSON out: one 1080p JPEG, batch 1",
         text=text,
         numbers={
-            "whole": {name: one.to_dict() for name, one in times.items()},
-            "stages": {
-                name: {stage: one.to_dict() for stage, one in of.items()} for name, of in stages.items()
-            },
+            "whole": times_of(times),
+            "stages": {name: times_of(of) for name, of in stages.items()},
             "detections": found,
             "pairs": pairs,
             "runs_per_column": runs_per_column,
         },
         ratios={
-            f"1080p whole, torchvision eager / maskx {precision}": speed_up(
-                times[PEER], times[ours_in(precision)]
-            )
-            for precision in setting.precisions
+            f"1080p whole, torchvision eager / maskx {one}": speed_up(times[PEER], times[ours_in(one)])
+            for one in setting.precisions
         },
     )
 
@@ -98,11 +92,10 @@ def sizes(setting: Setting, sides: dict[str, Remote]) -> Part:
     chosen = ["480p"] if setting.quick else list(SIZES)
     for size in chosen:
         running = dict(sides)
-        enough = size != "12MP" or setting.device != "cpu" or available_gib() > PEER_12MP_GIB
-        if not enough:
-            running = {name: side for name, side in sides.items() if name not in (PEER, SCRIPTED)}
         if size == "12MP":
             running.pop(SCRIPTED, None)
+            if setting.device == "cpu" and available_gib() <= PEER_12MP_GIB:
+                running.pop(PEER)
         say(f"one image of {size}")
         times = interleaved(running, [setting.picture(size)], setting.rounds)
         cells = [shown_times(times[name]) if name in times else "-" for name in sides]
@@ -110,8 +103,9 @@ def sizes(setting: Setting, sides: dict[str, Remote]) -> Part:
             f"{speed_up(times[PEER], times[ours_in(p)]):.1f}x" if PEER in times else "-"
             for p in setting.precisions
         ]
-        rows.append([f"{size} ({SIZES[size].width} x {SIZES[size].height})", *cells, *gains])
-        numbers[size] = {name: one.to_dict() for name, one in times.items()}
+        width, height = SIZES[size]
+        rows.append([f"{size} ({width} x {height})", *cells, *gains])
+        numbers[size] = times_of(times)
     headers = ["image", *sides, *[f"eager / {p}" for p in setting.precisions]]
     text = table(headers, rows)
     text += "\nMedian (fastest). At 12MP the scripted form is left out"
@@ -122,35 +116,25 @@ def sizes(setting: Setting, sides: dict[str, Remote]) -> Part:
 def batches(setting: Setting, sides: dict[str, Remote]) -> Part:
     """Several 1080p images at once: seconds an image."""
     rows, numbers = [], {}
+    names = [name for name in sides if name != SCRIPTED]
     for batch in (1, 4) if setting.quick else (1, 4, 8):
         with_peer = batch == 1 or (batch == 4 and not setting.quick)
-        running = {
-            name: side for name, side in sides.items() if name != SCRIPTED and (with_peer or name != PEER)
-        }
+        running = {name: sides[name] for name in names if with_peer or name != PEER}
         say(f"batch of {batch}")
         files = [setting.picture("1080p", seed) for seed in range(batch)]
         times = interleaved(running, files, max(setting.rounds - 1, 1), warm_up=1)
-        rows.append(
-            [
-                str(batch),
-                *[
-                    f"{shown(times[name].median / batch)} ({batch / times[name].median:.2f}/s)"
-                    if name in times
-                    else "-"
-                    for name in sides
-                    if name != SCRIPTED
-                ],
-            ]
-        )
-        numbers[str(batch)] = {name: one.to_dict() for name, one in times.items()}
-    text = table(["batch", *[name for name in sides if name != SCRIPTED]], rows)
-    return Part(
-        title="Batches of 1080p JPEGs: time an image (images a second)",
-        text=text + "\ntorchvision is left out at 8, for its time and memory.\n"
-        if not setting.quick
-        else text,
-        numbers=numbers,
-    )
+        median = {name: of.median for name, of in times.items()}
+        cells = [
+            f"{shown(median[name] / batch)} ({batch / median[name]:.2f}/s)" if name in median else "-"
+            for name in names
+        ]
+        rows.append([str(batch), *cells])
+        numbers[str(batch)] = times_of(times)
+    text = table(["batch", *names], rows)
+    if not setting.quick:
+        text += "\ntorchvision is left out at 8, for its time and memory.\n"
+    title = "Batches of 1080p JPEGs: time an image (images a second)"
+    return Part(title=title, text=text, numbers=numbers)
 
 
 def masks(setting: Setting, sides: dict[str, Remote]) -> Part:
@@ -158,21 +142,21 @@ def masks(setting: Setting, sides: dict[str, Remote]) -> Part:
     say("masks alone")
     path = str(setting.folder / "masks.pt")
     count = sides[PEER].call("write_masks", file=setting.picture("1080p"), out=path)
-    size = SIZES["1080p"]
+    width, height = SIZES["1080p"]
     ours = sides[ours_in(setting.precisions[0])]
     mine: list[float] = []
     theirs: list[float] = []
     for _ in range(setting.rounds + 1):
-        arguments = {"masks": path, "height": size.height, "width": size.width}
-        mine += ours.call("masks_alone", **arguments, repeat=20)["seconds"][3:]
-        theirs += sides[PEER].call("masks_alone", **arguments, repeat=1)["seconds"]
+        arguments = {"masks": path, "height": height, "width": width}
+        mine += ours.call("time_masks", **arguments, repeat=20)[3:]
+        theirs += sides[PEER].call("time_masks", **arguments, repeat=1)
     times = {"maskx": Times(tuple(mine)), "torchvision paste + pycocotools encode": Times(tuple(theirs))}
     rows = [[name, shown(one.median), shown(one.least)] for name, one in times.items()]
     ratio = speed_up(*reversed(times.values()))
     return Part(
         title=f"Masks to compressed run lengths alone: 1080p, {count} detections",
         text=table(["", "median", "fastest"], rows),
-        numbers={name: one.to_dict() for name, one in times.items()},
+        numbers=times_of(times),
         ratios={"masks to RLE strings, torchvision paste + encode / maskx": ratio},
     )
 
@@ -183,22 +167,14 @@ def floor(setting: Setting, measured: Part, about: dict[str, Any]) -> Part:
     rows, numbers, ratios = [], {}, {}
     for precision in setting.precisions:
         say(f"matrix-multiplication rate in {precision}")
-        with Remote("bare") as bare:
-            rates = bare.call("matmul_rates", precision=precision, device=setting.device, sides=SIDES)
+        rates = apart("benchmarks.speed.floor:matmul_rates", precision=precision, device=setting.device)
         best = max(rates.values())
         stages = measured.numbers["stages"][ours_in(precision)]
         median, least = (sum(stages[stage][which] for stage in NETWORK_STAGES) for which in ("median", "min"))
         least_time = flops / best
-        rows.append(
-            [
-                precision,
-                *[f"{rates[str(side)] / 1e9:.0f}" for side in SIDES],
-                shown(least_time),
-                shown(median),
-                f"{100 * least_time / median:.0f} %",
-                f"{100 * least_time / least:.0f} %",
-            ]
-        )
+        shares = [f"{100 * least_time / seconds:.0f} %" for seconds in (median, least)]
+        rate = [f"{rates[str(side)] / 1e9:.0f}" for side in SIDES]
+        rows.append([precision, *rate, shown(least_time), shown(median), *shares])
         numbers[precision] = {
             "rates": rates,
             "floor_seconds": least_time,

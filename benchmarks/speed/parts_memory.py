@@ -5,10 +5,9 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import Any
 
-from benchmarks.speed.parts import CLASSES
-from benchmarks.speed.setting import PEER, Setting, ours_in, say
-from benchmarks.tables import Part, Times, shown, speed_up, table
-from benchmarks.worker import Remote
+from benchmarks.speed.setting import CLASSES, OURS, PEER, Setting, ours_in, say
+from benchmarks.tables import Part, Times, shown, speed_up, table, times_of
+from benchmarks.worker import Remote, apart
 
 MANY_CLASSES = (80, 1203, 3000)
 """COCO, LVIS, and the Visual Genome classes of the paper's large run."""
@@ -48,10 +47,7 @@ def classes(setting: Setting) -> Part:
             cells += [shown(times[name][count].median), f"{peaks[name][count]:.0f} MiB"]
         rows.append([str(count), f"{about['pairs_ours']} / {about['pairs']}", *cells])
     most = counts[-1]
-    last = [
-        f"{most} / {counts[0]}",
-        "",
-    ]
+    last = [f"{most} / {counts[0]}", ""]
     ratios = {}
     for name in names:
         ratio = speed_up(times[name][most], times[name][counts[0]])
@@ -65,12 +61,9 @@ def classes(setting: Setting) -> Part:
         text=table(headers, [*rows, last])
         + "\nPeak memory of a fresh process, weights and PyTorch included.\n",
         numbers={
-            "seconds": {
-                name: {str(count): one.to_dict() for count, one in of.items()} for name, of in times.items()
-            },
-            "peak_mib": {name: {str(count): one for count, one in of.items()} for name, of in peaks.items()},
-            "pairs": {str(count): setting.network(count)["pairs"] for count in counts},
-            "pairs_ours": {str(count): setting.network(count)["pairs_ours"] for count in counts},
+            "seconds": {name: times_of(of) for name, of in times.items()},
+            "peak_mib": peaks,
+            **{key: {n: setting.network(n)[key] for n in counts} for key in ("pairs", "pairs_ours")},
         },
         ratios=ratios,
     )
@@ -112,9 +105,8 @@ def memory(setting: Setting) -> Part:
 def growth(setting: Setting) -> tuple[dict[str, Any], str]:
     """Memory held after the first tenth of many requests and after the last; a sentence that says so."""
     path = setting.folder / "small" / "maskx.pt"
-    with Remote("bare") as bare:
-        bare.call("prepare_small", path=str(path))
-    small = Remote("ours", path=str(path), device=setting.device, precision=setting.precisions[0])
+    apart("benchmarks.speed.network:prepare_small", path=str(path))
+    small = Remote(OURS, path=str(path), device=setting.device, precision=setting.precisions[0])
     big = setting.ours(CLASSES, setting.precisions[-1])
     numbers: dict[str, Any] = {}
     lines = []

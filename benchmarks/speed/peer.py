@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import time
@@ -20,6 +21,8 @@ from torchvision.models.detection import MaskRCNN, maskrcnn_resnet50_fpn
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.transforms.functional import pil_to_tensor, to_tensor
 
+from benchmarks.clock import wait
+from benchmarks.speed.side import Side, read
 from maskx_engine import fusers_off
 
 SCORE_THRESHOLD = 0.05
@@ -57,18 +60,18 @@ def decode_to_float(data: bytes) -> Tensor:
     return image
 
 
-class Peer:
-    """One side of the comparison: image bytes -> JSON bytes with the fields of our answers."""
+class Peer(Side):
+    """Its answers have the fields of ours."""
 
     def __init__(
-        self, weights: Path, num_classes: int, device: torch.device, *, scripted: bool, **sizes: int
+        self, weights: str | Path, classes: int, device: str, *, scripted: bool = False, **sizes: int
     ) -> None:
         """Reads the state dict `weights`; `scripted` puts the network through torch.jit.script, fusers off as ours."""
-        network = build_peer(num_classes, **sizes)
+        network = build_peer(classes, **sizes)
         network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-        self.device = device
+        self.device = torch.device(device)
         self.scripted = scripted
-        self.eager = network.to(device).requires_grad_(False)
+        self.eager = network.to(self.device).requires_grad_(False)
         if scripted:
             fusers_off()
         self.network: Callable[[list[Tensor]], Any] = torch.jit.script(self.eager) if scripted else self.eager
@@ -120,8 +123,9 @@ class Peer:
         }
         return json.dumps(answer, separators=(",", ":")).encode("ascii")
 
-    def stages(self, data: Sequence[bytes]) -> dict[str, float]:
-        """Seconds of each stage of one batch, eager; on a GPU the clock waits for it at every border."""
+    def stages(self, files: Sequence[str]) -> dict[str, float]:
+        """Of the eager network; on a GPU the clock waits for it between stages."""
+        data = read(files)
         clock = StageClock(self.eager, self.device)
         begin = clock.now()
         images = [decode_to_float(one) for one in data]
@@ -141,31 +145,36 @@ class Peer:
     def masks_alone(
         self, probabilities_DMM: Tensor, boxes: Tensor, height: int, width: int
     ) -> list[dict[str, Any]]:
-        """Mask probabilities and boxes in the image's pixels -> compressed run lengths: what the bench calls paste
-        and encode."""
+        """What the bench calls paste and encode."""
         return self.encode(paste_masks_in_image(probabilities_DMM[:, None], boxes, (height, width)))
 
     @torch.inference_mode()
-    def masks_before_pasting(self, data: bytes) -> tuple[Tensor, Tensor]:
+    def masks_before_pasting(self, file: str) -> tuple[Tensor, Tensor]:
         """Mask probabilities [D, M, M] and boxes [D, 4] in the image's own pixels: what both sides paste or encode."""
-        image = decode_to_float(data).to(self.device)
-        probabilities: list[Tensor] = []
-        hook = self.eager.roi_heads.register_forward_hook(
-            lambda _m, _i, answer: probabilities.append(answer[0][0]["masks"].clone())
-        )
-        boxes: Tensor = self.eager([image])[0]["boxes"]
-        hook.remove()
-        return probabilities[0][:, 0].cpu(), boxes.cpu()
+        heads, boxes = self._output_of(self.eager.roi_heads, file)
+        return heads[0][0]["masks"][:, 0].cpu(), boxes.cpu()
+
+    def write_masks(self, file: str, out: str) -> int:
+        """Writes what `time_masks` reads; returns the number of masks."""
+        probabilities, boxes = self.masks_before_pasting(file)
+        torch.save((probabilities.clone(), boxes.clone()), out)
+        return len(boxes)
 
     @torch.inference_mode()
-    def pairs(self, data: bytes) -> int:
+    def pairs(self, file: str) -> int:
         """(proposal, class) pairs above the threshold."""
-        heads = self.eager.roi_heads
-        logits: list[Tensor] = []
-        hook = heads.box_predictor.register_forward_hook(lambda _m, _i, output: logits.append(output[0]))
-        self.eager([decode_to_float(data).to(self.device)])
-        hook.remove()
-        return int((torch.softmax(logits[0], dim=1)[:, 1:] > SCORE_THRESHOLD).sum())
+        logits = self._output_of(self.eager.roi_heads.box_predictor, file)[0][0]
+        return int((torch.softmax(logits, dim=1)[:, 1:] > SCORE_THRESHOLD).sum())
+
+    def _output_of(self, module: nn.Module, file: str) -> tuple[Any, Tensor]:
+        """What a module gave while the image was looked at, and the boxes of the answer."""
+        given: list[Any] = []
+        hook = module.register_forward_hook(lambda _m, _i, output: given.append(copy.deepcopy(output)))
+        try:
+            (answer,) = self.eager([decode_to_float(Path(file).read_bytes()).to(self.device)])
+        finally:
+            hook.remove()
+        return given[0], answer["boxes"]
 
 
 class StageClock:
@@ -180,8 +189,7 @@ class StageClock:
 
     def now(self) -> float:
         """Seconds, all work done."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        wait(self._device)
         return time.perf_counter()
 
     def __enter__(self) -> StageClock:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks import ROOT
-from benchmarks.pictures import SIZES, photograph
+from benchmarks.command import progress
+from benchmarks.pictures import SIZES, kept
 from benchmarks.tables import Times
-from benchmarks.worker import Remote
+from benchmarks.worker import Remote, apart
 
 PEER, SCRIPTED = "torchvision eager", "torchvision scripted"
+CLASSES = 80
+OURS = "benchmarks.speed.engine_loop:Engine"
+
+say = partial(progress, "bench")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,25 +36,20 @@ class Setting:
 
     def picture(self, size: str, seed: int = 0) -> str:
         """Path of a drawn photograph, made where it is not there."""
-        path = self.folder / "pictures" / f"{size}-{seed}.jpg"
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(photograph(SIZES[size].width, SIZES[size].height, seed))
-        return str(path)
+        return str(kept(self.folder / "pictures", f"{size}-{seed}", SIZES[size], seed))
 
     def network(self, classes: int) -> dict[str, Any]:
         """What about.json holds of the network for so many classes, made once a run, never taken from another run."""
         if classes not in self.prepared:
             say(f"calibrating the network for {classes} classes")
-            with Remote("bare") as bare:
-                self.prepared[classes] = bare.call(
-                    "prepare",
-                    folder=str(self.of(classes)),
-                    picture=self.picture("1080p"),
-                    classes=classes,
-                    min_size=self.min_size,
-                    max_size=self.max_size,
-                )
+            self.prepared[classes] = apart(
+                "benchmarks.speed.network:prepare",
+                folder=str(self.of(classes)),
+                picture=self.picture("1080p"),
+                classes=classes,
+                min_size=self.min_size,
+                max_size=self.max_size,
+            )
         return self.prepared[classes]
 
     def of(self, classes: int) -> Path:
@@ -62,13 +60,13 @@ class Setting:
         """Our side in a process of its own."""
         self.network(classes)
         path = str(self.of(classes) / "maskx.pt")
-        return Remote("ours", path=path, device=self.device, precision=precision)
+        return Remote(OURS, path=path, device=self.device, precision=precision)
 
     def peer(self, classes: int, *, scripted: bool = False) -> Remote:
         """torchvision in a process of its own."""
         self.network(classes)
         return Remote(
-            "peer",
+            "benchmarks.speed.peer:Peer",
             weights=str(self.of(classes) / "peer.pt"),
             classes=classes,
             device=self.device,
@@ -79,15 +77,15 @@ class Setting:
 
 
 @contextlib.contextmanager
-def started(setting: Setting, classes: int, *, scripted: bool) -> Iterator[dict[str, Remote]]:
-    """All sides for so many classes, by the name that tables give them: ours per precision, then torchvision."""
+def started(setting: Setting, *, scripted: bool) -> Iterator[dict[str, Remote]]:
+    """All sides by the name that tables give them: ours per precision, then torchvision."""
     with contextlib.ExitStack() as stack:
         sides = {}
         for precision in setting.precisions:
-            sides[ours_in(precision)] = stack.enter_context(setting.ours(classes, precision))
-        sides[PEER] = stack.enter_context(setting.peer(classes))
+            sides[ours_in(precision)] = stack.enter_context(setting.ours(CLASSES, precision))
+        sides[PEER] = stack.enter_context(setting.peer(CLASSES))
         if scripted:
-            sides[SCRIPTED] = stack.enter_context(setting.peer(classes, scripted=True))
+            sides[SCRIPTED] = stack.enter_context(setting.peer(CLASSES, scripted=True))
         yield sides
 
 
@@ -109,21 +107,3 @@ def interleaved(
             runs = 0 if number else warm_up if name == PEER else 2 * warm_up
             found[name].append(side.call("time", files=list(files), warm_up=runs)["seconds"])
     return {name: Times(tuple(seconds)) for name, seconds in found.items()}
-
-
-def add_network_options(parser: argparse.ArgumentParser) -> None:
-    """The network's size and the folder that it is kept in."""
-    parser.add_argument(
-        "--min-size", type=int, default=800, help="the network's shorter side (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--max-size", type=int, default=1333, help="bound of the longer (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--folder", type=Path, default=ROOT / "build" / "bench", help="for what is made on the way"
-    )
-
-
-def say(line: str) -> None:
-    """Progress, beside the result."""
-    print(f"bench: {line}", file=sys.stderr, flush=True)

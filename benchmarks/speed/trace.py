@@ -13,12 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch.profiler import profile, record_function
 
 from benchmarks import ROOT
-from benchmarks.pictures import SIZES, photograph
+from benchmarks.command import add_network_options, parser_of
+from benchmarks.pictures import SIZES, kept
 from benchmarks.speed.network import prepare
-from benchmarks.speed.ours import Ours, label_seconds
+from benchmarks.speed.ours import Ours, activities, label_seconds
 from benchmarks.tables import shown, table
 
 OPERATORS = 30
@@ -27,15 +28,15 @@ OPERATORS = 30
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     options = parser().parse_args(arguments)
-    size = SIZES["1080p"]
-    data = options.image.read_bytes() if options.image else photograph(size.width, size.height, 0)
+    image = options.image or kept(options.out, "1080p", SIZES["1080p"], 0)
     path = options.model
     if path is None:
         print("making the network of the bench (random weights; --model names a trained one) ...", flush=True)
         folder = options.out / "network"
-        prepare(folder, data, 80, min_size=options.min_size, max_size=options.max_size)
+        prepare(folder, image, 80, min_size=options.min_size, max_size=options.max_size)
         path = folder / "maskx.pt"
-    side = Ours(path, torch.device(options.device), options.precision)
+    side = Ours(path, options.device, options.precision)
+    data = image.read_bytes()
     for _ in range(3):
         side.answer([data])
     trace, text = write_trace(side, data, options.out)
@@ -48,24 +49,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(
-        prog="python -m benchmarks.speed.trace", description=(__doc__ or "").splitlines()[0]
-    )
+    made = parser_of("benchmarks.speed.trace", __doc__, out=ROOT / "build" / "profile")
     made.add_argument("--model", type=Path, help="a maskx.pt (default: the network of the bench, made anew)")
     made.add_argument("--image", type=Path, help="(default: a drawn photograph of 1920 x 1080)")
     made.add_argument("--precision", default="auto", help="(default: %(default)s)")
-    made.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: %(default)s)"
-    )
-    made.add_argument(
-        "--min-size", type=int, default=800, help="of the network of the bench (default: %(default)s)"
-    )
-    made.add_argument(
-        "--max-size", type=int, default=1333, help="of the network of the bench (default: %(default)s)"
-    )
-    made.add_argument(
-        "--out", type=Path, default=ROOT / "build" / "profile", help="folder (default: build/profile)"
-    )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    made.add_argument("--device", default=device, help="(default: %(default)s)")
+    add_network_options(made)
     return made
 
 
@@ -73,9 +63,8 @@ def write_trace(side: Ours, data: bytes, folder: Path) -> tuple[Path, str]:
     """Writes trace.json.gz and operators.txt of one request; returns the trace's path and the stages as a table."""
     folder.mkdir(parents=True, exist_ok=True)
     cuda = side.device.type == "cuda"
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
     with (
-        profile(activities=activities, record_shapes=True, acc_events=True) as profiled,
+        profile(activities=activities(cuda), record_shapes=True, acc_events=True) as profiled,
         record_function("one request"),
     ):
         side.answer([data])

@@ -8,20 +8,19 @@ writes Markdown and JSON to benchmarks/results. The machine should do nothing el
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks import ROOT
-from benchmarks.tables import Part, Times, document, measured_on, shown, speed_up, table
-from benchmarks.training.sides import TrainingRemote
-from benchmarks.worker import Remote
+from benchmarks.command import add_folder, described, numbers_of, parser_of, progress, write_result
+from benchmarks.tables import Part, Times, document, measured_on, shown, speed_up, table, times_of
+from benchmarks.worker import Remote, apart
 from training.drawn.shapes import ShapesConfig, write_shapes
 
 REFERENCE = "torchvision"
@@ -40,7 +39,10 @@ WAYS = {
     "ignored": "official: all channels, -1 in the others'",
 }
 
-Start = Callable[..., Remote]
+SIDES = "benchmarks.training.sides"
+NETWORKS = {"shapes": "The preset's network", "resnet50": "ResNet-50-FPN"}
+
+say = partial(progress, "bench")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,16 +81,13 @@ QUICK_MASKS = MaskSizes(
 )
 
 
-def steps_part(
-    network: str, sizes: Sizes, folder: Path, device: str, bfloat16: bool, start: Start = TrainingRemote
-) -> Part:
+def steps_part(network: str, sizes: Sizes, folder: Path, device: str, bfloat16: bool) -> Part:
     """Steps of every side in turns, each in a process of its own; its peak of memory."""
     data = folder / f"drawn-{sizes.side}"
     needed = sizes.batch * sizes.batches
     write_shapes(data, ShapesConfig(train=2 * needed + 8, val=1, size=sizes.side), workers=1)
     weights = str(folder / f"start-{network}-{sizes.side}.pt")
-    with start("start") as prepared:
-        prepared.call("start", data=str(data), network=network, side=sizes.side, out=weights)
+    apart(f"{SIDES}:write_start", data=str(data), network=network, side=sizes.side, out=weights)
     common: dict[str, Any] = {
         "data": str(data),
         "start": weights,
@@ -101,39 +100,30 @@ def steps_part(
     forms = {name: form for name, form in FORMS.items() if bfloat16 or name != MASKX_PRESET}
     with ExitStack() as stack:
         say(f"{network}: {REFERENCE}, {', '.join(forms)}")
-        sides = {REFERENCE: stack.enter_context(start("reference", **common))}
+        sides = {REFERENCE: stack.enter_context(Remote(f"{SIDES}:ReferenceStep", **common))}
         for name, form in forms.items():
-            sides[name] = stack.enter_context(start("ours", **common, **form))
+            sides[name] = stack.enter_context(Remote(f"{SIDES}:OursStep", **common, **form))
         found = in_turns(sides, rounds=sizes.rounds, steps=sizes.steps, warm_up=sizes.batches)
         memory = {name: side.call("memory") for name, side in sides.items()}
     times = {name: Times(tuple(one["seconds"])) for name, one in found.items()}
     peak = "cuda_peak_mib" if device != "cpu" else "peak_mib"
     rows = []
     for name, of in times.items():
-        rows.append(
-            [
-                name,
-                f"{sizes.batch / of.median:.2f}",
-                shown(of.median),
-                f"{speed_up(times[REFERENCE], of):.2f}x",
-                f"{memory[name][peak]:.0f} MiB",
-                f"{memory[name][peak] / memory[REFERENCE][peak]:.2f}x",
-                f"{statistics.mean(found[name]['mask_rois']):.0f}",
-                f"{statistics.mean(found[name]['loss']):.2f}",
-            ]
-        )
+        speed = [f"{sizes.batch / of.median:.2f}", shown(of.median), f"{speed_up(times[REFERENCE], of):.2f}x"]
+        mib, share = memory[name][peak], memory[name][peak] / memory[REFERENCE][peak]
+        means = {key: statistics.mean(found[name][key]) for key in ("mask_rois", "loss")}
+        work = [f"{means['mask_rois']:.0f}", f"{means['loss']:.2f}"]
+        rows.append([name, *speed, f"{mib:.0f} MiB", f"{share:.2f}x", *work])
     headers = ("side", "images/s", "step", "speed", "peak memory", "of it", "mask RoIs a step", "mean loss")
-    title = {"shapes": "The preset's network", "resnet50": "ResNet-50-FPN"}[network]
     return Part(
-        title=f"{title}, {sizes.side} pixels, {sizes.batch} images a step, end to end",
+        title=f"{NETWORKS[network]}, {sizes.side} pixels, {sizes.batch} images a step, end to end",
         text=table(headers, rows)
         + f"\nMedian of {len(times[REFERENCE].seconds)} steps. Peak of a process, weights, PyTorch and images "
         "included.\n",
         numbers={
-            "seconds": {name: of.to_dict() for name, of in times.items()},
+            "seconds": times_of(times),
             "memory": memory,
-            "mask_rois": {name: one["mask_rois"] for name, one in found.items()},
-            "loss": {name: one["loss"] for name, one in found.items()},
+            **{key: {name: one[key] for name, one in found.items()} for key in ("mask_rois", "loss")},
         },
         ratios={
             f"{network}: {REFERENCE} / {name}, seconds of a step": speed_up(times[REFERENCE], times[name])
@@ -142,26 +132,26 @@ def steps_part(
     )
 
 
-def masks_part(sizes: MaskSizes, device: str, start: Start = TrainingRemote) -> Part:
+def masks_part(sizes: MaskSizes, device: str) -> Part:
     """T and the mask loss by themselves, forward and backward, in the three ways at few and at many classes."""
     times: dict[str, dict[int, Times]] = {}
     above: dict[str, dict[int, float]] = {}
+    of_device = "" if device == "cpu" else "cuda_"
     for classes in sizes.classes:
         say(f"mask loss at {classes} classes")
         with ExitStack() as stack:
+            options = {"classes": classes, "rois": sizes.rois, "device": device, **sizes.options}
             sides = {
-                way: stack.enter_context(
-                    start(
-                        "mask_loss", way=way, classes=classes, rois=sizes.rois, device=device, **sizes.options
-                    )
-                )
+                way: stack.enter_context(Remote("benchmarks.training.masks:MaskLossSide", way=way, **options))
                 for way in WAYS
             }
             found = in_turns(sides, rounds=sizes.rounds, steps=sizes.steps, warm_up=1)
             for way, side in sides.items():
                 memory = side.call("memory")
                 times.setdefault(way, {})[classes] = Times(tuple(found[way]["seconds"]))
-                above.setdefault(way, {})[classes] = memory["peak_mib"] - memory["before_mib"]
+                above.setdefault(way, {})[classes] = (
+                    memory[f"{of_device}peak_mib"] - memory[f"{of_device}before_mib"]
+                )
     rows = []
     for way, name in WAYS.items():
         cells = [name]
@@ -173,10 +163,8 @@ def masks_part(sizes: MaskSizes, device: str, start: Start = TrainingRemote) -> 
         headers += [f"{classes} classes", "memory"]
     most = sizes.classes[-1]
     ratios = {
-        f"{most} classes: {way} / ours, seconds of the mask loss": speed_up(
-            times[way][most], times["ours"][most]
-        )
-        for way in WAYS
+        f"{most} classes: {way} / ours, seconds of the mask loss": speed_up(of[most], times["ours"][most])
+        for way, of in times.items()
         if way != "ours"
     }
     return Part(
@@ -185,8 +173,8 @@ def masks_part(sizes: MaskSizes, device: str, start: Start = TrainingRemote) -> 
         + "\nMemory is the most above what features, targets and weights take. All three are one number, and have "
         "the same gradients.\n",
         numbers={
-            "seconds": {way: {str(n): one.to_dict() for n, one in of.items()} for way, of in times.items()},
-            "above_mib": {way: {str(n): one for n, one in of.items()} for way, of in above.items()},
+            "seconds": {way: times_of(of) for way, of in times.items()},
+            "above_mib": above,
         },
         ratios=ratios,
     )
@@ -206,74 +194,49 @@ def in_turns(
     return found
 
 
-def main(arguments: Sequence[str] | None = None, *, start: Start = TrainingRemote) -> int:
-    """Command line; returns the exit status. `start` starts a side."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
     options = parser().parse_args(arguments)
     begin = time.monotonic()
-    with start("start") as bare:
-        machine = bare.call("machine", device=options.device)
+    try:
+        machine = described(options.device)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     bfloat16 = "bfloat16" in machine["native_precisions"]
     say(f"{machine['processor']}, {machine['cores']} cores, load {machine['load_before']}; {options.parts}")
+    folder = options.folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
     sizes = QUICK if options.quick else FULL
     parts = []
     for name in options.parts:
         if name == "masks":
-            parts.append(masks_part(QUICK_MASKS if options.quick else FULL_MASKS, options.device, start))
+            parts.append(masks_part(QUICK_MASKS if options.quick else FULL_MASKS, options.device))
         else:
-            folder = options.folder.resolve()
-            folder.mkdir(parents=True, exist_ok=True)
-            parts.append(steps_part(name, sizes[name], folder, options.device, bfloat16, start))
+            parts.append(steps_part(name, sizes[name], folder, options.device, bfloat16))
     minutes = (time.monotonic() - begin) / 60
-    text = document("Training: maskx beside torchvision's reference step", heading(machine, minutes), parts)
-    options.out.mkdir(parents=True, exist_ok=True)
+    sides = (
+        "the same drawn images in memory, weights at the start, SGD and learning rates; each in a process of its "
+        "own, in turns; forward, backward and the optimiser are in a step; float32 where nothing else is said"
+    )
+    head = [*measured_on(machine, minutes), ("sides", sides)]
+    text = document("Training: maskx beside torchvision's reference step", head, parts)
     path = options.out / f"training-{machine['date'][:10]}{'-quick' if options.quick else ''}.md"
-    content = {
-        "machine": machine,
-        "minutes": minutes,
-        "ratios": {name: value for part in parts for name, value in part.ratios.items()},
-        "parts": {part.title: part.numbers for part in parts},
-    }
-    path.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    path.write_text(text, encoding="utf-8")
+    write_result(path, text, numbers_of(machine, minutes, parts))
     print(text)
     say(f"{path} and its .json written, {minutes:.1f} minutes")
     return 0
 
 
-def heading(machine: Mapping[str, Any], minutes: float) -> list[tuple[str, str]]:
-    """What the result was measured on, line by line."""
-    lines = measured_on(machine, minutes)
-    lines.append(
-        (
-            "sides",
-            "the same drawn images in memory, weights at the start, SGD and learning rates; each in a process of its "
-            "own, in turns; forward, backward and the optimiser are in a step; float32 where nothing else is said",
-        )
-    )
-    return lines
-
-
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(
-        prog="python -m benchmarks.training", description=(__doc__ or "").splitlines()[0]
-    )
-    names = ("shapes", "resnet50", "masks")
-    made.add_argument(
-        "--quick", action="store_true", help="one short run of each, small: to see that it works"
-    )
-    made.add_argument("--parts", nargs="+", choices=names, default=list(names), help="(default: all)")
+    names = [*NETWORKS, "masks"]
+    quick = "one short run of each, small: to see that it works"
+    made = parser_of("benchmarks.training", __doc__, quick=quick)
+    made.add_argument("--parts", nargs="+", choices=names, default=names, help="(default: all)")
     made.add_argument("--device", default="cpu", help="(default: %(default)s)")
-    made.add_argument(
-        "--folder", type=Path, default=ROOT / "build" / "bench-training", help="for what is made on the way"
-    )
-    made.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="for the result")
+    add_folder(made, "bench-training")
     return made
-
-
-def say(line: str) -> None:
-    """Progress, beside the result."""
-    print(f"bench: {line}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

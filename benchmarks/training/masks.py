@@ -8,14 +8,13 @@ three are the same number with the same gradients.
 
 from __future__ import annotations
 
-import time
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.memory import forget_peak, peak_mib, resident_mib, settle
+from benchmarks.training.steps import StepSide
 from model.config import TransferConfig
 from model.losses import mask_loss
 from model.masks.head import MaskBranch
@@ -33,7 +32,7 @@ class _Given(nn.Module):
         return features, features
 
 
-class MaskLossSide:
+class MaskLossSide(StepSide):
     """T and the mask loss of some RoIs, forward and backward.
 
     Args:
@@ -76,12 +75,7 @@ class MaskLossSide:
             TransferConfig(), num_classes=classes, box_width=box_width, mask_width=width
         ).to(self.device)
         self.branch = MaskBranch(head=_Given(), mlp=None)
-        settle()
-        forget_peak()
-        self._before = resident_mib()
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-            self._before = torch.cuda.memory_allocated(self.device) / 2**20
+        self._ready()
 
     def loss(self) -> Tensor:
         """The mask loss, its graph behind it."""
@@ -96,31 +90,13 @@ class MaskLossSide:
             return F.binary_cross_entropy_with_logits(own, self.targets)
         return ignored_loss(logits, self.labels, self.targets)
 
-    def steps(self, count: int) -> dict[str, list[float]]:
-        """Seconds and loss of each of `count` runs forward and backward."""
-        found: dict[str, list[float]] = {"seconds": [], "loss": []}
-        for _ in range(count):
-            self._wait()
-            begin = time.perf_counter()
-            self.features.grad = None
-            self.weights.zero_grad(set_to_none=True)
-            loss = self.loss()
-            loss.backward()  # type: ignore[no-untyped-call]
-            found["loss"].append(float(loss.detach()))
-            self._wait()
-            found["seconds"].append(time.perf_counter() - begin)
-        return found
-
-    def memory(self) -> dict[str, float]:
-        """MiB: what features, weights and targets take with PyTorch, and the most since then; on a GPU of its own."""
-        peak = peak_mib()
-        if self.device.type == "cuda":
-            peak = torch.cuda.max_memory_allocated(self.device) / 2**20
-        return {"before_mib": self._before, "peak_mib": peak}
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+    def step(self, number: int) -> dict[str, float]:
+        """Forward and backward."""
+        self.features.grad = None
+        self.weights.zero_grad(set_to_none=True)
+        loss = self.loss()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return {"loss": float(loss.detach())}
 
 
 def ignored_loss(logits_RCMM: Tensor, labels_R: Tensor, targets_RMM: Tensor) -> Tensor:

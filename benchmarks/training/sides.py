@@ -7,11 +7,9 @@ same; what differs is the code between them.
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,13 +20,11 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import MultiScaleRoIAlign
 
-from benchmarks.memory import forget_peak, peak_mib, resident_mib, settle
-from benchmarks.training.masks import MaskLossSide
-from benchmarks.worker import Bare, Remote, serve
+from benchmarks.speed.network import take_weights
+from benchmarks.training.steps import StepSide
 from model.backbones import Backbone, build_backbone
 from model.build import build_network
 from model.config import BoxConfig, InputConfig, MaskConfig, ModelConfig, TransferConfig
-from model.network import MaskXRCNN
 from model.targets import Target, mask_windows
 from training.config import TrainingConfig, load_config
 from training.data.coco import CocoDataset, Sample
@@ -124,30 +120,6 @@ def built_backbone(config: ModelConfig) -> Backbone:
     )
 
 
-@torch.no_grad()
-def take_weights(network: MaskXRCNN, peer: MaskRCNN) -> None:
-    """Every weight of `peer` that has its like in `network`: all in form "mask_rcnn", all but T and MLP in "maskx"."""
-    network.backbone.load_state_dict(peer.backbone.state_dict())
-    network.rpn.head.load_state_dict(peer.rpn.head.state_dict())
-    network.box_head.load_state_dict(peer.roi_heads.box_head.state_dict())
-    network.box_predictor.load_state_dict(peer.roi_heads.box_predictor.state_dict())
-    ours, theirs = (
-        [m for m in part.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
-        for part in (
-            network.mask_branch.head,
-            nn.Sequential(peer.roi_heads.mask_head, peer.roi_heads.mask_predictor),
-        )
-    )
-    last = theirs.pop()
-    for mine, other in zip(ours, theirs, strict=True):
-        mine.load_state_dict(other.state_dict())
-    specific, bias = network.mask_weights.specific, network.mask_weights.bias
-    if specific is not None:
-        assert bias is not None and last.bias is not None
-        specific.copy_(last.weight[:, :, 0, 0])
-        bias.copy_(last.bias)
-
-
 def samples(folder: Path, count: int) -> tuple[list[Sample], int]:
     """The first `count` drawn images that have objects and no crowds, which the reference leaves out; all classes."""
     data = CocoDataset(folder / "train", folder / "train.json", mask_classes="all")
@@ -169,48 +141,6 @@ def full_masks(image: Tensor, target: Target) -> Tensor:
     for mask, crop, (x0, y0, x1, y1) in zip(masks, target["masks"], windows, strict=True):
         mask[y0:y1, x0:x1] = crop
     return masks
-
-
-class StepSide:
-    """Steps over batches that lie in memory, on one device; the batches come round again."""
-
-    device: torch.device
-    mask_module: nn.Module
-    step: Callable[[int], dict[str, float]]
-
-    def steps(self, count: int) -> dict[str, list[float]]:
-        """Seconds, summed loss and number of RoIs in the mask loss of each of `count` further steps."""
-        found: dict[str, list[float]] = {"seconds": [], "loss": [], "mask_rois": []}
-        rois: list[int] = []
-        hook = self.mask_module.register_forward_pre_hook(lambda _m, given: rois.append(given[0].shape[0]))
-        for _ in range(count):
-            self._wait()
-            begin = time.perf_counter()
-            loss = self.step(self._done)["loss"]
-            self._wait()
-            found["seconds"].append(time.perf_counter() - begin)
-            found["loss"].append(loss)
-            found["mask_rois"].append(float(rois.pop()))
-            self._done += 1
-        hook.remove()
-        return found
-
-    def memory(self) -> dict[str, float]:
-        """MiB: resident before the first step, the most since then; on a GPU its own peak, too."""
-        found = {"before_mib": self._before, "peak_mib": peak_mib()}
-        if self.device.type == "cuda":
-            found["cuda_peak_mib"] = torch.cuda.max_memory_allocated(self.device) / 2**20
-        return found
-
-    def _ready(self) -> None:
-        self._done = 0
-        settle()
-        forget_peak()
-        self._before = resident_mib()
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
 
 class OursStep(StepSide):
@@ -248,8 +178,14 @@ class OursStep(StepSide):
         made = build_network(config.model, num_classes=classes)
         peer = build_reference(model_config(network, "mask_rcnn", side=side), classes)
         peer.load_state_dict(torch.load(start, weights_only=True))
-        take_weights(made, peer)
-        del peer
+        last = take_weights(made, peer)
+        specific, bias = made.mask_weights.specific, made.mask_weights.bias
+        if specific is not None:
+            assert bias is not None and last.bias is not None
+            with torch.no_grad():
+                specific.copy_(last.weight[:, :, 0, 0])
+                bias.copy_(last.bias)
+        del peer, last
         made = made.to(self.device)
         if channels_last:
             made = made.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -338,30 +274,9 @@ def as_reference(image: Tensor, target: Target) -> dict[str, Tensor]:
     return {"boxes": target["boxes"], "labels": target["labels"], "masks": full_masks(image, target)}
 
 
-class Start(Bare):
-    """Preparations that need torch."""
-
-    def start(self, data: str, network: str, *, side: int, out: str) -> None:
-        """Writes the weights that both sides start from."""
-        torch.manual_seed(0)
-        classes = samples(Path(data), 1)[1]
-        peer = build_reference(model_config(network, "mask_rcnn", side=side), classes)
-        torch.save(peer.state_dict(), out)
-
-
-KINDS: dict[str, type[Any]] = {
-    "ours": OursStep,
-    "reference": ReferenceStep,
-    "mask_loss": MaskLossSide,
-    "start": Start,
-}
-
-
-class TrainingRemote(Remote):
-    """The sides of this file, each in its own process."""
-
-    module = "benchmarks.training.sides"
-
-
-if __name__ == "__main__":
-    serve(KINDS)
+def write_start(data: str, network: str, *, side: int, out: str) -> None:
+    """Writes the weights that both sides start from."""
+    torch.manual_seed(0)
+    classes = samples(Path(data), 1)[1]
+    peer = build_reference(model_config(network, "mask_rcnn", side=side), classes)
+    torch.save(peer.state_dict(), out)

@@ -30,6 +30,8 @@ class Bench:
     """peer and ours have the same weights; served and pairs_ours are of ours with its own background logit."""
 
     picture: bytes
+    file: str
+    """Where the picture lies."""
     peer: MaskRCNN
     reached: Reached
     ours: Inference
@@ -49,7 +51,17 @@ def make_bench(folder: Path) -> Bench:
     pairs_ours = with_as_many_pairs(served, pixels_of(picture), PAIRS)
     path = folder / "maskx.pt"
     write_served(served, class_names(CLASSES), config_of_size(MIN_SIZE, MAX_SIZE), path)
-    return Bench(picture=picture, peer=peer, reached=reached, ours=ours, served=path, pairs_ours=pairs_ours)
+    file = folder / "picture.jpg"
+    file.write_bytes(picture)
+    return Bench(
+        picture=picture,
+        file=str(file),
+        peer=peer,
+        reached=reached,
+        ours=ours,
+        served=path,
+        pairs_ours=pairs_ours,
+    )
 
 
 def fewer_proposals(network: Inference) -> Inference:

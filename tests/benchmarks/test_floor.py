@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks.speed import floor
+from benchmarks import clock
 from benchmarks.speed.floor import flops_of, matmul_rates, network_flops
 from benchmarks.speed.peer import pixels_of
 from tests.benchmarks.small_bench import PROPOSALS, Bench
@@ -53,7 +53,7 @@ def test_the_rate_is_operations_over_the_fastest_run(monkeypatch: pytest.MonkeyP
             now += next(durations)
             yield now
 
-    clock = ticks()
-    monkeypatch.setattr(floor, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
-    rates = matmul_rates("float32", torch.device("cpu"), sides=(8,), seconds=3.0)
-    assert rates == {8: 2 * 8**3 / 0.25}
+    ticking = ticks()
+    monkeypatch.setattr(clock, "time", SimpleNamespace(perf_counter=lambda: next(ticking)))
+    rates = matmul_rates("float32", "cpu", sides=(8,), seconds=3.0)
+    assert rates == {"8": 2 * 8**3 / 0.25}

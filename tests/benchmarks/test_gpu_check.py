@@ -17,7 +17,7 @@ from benchmarks.gpu_check import __main__ as command
 from benchmarks.gpu_check import one_part
 from benchmarks.gpu_check.bars import BARS, MET, MISSED, NOT_200, NOT_MEASURED, Bar, values_of, verdicts
 from benchmarks.gpu_check.plan import MINUTES, PARTS, PREPARATIONS, SLACK, Planned, grant, missing, worth
-from benchmarks.gpu_check.report import Report, write_whole
+from benchmarks.gpu_check.report import Report
 from benchmarks.gpu_check.running import DONE, FAILED, LEFT_OUT, OVER_TIME, Outcome
 from benchmarks.gpu_check.setting import CheckSetting, Clock, first_line, measured
 from benchmarks.tables import Part
@@ -313,13 +313,6 @@ def test_a_setting_comes_through_the_command_line_as_it_was(tmp_path: Path) -> N
     )
     assert CheckSetting.from_json(setting.to_json()) == setting
     assert setting.best_first() == ("bfloat16", "float32")
-
-
-def test_a_report_is_replaced_whole_and_leaves_no_draft(tmp_path: Path) -> None:
-    path = tmp_path / "report.md"
-    write_whole(path, "one")
-    write_whole(path, "two")
-    assert [one.name for one in tmp_path.iterdir()] == ["report.md"] and path.read_text() == "two"
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,20 @@
 """What the parts of `make gpu-check` count: matching detections, waits by place, requests, sizes, drawn photographs."""
 
+import json
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
+from pycocotools import mask as coco_mask
 
 from benchmarks.gpu_check.parts import served
 from benchmarks.gpu_check.parts.answers import PIXELS, sizes
 from benchmarks.gpu_check.parts.comparing import compare
 from benchmarks.gpu_check.parts.graphed import measure_trunk, trunk_of
-from benchmarks.gpu_check.parts.photos import _draw
+from benchmarks.gpu_check.parts.photos import photos
 from benchmarks.gpu_check.parts.traced import Span, host_operations, places
 from benchmarks.gpu_check.parts.training_same import relative
 from benchmarks.gpu_check.setting import CheckSetting
@@ -144,12 +147,16 @@ def test_a_loss_that_is_not_finite_is_infinitely_far_from_one_that_is() -> None:
 
 
 def test_a_drawn_photograph_has_its_objects_inside_the_drawing(tmp_path: Path) -> None:
-    (tmp_path / "train").mkdir()
-    found = [one for index in range(4) for one in _draw(str(tmp_path), index, 64, 96)]
-    assert found
-    for one in found:
+    folder = photos(tmp_path / "photos", 4, height=64, width=96)
+    content = json.loads((folder / "train.json").read_text())
+    assert len(content["images"]) == 4 and content["annotations"]
+    for one in content["images"]:
+        with Image.open(folder / "train" / one["file_name"]) as image:
+            assert image.size == (one["width"], one["height"]) == (96, 64)
+    for one in content["annotations"]:
         x, _, width, _ = one["bbox"]
         assert x >= 0 and x + width <= 64 and one["segmentation"]["size"] == [64, 96]
+        assert coco_mask.area(one["segmentation"]) == one["area"]
 
 
 def test_the_trunk_of_the_file_is_the_networks_own_backbone_and_rpn_head(tmp_path: Path) -> None:

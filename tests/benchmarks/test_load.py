@@ -1,7 +1,6 @@
 """The load test's own parts: percentiles, windows, slopes, both loops against a small server, sections joined."""
 
 import http.server
-import json
 import threading
 import time
 from collections.abc import Iterator
@@ -12,9 +11,10 @@ import pytest
 
 from benchmarks.load import __main__ as load
 from benchmarks.load.client import Bounds, RestSender, closed_loop, open_loop
-from benchmarks.load.setting import drawn_images, given_images, tiny_network
+from benchmarks.load.setting import given_images, tiny_network
 from benchmarks.load.soak import rise
 from benchmarks.load.times import Sample, percentile, rate_between, slope_percent, summary
+from benchmarks.pictures import of_coco_sizes
 
 
 @pytest.mark.parametrize(
@@ -175,23 +175,23 @@ def test_without_a_trained_network_or_images_it_says_so_in_one_line(
 
 
 def test_drawn_images_have_cocos_sizes_and_are_drawn_once(tmp_path: Path) -> None:
-    first = drawn_images(tmp_path, 3)
+    first = of_coco_sizes(tmp_path, 3)
     times = [Path(path).stat().st_mtime_ns for path in first]
-    assert drawn_images(tmp_path, 3) == first and [Path(path).stat().st_mtime_ns for path in first] == times
+    assert of_coco_sizes(tmp_path, 3) == first and [Path(path).stat().st_mtime_ns for path in first] == times
     assert [Path(path).name for path in first] == ["0-640x480.jpg", "1-640x427.jpg", "2-480x640.jpg"]
     assert given_images(tmp_path, 2) == tuple(sorted(first)[:2])
 
 
 MACHINE = {
     "date": "2026-11-21 10:00 UTC", "processor": "P", "cores": 2, "memory_gib": 8, "system": "S", "torch": "T",
-    "torchvision": "V", "python": "3", "load_before": 0.1,
+    "torchvision": "V", "python": "3", "load_before": 0.1, "flags": [], "threads": 2,
 }  # fmt: skip
 
 
 def test_sections_measured_apart_stand_in_one_report_in_their_order_and_a_new_one_replaces_the_old(
     tmp_path: Path,
 ) -> None:
-    path = tmp_path / "load.json"
+    path = tmp_path / "load.md"
     times = {"rate": 2.0, "requests": 7, "errors": {}, "max": 1.0, "mean": 1.0}
     times |= {"p50": 0.5, "p90": 0.6, "p99": None, "p99.9": None}
     row = {"network": "tiny", "protocol": "REST", "clients": 8, "client_cpu_ms": 1.0, **times}
@@ -201,8 +201,9 @@ def test_sections_measured_apart_stand_in_one_report_in_their_order_and_a_new_on
         ("closed", {"rows": [row]}),
         ("faults", {"clients": 4, "response_timeout": 5, "rows": [fault]}),
     ):
-        load.write(path, name, numbers, MACHINE, minutes=1.5, images=None)
-    text = load.report(json.loads(path.read_text()), load.sections(0.0))
+        measured = {"numbers": numbers, "minutes": 1.5, "images": "drawn"}
+        text = load.write(path, load.sections(0.0), name, measured, MACHINE)
+    assert path.read_text() == text
     assert text.index("## Closed loop") < text.index("## Faults under load")
     assert "| tiny | REST | 8 | 2.00 | 7 | 500 ms | 600 ms | - | - | 1.00 s | 0 | 1.0 ms |" in text
     assert text.count("SIGKILL") == 1 and "| 9 | 2 x Busy | 4.2 s | - | 3.0 s |" in text

@@ -3,6 +3,7 @@
 import gzip
 import json
 import mmap
+import os
 from pathlib import Path
 
 import pytest
@@ -15,24 +16,24 @@ from benchmarks.speed.ours import LABELS, Ours
 from benchmarks.speed.parts import STAGES
 from benchmarks.speed.peer import Peer
 from benchmarks.speed.trace import write_trace
-from benchmarks.worker import Remote
+from benchmarks.worker import Remote, apart
 from maskx_answer import Detections
 from maskx_image import DecodedImage
-from tests.benchmarks.small_bench import CLASSES, HEIGHT, MAX_SIZE, MIN_SIZE, WIDTH, Bench
-
-CPU = torch.device("cpu")
+from tests.benchmarks.small_bench import CLASSES, HEIGHT, MAX_SIZE, MIN_SIZE, PROPOSALS, WIDTH, Bench
 
 
 @pytest.fixture(scope="module")
 def ours(bench: Bench) -> Ours:
-    return Ours(bench.served, CPU, "float32")
+    return Ours(bench.served, "cpu", "float32")
 
 
 @pytest.fixture(scope="module")
 def peer(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Peer:
     path = tmp_path_factory.mktemp("peer") / "peer.pt"
     torch.save(bench.peer.state_dict(), path)
-    return Peer(path, CLASSES, CPU, scripted=False, min_size=MIN_SIZE, max_size=MAX_SIZE)
+    made = Peer(path, CLASSES, "cpu", min_size=MIN_SIZE, max_size=MAX_SIZE)
+    made.eager.rpn._post_nms_top_n["testing"] = PROPOSALS
+    return made
 
 
 def test_the_answers_of_both_sides_have_the_same_fields(bench: Bench, ours: Ours, peer: Peer) -> None:
@@ -49,13 +50,13 @@ def test_the_answers_of_both_sides_have_the_same_fields(bench: Bench, ours: Ours
 
 def test_every_stage_of_ours_is_labelled_and_timed(bench: Bench, ours: Ours) -> None:
     """A label that the network lost would leave its stage at zero."""
-    stages = ours.stages([bench.picture])
+    stages = ours.stages([bench.file])
     assert set(stages) == set(STAGES)
     assert [name for name in [*LABELS.values(), "decode", "strings"] if not stages[name] > 0] == []
 
 
 def test_every_stage_of_the_peer_is_timed_and_its_network_left_as_it_was(bench: Bench, peer: Peer) -> None:
-    stages = peer.stages([bench.picture])
+    stages = peer.stages([bench.file])
     assert set(stages) == set(STAGES) - {"rest of predict"}
     assert [name for name, seconds in stages.items() if not seconds > 0] == []
     assert all(not module._forward_hooks and not module._forward_pre_hooks for module in peer.eager.modules())
@@ -64,7 +65,7 @@ def test_every_stage_of_the_peer_is_timed_and_its_network_left_as_it_was(bench: 
 
 def test_masks_alone_are_the_same_masks_on_both_sides(bench: Bench, ours: Ours, peer: Peer) -> None:
     """But for torchvision's whole-pixel boxes: it pastes into boxes that are rounded outwards."""
-    probabilities, boxes = peer.masks_before_pasting(bench.picture)
+    probabilities, boxes = peer.masks_before_pasting(bench.file)
     assert probabilities.shape[1:] == (28, 28)
     larger = boxes * 6
     height, width = HEIGHT * 6, WIDTH * 6
@@ -75,6 +76,19 @@ def test_masks_alone_are_the_same_masks_on_both_sides(bench: Bench, ours: Ours, 
     overlap = [float(coco_mask.iou([a], [b], [0])[0, 0]) for a, b in zip(as_rle, theirs, strict=True)]
     assert min(overlap) > 0.7
     assert sum(overlap) / len(overlap) > 0.9
+
+
+def test_pairs_and_masks_of_the_peer_are_those_of_the_calibration(
+    bench: Bench, ours: Ours, peer: Peer, tmp_path: Path
+) -> None:
+    assert peer.pairs(bench.file) == pytest.approx(bench.reached.pairs, abs=3)
+    count = peer.write_masks(bench.file, str(tmp_path / "masks.pt"))
+    assert count == bench.reached.detections
+    for side in (ours, peer):
+        assert len(side.time_masks(str(tmp_path / "masks.pt"), HEIGHT, WIDTH, repeat=2)) == 2
+    assert 0.5 < ours.runs_per_column(bench.file) < 1.5
+    answered = json.loads(ours.answer([bench.picture])[0])["detections"]
+    assert ours.time([bench.file], warm_up=1)["detections"] == [len(answered)]
 
 
 def test_the_engine_loop_answers_every_image(
@@ -116,5 +130,14 @@ def test_memory_held_grows_by_what_is_taken_and_is_at_most_the_peak() -> None:
 
 
 def test_an_error_in_a_sides_process_is_told_with_its_traceback() -> None:
-    with pytest.raises(RuntimeError, match="AttributeError.*'nothing'"), Remote("bare") as bare:
-        bare.call("nothing")
+    with (
+        pytest.raises(RuntimeError, match="AttributeError.*'nothing'"),
+        Remote("benchmarks.tables:Times", seconds=[1.0]) as times,
+    ):
+        times.call("nothing")
+
+
+def test_a_functions_answer_comes_from_a_process_of_its_own() -> None:
+    assert apart("os:getpid") != os.getpid()
+    with pytest.raises(RuntimeError, match="at least one is needed"):
+        apart("benchmarks.tables:Times", seconds=[])

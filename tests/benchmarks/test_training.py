@@ -9,7 +9,8 @@ import torch
 
 from benchmarks.training import __main__ as training
 from benchmarks.training.masks import MaskLossSide, Way
-from benchmarks.training.sides import KINDS, OursStep, ReferenceStep, full_masks, samples
+from benchmarks.training.sides import OursStep, ReferenceStep, full_masks, samples, write_start
+from benchmarks.worker import found
 from training.drawn.shapes import ShapesConfig, write_shapes
 
 SIDE, BATCH = 64, 2
@@ -18,8 +19,8 @@ SIDE, BATCH = 64, 2
 class Local:
     """A side in this process, in place of `Remote`."""
 
-    def __init__(self, kind: str, **options: Any) -> None:
-        self.side = KINDS[kind](**options)
+    def __init__(self, target: str, **options: Any) -> None:
+        self.side = found(target)(**options)
 
     def call(self, method: str, **arguments: Any) -> Any:
         return getattr(self.side, method)(**arguments)
@@ -35,9 +36,7 @@ class Local:
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("drawn")
     write_shapes(folder / "set", ShapesConfig(train=8, val=1, size=SIDE), workers=1)
-    KINDS["start"]().start(
-        data=str(folder / "set"), network="shapes", side=SIDE, out=str(folder / "start.pt")
-    )
+    write_start(data=str(folder / "set"), network="shapes", side=SIDE, out=str(folder / "start.pt"))
     return folder
 
 
@@ -79,8 +78,8 @@ def test_both_sides_step_with_the_same_learning_rate_and_move_their_weights(
         mine, other = ours.steps(1), theirs.steps(1)
         assert ours.run.optimiser is not None
         assert ours.run.optimiser.param_groups[0]["lr"] == pytest.approx(theirs_now)
-        for found in (mine, other):
-            assert found["seconds"][0] > 0 and found["loss"][0] > 0 and found["mask_rois"][0] > 0
+        for one in (mine, other):
+            assert one["seconds"][0] > 0 and one["loss"][0] > 0 and one["mask_rois"][0] > 0
         assert not torch.equal(before[0], ours.run.network.rpn.head.cls_logits.weight)
         assert not torch.equal(before[1], theirs.network.rpn.head.cls_logits.weight)
     assert ours.memory().keys() == theirs.memory().keys() == {"before_mib", "peak_mib"}
@@ -104,7 +103,7 @@ def test_too_few_fit_images_are_refused(drawn: Path) -> None:
 @pytest.mark.parametrize("classes", [5, 400])  # T on all of them, and on those that occur
 def test_the_mask_loss_is_one_number_with_one_gradient_in_three_ways(classes: int) -> None:
     sizes: dict[str, Any] = {"width": 8, "cells": 3, "box_width": 6}
-    found = []
+    numbers = []
     ways: tuple[Way, ...] = ("ours", "picked", "ignored")
     for way in ways:
         side = MaskLossSide(way, classes, 7, **sizes)
@@ -112,11 +111,11 @@ def test_the_mask_loss_is_one_number_with_one_gradient_in_three_ways(classes: in
         loss.backward()  # type: ignore[no-untyped-call]
         gradients = [p.grad for p in side.weights.parameters() if p.grad is not None]
         assert side.features.grad is not None
-        found.append([loss, *gradients, side.features.grad.sum()])
-    for other in found[1:]:
-        for one, two in zip(found[0], other, strict=True):
+        numbers.append([loss, *gradients, side.features.grad.sum()])
+    for other in numbers[1:]:
+        for one, two in zip(numbers[0], other, strict=True):
             torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
-    assert len(found[0]) == 6
+    assert len(numbers[0]) == 6
 
 
 def test_a_run_writes_what_its_numbers_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +123,9 @@ def test_a_run_writes_what_its_numbers_say(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(training, "FORMS", {training.SAME: training.FORMS[training.SAME]})
     folder, out = tmp_path / "folder", tmp_path / "out"
     arguments = ["--quick", "--parts", "shapes", "masks", "--folder", str(folder), "--out", str(out)]
-    assert training.main(arguments, start=Local) == 0  # type: ignore[arg-type]
+    monkeypatch.setattr(training, "Remote", Local)
+    monkeypatch.setattr(training, "apart", lambda function, **options: found(function)(**options))
+    assert training.main(arguments) == 0
     (path,) = out.glob("training-*-quick.md")
     text, content = path.read_text(), json.loads(path.with_suffix(".json").read_text())
     steps, masks = content["parts"].values()

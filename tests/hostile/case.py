@@ -1,4 +1,8 @@
-"""A hostile request, what is expected of it, and its bytes on the wire."""
+"""A hostile request, what is expected of it, and its bytes on the wire.
+
+The cases are sent by `tests/served/test_hostile.py` and, with their times, by `benchmarks.load.hostile`. "The service's
+error" is the body {"error": {"code", "type", "message"}} of `handler/maskx_errors.py`.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 REFUSED = "refused"
-"""400 with border 5's error, of one of the case's types."""
+"""400 with the service's error, of one of the case's types."""
 AS_PILLOW = "as Pillow decodes"
-"""Where Pillow decodes the image, the offline network's answer, byte for byte; else 400 and border 5's error."""
+"""Where Pillow decodes the image, the offline network's answer, byte for byte; else 400 and the service's error."""
 ANSWERED = "answered"
 """200 and the offline network's answer to the case's image: what is odd about the request does not matter."""
 BY_SERVER = "by TorchServe"
 """TorchServe answers by itself with one of the case's statuses, in a form of its own, or hangs up; the proxy in front
-gives border 5's form."""
+gives the service's form."""
 HUNG_UP = "client hangs up"
 """The client leaves before the end; nobody else may notice."""
 
@@ -43,6 +47,18 @@ class Case:
     types: tuple[str, ...] = ANY_ERROR
     statuses: tuple[int, ...] = ()
     large: bool = False
+
+
+def refused(
+    group: str,
+    name: str,
+    wire: bytes,
+    entries: Mapping[str, bytes] | None = None,
+    *,
+    types: tuple[str, ...] = REQUEST_ERRORS,
+) -> Case:
+    """A request that is REFUSED with an error of one of the types."""
+    return Case(group=group, name=name, expect=REFUSED, wire=wire, entries=entries, types=types)
 
 
 def http(

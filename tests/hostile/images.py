@@ -1,4 +1,4 @@
-"""Images that are cut short, flipped, or larger than their bytes: drawn and bent here, seeded, the same every time."""
+"""Images cut short, with bits flipped, or larger than their bytes: drawn and broken here, the same every time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from tests.hostile.case import AS_PILLOW, IMAGE_ERRORS, REFUSED, Case, http
+from tests.hostile.case import AS_PILLOW, IMAGE_ERRORS, Case, http, refused
 
 WIDTH, HEIGHT = 96, 72
 FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -229,14 +229,7 @@ def _as_pillow(group: str, name: str, data: bytes, *, large: bool = False) -> Ca
 
 
 def _refused(group: str, name: str, data: bytes) -> Case:
-    return Case(
-        group=group,
-        name=name,
-        expect=REFUSED,
-        wire=http(data),
-        entries={"data": data},
-        types=IMAGE_ERRORS,
-    )
+    return refused(group, name, http(data), {"data": data}, types=IMAGE_ERRORS)
 
 
 def _png(width: int, height: int, pixels: bytes, *chunks: tuple[bytes, bytes]) -> bytes:

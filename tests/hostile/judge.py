@@ -1,7 +1,7 @@
 """Every hostile request, sending them, and judging the answers.
 
-`all_cases` lists them by name, the same ones every time. Each is sent over a connection of its own, and judged against
-what the case expects; `between` valid requests are sent meanwhile, whose answers must be the offline network's.
+`all_cases` lists them, the same ones every time. Each is sent over a connection of its own, and judged against what the
+case expects; valid requests are sent between them, whose answers must be the offline network's.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 import grpc
 
-from benchmarks.load.client import HOST, MAX_MESSAGE_BYTES
+from benchmarks.load.client import GRPC_OPTIONS, HOST
 from tests.hostile import http as hostile_http
 from tests.hostile import images as hostile_images
 from tests.hostile import values as hostile_values
@@ -46,7 +46,7 @@ class Seen:
 @dataclass(kw_only=True)
 class Outcome:
     """`rows`: of every case what was seen and what is wrong with it ("" where nothing is); of the valid requests how
-    many were sent, what was wrong with them, and how long each took."""
+    many were sent and what was wrong with them."""
 
     rows: list[tuple[Case, Seen, str]] = field(default_factory=list)
     valid: int = 0
@@ -93,17 +93,14 @@ def send(case: Case, port: int, *, limit: float = LIMIT) -> Seen:
 
 
 def send_by_grpc(case: Case, channel: grpc.Channel, *, limit: float = LIMIT) -> Seen:
-    """The same request as entries of the map; an error's text is border 5's, too."""
+    """The same request as entries of the map; an error's text is the service's, too."""
     from client.generated import inference_pb2, inference_pb2_grpc
 
     request = inference_pb2.PredictionsRequest(model_name="maskx", input=dict(case.entries or {}))
     begin = time.perf_counter()
     try:
-        body = (
-            inference_pb2_grpc.InferenceAPIsServiceStub(channel)
-            .Predictions(request, timeout=limit)
-            .prediction
-        )
+        stub = inference_pb2_grpc.InferenceAPIsServiceStub(channel)
+        body = stub.Predictions(request, timeout=limit).prediction
     except grpc.RpcError as error:
         timed_out = error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
         body = str(error.details()).partition("\n")[0].encode()
@@ -115,8 +112,7 @@ def send_by_grpc(case: Case, channel: grpc.Channel, *, limit: float = LIMIT) -> 
 
 def channel_to(port: int) -> grpc.Channel:
     """A channel for `send_by_grpc`; to be closed."""
-    sizes = ("grpc.max_send_message_length", "grpc.max_receive_message_length")
-    return grpc.insecure_channel(f"{HOST}:{port}", options=[(name, MAX_MESSAGE_BYTES) for name in sizes])
+    return grpc.insecure_channel(f"{HOST}:{port}", options=GRPC_OPTIONS)
 
 
 def judge(case: Case, seen: Seen, offline: Offline) -> str:
@@ -138,12 +134,12 @@ def judge(case: Case, seen: Seen, offline: Offline) -> str:
 
 
 def _error_is_wrong(case: Case, seen: Seen) -> str:
-    """Whether a refusal is 400 with border 5's error, of a type that the case allows."""
+    """Whether a refusal is 400 with the service's error, of a type that the case allows."""
     try:
         error: dict[str, Any] = json.loads(seen.body)["error"]
         code, kind, message = error["code"], error["type"], error["message"]
     except (ValueError, KeyError, TypeError):
-        return f"status {seen.status} without border 5's error: {seen.body[:200]!r}"
+        return f"status {seen.status} without the service's error: {seen.body[:200]!r}"
     if seen.status != 400 or code != 400 or set(error) != {"code", "type", "message"}:
         return f"status {seen.status}, error {error}"
     if kind not in case.types:
@@ -177,9 +173,8 @@ def run(
             told = judge(good, send_one(good), offline)
             with lock:
                 outcome.valid += 1
-                outcome.valid_wrong += (
-                    [f"a valid request after {case.group}: {case.name}: {told}"] if told else []
-                )
+                if told:
+                    outcome.valid_wrong.append(f"a valid request after {case.group}: {case.name}: {told}")
 
     with ThreadPoolExecutor(clients) as pool:
         list(pool.map(one, range(len(cases))))

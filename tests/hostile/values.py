@@ -1,4 +1,4 @@
-"""Wrong values of every parameter on every road, JSON that is none or means something else, base64 that is none."""
+"""Wrong values of every parameter however it is sent, broken or unknown JSON, broken base64."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from tests.hostile.case import REFUSED, REQUEST_ERRORS, Case, field, form, http
+from tests.hostile.case import Case, field, form, http, refused
 from tests.hostile.images import encoded
 
 LONG = "9" * 400
@@ -72,18 +72,18 @@ def cases() -> Iterator[Case]:
 
 
 def wrong_texts() -> Iterator[Case]:
-    """Every text on every road."""
+    """Every text as a form field, a header and in JSON."""
     image = encoded("png")
     for name, values in WRONG_TEXTS.items():
         for place, value in enumerate(values):
             label = f"{name} = {ascii(value)[:40]}"
             data = value.encode()
             body, headers = form([(field(name), data), (field("data", "a.png"), image)])
-            yield _refused("wrong value, form", label, http(body, headers), {"data": image, name: data})
+            yield refused("wrong value, form", label, http(body, headers), {"data": image, name: data})
             spelt = name.replace("_", "-").title() if place % 2 else name
-            yield _refused("wrong value, header", label, http(image, [(spelt, value)]))
+            yield refused("wrong value, header", label, http(image, [(spelt, value)]))
             text = json.dumps({"image": _text(image), name: value}, ensure_ascii=place % 2 == 0)
-            yield _refused("wrong value, JSON text", label, _posted(text), {"data": text.encode()})
+            yield refused("wrong value, JSON text", label, _posted(text), {"data": text.encode()})
 
 
 def wrong_types() -> Iterator[Case]:
@@ -92,7 +92,7 @@ def wrong_types() -> Iterator[Case]:
     for name, values in WRONG_JSON.items():
         for value in values:
             label = f"{name} = {value[:40]}"
-            yield _refused("wrong value, JSON", label, _posted(f'{{"image": "{image}", "{name}": {value}}}'))
+            yield refused("wrong value, JSON", label, _posted(f'{{"image": "{image}", "{name}": {value}}}'))
         first = values[0]
         for what, text in (
             ("v1", f'{{"instances": [{{"b64": "{image}"}}], "parameters": {{"{name}": {first}}}}}'),
@@ -103,11 +103,11 @@ def wrong_types() -> Iterator[Case]:
                 f'"parameters": {{"{name}": {first}}}}}',
             ),
         ):
-            yield _refused("wrong value, JSON", f"{name} = {first}, {what}", _posted(text))
+            yield refused("wrong value, JSON", f"{name} = {first}, {what}", _posted(text))
 
 
 def unknown_and_twice() -> Iterator[Case]:
-    """Names that mean nothing, and parameters that come by two roads."""
+    """Names that mean nothing, and parameters that are sent twice."""
     image = encoded("png")
     for name in (
         "scoer_threshold",
@@ -120,20 +120,20 @@ def unknown_and_twice() -> Iterator[Case]:
         "data_x",
     ):
         body, headers = form([(field("data"), image), (field(name), b"0.5")])
-        yield _refused(
+        yield refused(
             "unknown name", f"form {ascii(name)[:40]}", http(body, headers), {"data": image, name: b"0.5"}
         )
         text = json.dumps({"image": _text(image), name: 0.5}, ensure_ascii=False)
-        yield _refused("unknown name", f"JSON {ascii(name)[:40]}", _posted(text))
+        yield refused("unknown name", f"JSON {ascii(name)[:40]}", _posted(text))
     body, headers = form([(field("data"), image), (field("score_threshold"), b"0.5")])
-    yield _refused("given twice", "form and header", http(body, [*headers, ("score-threshold", "0.5")]))
+    yield refused("given twice", "form and header", http(body, [*headers, ("score-threshold", "0.5")]))
     text = json.dumps({"image": _text(image), "max_detections": 5})
-    yield _refused("given twice", "JSON and header", _posted(text, ("Max-Detections", "5")))
+    yield refused("given twice", "JSON and header", _posted(text, ("Max-Detections", "5")))
     body, headers = form([(field("data"), text.encode()), (field("max_detections"), b"5")])
     entries = {"data": text.encode(), "max_detections": b"5"}
-    yield _refused("given twice", "JSON and form", http(body, headers), entries)
+    yield refused("given twice", "JSON and form", http(body, headers), entries)
     twice = [("score_threshold", "0.5"), ("score-threshold", "0.6")]
-    yield _refused("given twice", "two headers", http(image, twice))
+    yield refused("given twice", "two headers", http(image, twice))
 
 
 def wrong_json() -> Iterator[Case]:
@@ -175,7 +175,7 @@ def wrong_json() -> Iterator[Case]:
         ("spaces alone", " \r\n\t" * 10),
     ):
         kind = {"types": ("InvalidRequest", "InvalidImage")} if name == "spaces alone" else {}
-        yield _refused("wrong JSON", name, _posted(text), {"data": text.encode()}, **kind)
+        yield refused("wrong JSON", name, _posted(text), {"data": text.encode()}, **kind)
     for name, text in (
         ("a number", "5"),
         ("a string", '"image"'),
@@ -183,7 +183,7 @@ def wrong_json() -> Iterator[Case]:
         ("true", "true"),
         ("nothing", ""),
     ):
-        yield _refused("wrong JSON", f"{name}, said to be JSON", _posted(text))
+        yield refused("wrong JSON", f"{name}, said to be JSON", _posted(text))
     for name, data in (
         ("UTF-16 cut by a byte", good.encode("utf-16")[:-1]),
         ("bytes that are no UTF-8", b'{"image": "\xff\xfe\xfd"}'),
@@ -192,7 +192,7 @@ def wrong_json() -> Iterator[Case]:
         ("a surrogate as UTF-8", b'{"\xed\xa0\x80": 1}'),
     ):
         types = ("InvalidRequest", "InvalidImage")
-        yield _refused("wrong JSON", name, http(data, [("Content-Type", "application/json")]), types=types)
+        yield refused("wrong JSON", name, http(data, [("Content-Type", "application/json")]), types=types)
 
 
 def wrong_envelopes() -> Iterator[Case]:
@@ -227,14 +227,14 @@ def wrong_envelopes() -> Iterator[Case]:
         ("an overlay in v1", {"instances": [{"b64": image}], "parameters": {"output": "overlay"}}),
     ):
         text = json.dumps(content)
-        yield _refused("wrong form", name, _posted(text), {"data": text.encode()})
+        yield refused("wrong form", name, _posted(text), {"data": text.encode()})
     many: tuple[tuple[str, dict[str, Any]], ...] = (
         ("9 images", {"images": [image] * 9}),
         ("1000 instances", {"instances": [{"b64": ""}] * 1_000}),
         ("1000 inputs", {"inputs": [{**tensor, "shape": [1_000], "data": [""] * 1_000}]}),
     )
     for name, content in many:
-        yield _refused("wrong form", name, _posted(json.dumps(content)), types=("TooManyImages",))
+        yield refused("wrong form", name, _posted(json.dumps(content)), types=("TooManyImages",))
 
 
 def wrong_base64() -> Iterator[Case]:
@@ -267,7 +267,7 @@ def wrong_base64() -> Iterator[Case]:
         # A path is made of letters of base64: what it decodes to is then no image.
         types = ("InvalidRequest", "InvalidImage")
         content = json.dumps({"image": text}, ensure_ascii=False)
-        yield _refused("wrong base64", name, _posted(content), {"data": content.encode()}, types=types)
+        yield refused("wrong base64", name, _posted(content), {"data": content.encode()}, types=types)
 
 
 def _text(image: bytes) -> str:
@@ -276,14 +276,3 @@ def _text(image: bytes) -> str:
 
 def _posted(text: str, *headers: tuple[str, str]) -> bytes:
     return http(text.encode(errors="surrogatepass"), [("Content-Type", "application/json"), *headers])
-
-
-def _refused(
-    group: str,
-    name: str,
-    wire: bytes,
-    entries: dict[str, bytes] | None = None,
-    *,
-    types: tuple[str, ...] = REQUEST_ERRORS,
-) -> Case:
-    return Case(group=group, name=name, expect=REFUSED, wire=wire, entries=entries, types=types)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from benchmarks.gpu_check.parts.asking import Asked
 from benchmarks.gpu_check.parts.comparing import HEADERS, Compared, compare, detections_of
-from benchmarks.gpu_check.setting import CheckSetting, Clock, Keep, first_line, measured, say
+from benchmarks.gpu_check.setting import NO_TIME, CheckSetting, Clock, Keep, each, measured, say
 from benchmarks.tables import Part, shown, table
 
 BATCH = 8
@@ -36,16 +36,15 @@ def measure(setting: CheckSetting, seconds: float, keep: Keep) -> Part:
     reference = Asked(setting.trained_path, "cpu", "float32")
     expected = answers_to(reference, images)
     found: dict[str, Numbers] = {}
-    for precision in setting.best_first():
-        if found and not clock.has(8):
-            found[precision] = {"failed": "no time was left"}
-            continue
+
+    def work(precision: str) -> None:
         say(f"answers in {precision}")
-        try:
-            found[precision] = of_precision(setting, precision, images, expected)
-        except Exception as error:  # one precision must not cost the others
-            found[precision] = {"failed": first_line(error)}
-        keep(shown_part(setting, expected, found))
+        found[precision] = of_precision(setting, precision, images, expected)
+
+    def failed(precision: str, why: str) -> None:
+        found[precision] = {"failed": why}
+
+    each(setting.best_first(), clock, 8, work, failed, lambda: keep(shown_part(setting, expected, found)))
     return shown_part(setting, expected, found)
 
 
@@ -166,23 +165,20 @@ def shown_part(
     beside, others, statuses = [], [], []
     for name, one in found.items():
         if "failed" in one:
-            statuses.append((name, "-", f"failed: {one['failed']}"))
+            statuses.append((name, "-", one["failed"]))
             continue
         beside.append((name, *Compared(**one["beside the CPU"]).cells()))
         beside.append((f"{name}, at the end", *Compared(**one["again"]).cells()))
         of_mixed = {key: value for key, value in one["mixed"].items() if key not in ("answers", "unlike")}
         beside.append((f"{name}, mixed batches beside the same alone", *Compared(**of_mixed).cells()))
-        size = one["sizes"]
-        others.append(
-            (
-                name,
-                f"{one['nothing found']['with detections']} of {one['nothing found']['asked']}",
-                str(size["count"]),
-                shown(size["median"]),
-                f"{shown(size['slowest'])} (number {size['place of the slowest']})",
-                f"{size['ratio']:.2f}",
-            )
-        )
+        nothing, size = one["nothing found"], one["sizes"]
+        cells = [
+            f"{nothing['with detections']} of {nothing['asked']}",
+            str(size["count"]),
+            shown(size["median"]),
+        ]
+        cells += [f"{shown(size['slowest'])} (number {size['place of the slowest']})", f"{size['ratio']:.2f}"]
+        others.append((name, *cells))
         said = "; ".join(one["said"]).replace("|", "/")
         statuses.append((name, f"{one['not 200']} of {one['asked']}", said or "-"))
     sure = sum(one["score"] >= 0.3 for image in expected for one in image)
@@ -198,7 +194,8 @@ def shown_part(
         text += table(headers, others) + "\n"
     text += table(("", "not 200", "what was said"), statuses)
     bars = {"unseen sizes": max(one["sizes"]["ratio"] for one in good.values())} if good else {}
-    broken = len(found) - len(good)  # a precision that cannot be loaded or run answers nothing
+    # A precision that cannot be loaded or run answers nothing; one that no time was left for is not judged.
+    broken = sum(one.get("failed", NO_TIME) != NO_TIME for one in found.values())
     return Part(
         title=f"Trained network on {setting.device}: answers, nothing found, sizes, mixed batches",
         text=text,

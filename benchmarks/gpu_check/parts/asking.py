@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from maskx_model import ServedModel
-from maskx_service import Service
-from maskx_settings import Limits
+from benchmarks.clock import timed
+from benchmarks.speed.ours import Ours
+from benchmarks.speed.peer import DETECTIONS, SCORE_THRESHOLD
 from maskx_warm_up import warm_up_network
-
-DETECTIONS = 100
-LOW = 0.05
 
 
 class Asked:
     """A maskx.pt as TorchServe's worker has it, warmed up as there."""
 
     def __init__(self, path: Path, device: str, precision: str) -> None:
-        self.device = torch.device(device)
-        self.model = ServedModel(path, self.device, precision=precision)
-        self.service = Service(self.model, Limits(), name="maskx", version="check")
+        ours = Ours(path, device, precision, version="check")
+        self.model, self.service = ours.model, ours.service
         self.statuses: Counter[int] = Counter()
         self.said: list[str] = []
         """What the first few answers that were not 200 said."""
@@ -43,14 +36,12 @@ class Asked:
 
     def ask(self, images: Sequence[bytes], **parameters: Any) -> list[bytes | None]:
         """All of them in one batch, with the same parameters."""
-        wishes = {"score_threshold": LOW, "max_detections": DETECTIONS} | parameters
+        wishes = {"score_threshold": SCORE_THRESHOLD, "max_detections": DETECTIONS} | parameters
         return self.answer([{"body": image, **wishes} for image in images])
 
     def timed(self, images: Sequence[bytes], **parameters: Any) -> float:
         """Seconds of one batch; the answer is on the host when it is there."""
-        begin = time.perf_counter()
-        self.ask(images, **parameters)
-        return time.perf_counter() - begin
+        return timed(lambda: self.ask(images, **parameters))[0]
 
     @property
     def asked(self) -> int:

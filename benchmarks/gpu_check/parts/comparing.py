@@ -33,17 +33,11 @@ class Compared:
 
     def cells(self) -> tuple[str, ...]:
         """Under `HEADERS`; "-" where nothing was matched."""
-        share = f"{self.matched} of {self.sure}"
+        counts = (f"{self.matched} of {self.sure}", str(self.more))
         if not self.matched:
-            return (share, str(self.more), "-", "-", "-", "-")
-        return (
-            share,
-            str(self.more),
-            f"{self.box_iou:.4f}",
-            f"{self.mask_iou:.4f}",
-            f"{self.least_mask_iou:.3f}",
-            f"{self.score_difference:.4f}",
-        )
+            return (*counts, "-", "-", "-", "-")
+        ious = (f"{self.box_iou:.4f}", f"{self.mask_iou:.4f}", f"{self.least_mask_iou:.3f}")
+        return (*counts, *ious, f"{self.score_difference:.4f}")
 
 
 HEADERS = ("matched", "more", "box IoU, mean", "mask IoU, mean", "least", "score, most apart")
@@ -98,15 +92,15 @@ def _pairs(
     left = list(found)
     pairs = []
     for one in wanted:
-        near = [(box_iou(one["bbox"], two["bbox"]), i) for i, two in enumerate(left) if _kin(one, two)]
+        near = [
+            (box_iou(one["bbox"], two["bbox"]), place)
+            for place, two in enumerate(left)
+            if one["category_id"] == two["category_id"]
+        ]
         best, place = max(near, default=(0.0, -1))
         if best >= SAME_BOX:
             pairs.append((one, left.pop(place), best))
     return pairs
-
-
-def _kin(one: Mapping[str, Any], two: Mapping[str, Any]) -> bool:
-    return bool(one["category_id"] == two["category_id"])
 
 
 def box_iou(one: Sequence[float], two: Sequence[float]) -> float:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import statistics
-import time
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks.clock import timed
 from benchmarks.gpu_check.parts.answers import of_sizes
 from benchmarks.gpu_check.parts.large import PICTURES
-from benchmarks.gpu_check.setting import CheckSetting, Clock, Keep, first_line, measured, say
+from benchmarks.gpu_check.setting import NO_TIME, CheckSetting, Clock, Keep, each, measured, say
 from benchmarks.speed.engine_loop import engine_loop
 from benchmarks.speed.ours import Ours
 from benchmarks.tables import Part, shown, table
@@ -26,15 +27,18 @@ def measure(setting: CheckSetting, seconds: float, keep: Keep) -> Part:
     clock = Clock(seconds)
     data = [setting.picture("1080p", seed) for seed in range(2 if setting.short else PICTURES)]
     found: dict[str, Numbers] = {}
-    for number, precision in enumerate(setting.best_first()[: 1 if setting.short else None]):
-        if number and not clock.has(10):
-            found[precision] = {"failed": "no time was left"}
-            continue
-        try:
-            of_precision(setting, precision, data, found, clock)
-        except Exception as error:  # one precision must not cost the others
-            found.setdefault(precision, {})["failed"] = first_line(error)
-        keep(shown_part(setting, found))
+
+    def failed(precision: str, why: str) -> None:
+        found.setdefault(precision, {})["failed"] = why
+
+    each(
+        setting.best_first()[: 1 if setting.short else None],
+        clock,
+        10,
+        lambda precision: of_precision(setting, precision, data, found, clock),
+        failed,
+        lambda: keep(shown_part(setting, found)),
+    )
     return shown_part(setting, found)
 
 
@@ -42,7 +46,7 @@ def of_precision(
     setting: CheckSetting, precision: str, data: list[bytes], found: dict[str, Numbers], clock: Clock
 ) -> None:
     """Every batch size: one batch at a time, then overlapped. Fills `found` as it goes."""
-    side = Ours(setting.large / "maskx.pt", torch.device(setting.device), precision)
+    side = Ours(setting.large / "maskx.pt", setting.device, precision)
     numbers: Numbers = found.setdefault(precision, {})
     for batch in (2,) if setting.short else BATCHES:
         if numbers and not clock.has(5):
@@ -52,11 +56,11 @@ def of_precision(
         images = data[:batch]
         if setting.on_gpu:
             torch.cuda.reset_peak_memory_stats()
-        first = _timed(side, images)
-        for _ in range(1 if setting.short else 4):
-            side.answer(images)
-        count = 1 if setting.short else max(min(int(2.0 / max(_timed(side, images), 1e-3)), 60), 4)
-        seconds = [_timed(side, images) for _ in range(count)]
+        batch_of = partial(side.answer, images)  # raises RuntimeError where an answer is not 200
+        (first,) = timed(batch_of)
+        timed(batch_of, 1 if setting.short else 4)
+        count = 1 if setting.short else max(min(int(2.0 / max(*timed(batch_of), 1e-3)), 60), 4)
+        seconds = timed(batch_of, count)
         # Without the profiler, whose own work would count; its run of the same loop tells the idle share.
         loops = 2 if setting.short else max(count, 12)
         fast = engine_loop(side, data, batch=batch, batches=loops, watch=False)
@@ -78,16 +82,9 @@ def of_precision(
 
 def unseen_sizes(side: Ours, data: list[bytes], count: int) -> Numbers:
     """One image after the other, each of a size that this process has not seen."""
-    times = [_timed(side, [image]) for image in of_sizes(data, count)]
+    times = [timed(partial(side.answer, [image]))[0] for image in of_sizes(data, count)]
     median = statistics.median(times)
     return {"count": count, "median": median, "slowest": max(times), "ratio": max(times) / median}
-
-
-def _timed(side: Ours, images: list[bytes]) -> float:
-    """Seconds of one batch. Raises RuntimeError where an answer is not 200."""
-    begin = time.perf_counter()
-    side.answer(images)
-    return time.perf_counter() - begin
 
 
 def shown_part(setting: CheckSetting, found: dict[str, Numbers]) -> Part:
@@ -104,30 +101,19 @@ def shown_part(setting: CheckSetting, found: dict[str, Numbers]) -> Part:
                 )
                 continue
             if name in ("failed", "note"):
-                notes.append(f"- {precision}: {'failed: ' if name == 'failed' else ''}{one}")
+                notes.append(f"- {precision}: {one}")
                 continue
-            rows.append(
-                (
-                    f"{precision}, {name}",
-                    shown(one["first"]),
-                    f"{one['images_per_second']:.1f}",
-                    shown(one["p50"]),
-                    shown(one["p99"]),
-                    f"{one['overlapped']:.1f}",
-                    f"{100 * one['idle_share']:.0f} %",
-                    "-" if one["peak_mib"] is None else f"{one['peak_mib']:.0f}",
-                )
-            )
-    headers = (
-        "",
-        "first batch",
-        "images/s",
-        "p50 of a batch",
-        "p99",
-        "overlapped: images/s",
-        "idle",
-        "CUDA memory at most, MiB",
-    )
+            cells = [
+                shown(one["first"]),
+                f"{one['images_per_second']:.1f}",
+                shown(one["p50"]),
+                shown(one["p99"]),
+            ]
+            cells += [f"{one['overlapped']:.1f}", f"{100 * one['idle_share']:.0f} %"]
+            cells.append("-" if one["peak_mib"] is None else f"{one['peak_mib']:.0f}")
+            rows.append((f"{precision}, {name}", *cells))
+    headers = ["", "first batch", "images/s", "p50 of a batch", "p99", "overlapped: images/s", "idle"]
+    headers.append("CUDA memory at most, MiB")
     text = table(headers, rows) if rows else ""
     idle = "no kernel ran" if setting.on_gpu else "the network was not running"
     text += (
@@ -138,7 +124,7 @@ def shown_part(setting: CheckSetting, found: dict[str, Numbers]) -> Part:
     judged = found.get("bfloat16", {}).get("batch 8")
     if judged:
         bars |= {"engine": judged["overlapped"], "engine idle": 100 * judged["idle_share"]}
-    failed = sum("failed" in one and one["failed"] != "no time was left" for one in found.values())
+    failed = sum("failed" in one and one["failed"] != NO_TIME for one in found.values())
     return Part(
         title="Engine, 1080p JPEGs, bytes in to JSON out",
         text=text,

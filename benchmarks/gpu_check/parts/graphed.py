@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks.clock import timed
 from maskx_engine import fusers_off
 
 Trunk = Callable[[], list[Tensor]]
@@ -46,7 +46,7 @@ def trunk_of(path: Path, device: torch.device, dtype: torch.dtype, height: int, 
 def measure_trunk(trunk: Trunk, device: torch.device, runs: int) -> Graphed:
     """Times it launched and, on a GPU, replayed."""
     if device.type != "cuda":
-        return Graphed(launched=_seconds(trunk, runs, lambda: None))
+        return Graphed(launched=statistics.median(timed(trunk, runs)))
     side = torch.cuda.Stream(device)
     side.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(side):  # a graph may be captured only after the first runs, on another stream
@@ -59,21 +59,5 @@ def measure_trunk(trunk: Trunk, device: torch.device, runs: int) -> Graphed:
         answers = trunk()
     graph.replay()
     same = all(torch.equal(a, b) for a, b in zip(expected, answers, strict=True))
-
-    def wait() -> None:
-        torch.cuda.synchronize(device)
-
-    return Graphed(
-        launched=_seconds(trunk, runs, wait), replayed=_seconds(graph.replay, runs, wait), same=same
-    )
-
-
-def _seconds(work: Callable[[], object], runs: int, wait: Callable[[], None]) -> float:
-    found = []
-    for _ in range(runs):
-        wait()
-        begin = time.perf_counter()
-        work()
-        wait()
-        found.append(time.perf_counter() - begin)
-    return statistics.median(found)
+    launched, replayed = (statistics.median(timed(work, runs, device)) for work in (trunk, graph.replay))
+    return Graphed(launched=launched, replayed=replayed, same=same)

@@ -7,10 +7,9 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 
 from benchmarks.gpu_check.setting import CheckSetting, Keep, measured
-from benchmarks.load.setting import drawn_images
 from benchmarks.machine import usable_cores
 from benchmarks.speed.network import prepare
-from benchmarks.speed.parts import CLASSES
+from benchmarks.speed.setting import CLASSES
 from benchmarks.tables import Part, table
 
 PICTURES = 8
@@ -21,18 +20,16 @@ def measure(setting: CheckSetting, seconds: float, keep: Keep) -> Part:
     begin = time.monotonic()
     pictures = 2 if setting.short else PICTURES
     with ProcessPoolExecutor(max(usable_cores() // 2, 1), multiprocessing.get_context("fork")) as drawers:
-        others = drawers.submit(drawn_images, setting.coco_sized, setting.coco_sized_count)
-        list(drawers.map(setting.picture, ["1080p"] * pictures, range(pictures)))
+        others = drawers.submit(setting.coco_sized)
+        list(drawers.map(setting.picture_path, ["1080p"] * pictures, range(pictures)))
         others.result()
     drawn = time.monotonic() - begin
     begin = time.monotonic()
-    about = prepare(
-        setting.large,
-        setting.picture("1080p"),
-        CLASSES,
-        min_size=setting.min_size,
-        max_size=setting.max_size,
+    picture, sizes = (
+        setting.picture_path("1080p"),
+        {"min_size": setting.min_size, "max_size": setting.max_size},
     )
+    about = prepare(setting.large, picture, CLASSES, **sizes)
     rows = [
         ("photographs", f"{pictures} of 1080p, {drawn:.0f} s"),
         (

@@ -8,8 +8,8 @@ import torch
 
 from benchmarks.accuracy.__main__ import Accuracy
 from benchmarks.accuracy.__main__ import measure as measure_accuracy
-from benchmarks.gpu_check.setting import CheckSetting, Clock, Keep, first_line, measured, say
-from benchmarks.tables import Part, table
+from benchmarks.gpu_check.setting import CheckSetting, Clock, Keep, each, measured, say
+from benchmarks.tables import Part, percent, table
 
 LEAST = 0.05
 """Box AP in float32 from which on differences say something; 0 beside 0 is no proof."""
@@ -18,35 +18,26 @@ LEAST = 0.05
 def measure(setting: CheckSetting, seconds: float, keep: Keep) -> Part:
     """float32 first, which the others are compared with; the CPU's own last, where there is time."""
     clock = Clock(seconds)
-    sides = [
-        (name, setting.device) for name in ("float32", *setting.best_first()) if name in setting.precisions
-    ]
-    sides = list(dict.fromkeys(sides))
+    names = ("float32", *setting.best_first())
+    sides = list(dict.fromkeys(f"{one}, {setting.device}" for one in names if one in setting.precisions))
     if setting.on_gpu:
-        sides.append(("float32", "cpu"))
+        sides.append("float32, cpu")
     found: dict[str, Accuracy | str] = {}
-    longest = 0.0
-    for precision, device in sides:
-        name = f"{precision}, {device}"
-        if found and not clock.has(longest):
-            found[name] = "no time was left"
-            continue
+
+    def work(name: str) -> None:
         say(f"AP in {name}")
-        before = clock.left
-        try:
-            found[name] = measure_accuracy(
-                setting.trained_path,
-                setting.shapes / "val",
-                setting.shapes / "val.json",
-                device=torch.device(device),
-                precision=precision,
-                decoding="whole",
-                max_images=8 if setting.short else None,
-            )
-        except Exception as error:  # one precision must not cost the others
-            found[name] = f"failed: {first_line(error)}"
-        longest = max(longest, before - clock.left)
-        keep(shown_part(setting, found))
+        precision, device = name.split(", ")
+        found[name] = measure_accuracy(
+            setting.trained_path,
+            setting.shapes / "val",
+            setting.shapes / "val.json",
+            device=torch.device(device),
+            precision=precision,
+            decoding="whole",
+            max_images=8 if setting.short else None,
+        )
+
+    each(sides, clock, None, work, found.__setitem__, lambda: keep(shown_part(setting, found)))
     return shown_part(setting, found)
 
 
@@ -69,7 +60,7 @@ def shown_part(setting: CheckSetting, found: dict[str, Accuracy | str]) -> Part:
         rows.append(
             (
                 name,
-                *[_percent(value) for value in (one.box.ap, one.box.ap50, one.mask.ap)],
+                *[percent(value) for value in (one.box.ap, one.box.ap50, one.mask.ap)],
                 *["-" if value is None else f"{value:+.2f}" for value in differences],
                 "",
             )
@@ -87,10 +78,6 @@ def shown_part(setting: CheckSetting, found: dict[str, Accuracy | str]) -> Part:
         f"{setting.device}.\n"
     )
     return Part(title="AP of the trained network", text=text, numbers=measured(bars, results=numbers))
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f}"
 
 
 def _points(value: float | None, other: float | None) -> float | None:

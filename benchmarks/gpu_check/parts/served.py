@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,22 +13,19 @@ from types import TracebackType
 from typing import Any, Self
 
 from benchmarks.gpu_check.parts.answers import empty_images, of_sizes
-from benchmarks.gpu_check.setting import CheckSetting, Clock, Keep, first_line, listed, measured, say
-from benchmarks.load.client import samples_of
+from benchmarks.gpu_check.setting import CheckSetting, Clock, Keep, first_line, measured, say
 from benchmarks.load.sections import RATE_AND_TIMES, rate_and_times
 from benchmarks.load.server import Served, pack
-from benchmarks.load.setting import drawn_images
-from benchmarks.load.times import summary
-from benchmarks.load.worker import LoadRemote
+from benchmarks.load.setting import PROTOCOLS, client_of, closed
+from benchmarks.load.times import Sample, summary
 from benchmarks.tables import Part, table
+from benchmarks.worker import Remote
 
 CLIENTS = (1, 24, 8, 96)
 """Those that bars are set for first."""
-PROTOCOLS = ("REST", "gRPC")
 TRAINED, LARGE = "trained", "ResNet-50"
 START = 32.0
 """Seconds that a server needs to start, to be run in and to end."""
-MOST = 200_000
 PAUSE = 0.3
 """Seconds between two looks at the GPU."""
 RUN_IN, RUN_IN_MOST = 3.0, 96
@@ -82,10 +80,8 @@ class Watch:
     def numbers(self) -> Numbers:
         """Means and the most; None where nothing was told. The first look is of the time before."""
         busy = self.busy[1:]
-        return {
-            "busy_percent": sum(busy) / len(busy) if busy else None,
-            "memory_mib": max(self.mib, default=None),
-        }
+        mean = sum(busy) / len(busy) if busy else None
+        return {"busy_percent": mean, "memory_mib": max(self.mib, default=None)}
 
 
 def measure(setting: CheckSetting, seconds: float, keep: Keep) -> Part:
@@ -99,26 +95,19 @@ def measure(setting: CheckSetting, seconds: float, keep: Keep) -> Part:
     def news() -> None:
         keep(shown_part(setting, rows, notes))
 
-    trained_turn = Turn(seconds=1.5 if setting.short else 3.0, warm_up=0.5)
-    try:
-        one_server(
-            setting,
-            TRAINED,
-            0,
-            images_for_trained(setting, folder),
-            [("REST", 24), ("gRPC", 24), ("REST", 1)] if not setting.short else [("REST", 8), ("gRPC", 8)],
-            trained_turn,
-            rows,
-            notes,
-            news,
-        )
-    except (ValueError, OSError, RuntimeError) as error:
-        notes.append(f"{FAILED}{TRAINED}: {first_line(error)}")
-        news()
-    turns = [(protocol, clients) for protocol in PROTOCOLS for clients in CLIENTS]
-    if setting.short:
-        turns = [(protocol, clients) for protocol in PROTOCOLS for clients in (1, 4)]
-    images = list(drawn_images(setting.coco_sized, setting.coco_sized_count))
+    def ask(network: str, workers: int, images: list[str], turns: list[tuple[str, int]], turn: Turn) -> None:
+        try:
+            one_server(setting, network, workers, images, turns, turn, rows, notes, news)
+        except (ValueError, OSError, RuntimeError) as error:
+            notes.append(f"{FAILED}{network}: {first_line(error)}")
+            news()
+
+    turns = [("REST", 8), ("gRPC", 8)] if setting.short else [("REST", 24), ("gRPC", 24), ("REST", 1)]
+    turn = Turn(seconds=1.5 if setting.short else 3.0, warm_up=0.5)
+    ask(TRAINED, 0, images_for_trained(setting, folder), turns, turn)
+    counts = (1, 4) if setting.short else CLIENTS
+    turns = [(protocol, clients) for protocol in PROTOCOLS for clients in counts]
+    images = list(setting.coco_sized())
     for number, workers in enumerate(setting.workers):
         servers_left = len(setting.workers) - number
         a_turn = (clock.left / servers_left - START) / len(turns)
@@ -126,12 +115,7 @@ def measure(setting: CheckSetting, seconds: float, keep: Keep) -> Part:
             notes.append(f"{LARGE}, {workers or 'its own number of'} workers: no time was left")
             continue
         length = 3.0 if setting.short else min(max(a_turn, 2.5), 8.0)
-        turn = Turn(seconds=length, warm_up=min(1.0, length / 3))
-        try:
-            one_server(setting, LARGE, workers, images, turns, turn, rows, notes, news)
-        except (ValueError, OSError, RuntimeError) as error:
-            notes.append(f"{FAILED}{LARGE}: {first_line(error)}")
-            news()
+        ask(LARGE, workers, images, turns, Turn(seconds=length, warm_up=min(1.0, length / 3)))
     return shown_part(setting, rows, notes)
 
 
@@ -157,7 +141,7 @@ def one_server(
     turn: Turn,
     rows: list[Numbers],
     notes: list[str],
-    news: Any,
+    news: Callable[[], None],
 ) -> None:
     """Starts a server, asks it in every turn, stops it. Raises ValueError where it does not start."""
     folder = Path(setting.folder) / "served" / f"{network.lower()}-{workers}"
@@ -169,51 +153,33 @@ def one_server(
         settings = {"workers": workers} if workers else {}
         server = stack.enter_context(Served(archive, folder / "serve", **settings))
         described = server.description()
-        clients: dict[str, LoadRemote] = {}
+        clients: dict[str, Remote] = {}
+
+        def row(protocol: str, count: int | None, asked: tuple[list[Sample], float], found: Numbers) -> None:
+            samples, cpu = asked
+            about = {"network": network, "workers": workers, "protocol": protocol, "clients": count}
+            about |= {key: described.get(key) for key in ("device", "precision")}
+            about |= {"sent": len(samples), "client_cpu_ms": 1000 * cpu / max(len(samples), 1)}
+            rows.append(about | found)
+
         for protocol in dict.fromkeys(protocol for protocol, _ in turns):
             try:
-                clients[protocol] = stack.enter_context(
-                    LoadRemote("client", protocol=protocol, port=server.port(protocol), images=images)
-                )
+                clients[protocol] = stack.enter_context(client_of(server, protocol, images))
                 for count in (4,) if setting.short else (1, 24):
-                    told = clients[protocol].call(
-                        "closed", concurrency=count, seconds=RUN_IN, most=RUN_IN_MOST
-                    )
-                    rows.append(run_in(network, workers, protocol, described, told))
+                    asked = closed(clients[protocol], count, RUN_IN, RUN_IN_MOST)
+                    found = summary(asked[0], warm_up=0.0, until=float("inf"))
+                    # Before the first turn: `clients` is None, and no bar looks at it.
+                    row(protocol, None, asked, {**found, "busy_percent": None, "memory_mib": None})
             except (RuntimeError, OSError) as error:
                 clients.pop(protocol, None)
                 notes.append(f"{network}, {protocol}: {first_line(error)}")
         for protocol, count in turns:
-            if protocol not in clients:
-                continue
-            with Watch() as watch:
-                answer = clients[protocol].call("closed", concurrency=count, seconds=turn.seconds, most=MOST)
-            samples = samples_of(answer)
-            found = summary(samples, warm_up=turn.warm_up, until=turn.seconds)
-            about = head(network, workers, protocol, described, answer)
-            rows.append({**about, "clients": count, **found, **watch.numbers()})
-            news()
-
-
-def head(network: str, workers: int, protocol: str, described: Numbers, answer: Numbers) -> Numbers:
-    """What every row begins with."""
-    sent = len(answer["samples"])
-    return {
-        "network": network,
-        "workers": workers,
-        "protocol": protocol,
-        "sent": sent,
-        "device": described.get("device"),
-        "precision": described.get("precision"),
-        "client_cpu_ms": 1000 * answer["cpu"] / max(sent, 1),
-    }
-
-
-def run_in(network: str, workers: int, protocol: str, described: Numbers, answer: Numbers) -> Numbers:
-    """The row of the requests before the first turn: `clients` is None, and no bar looks at it."""
-    found = summary(samples_of(answer), warm_up=0.0, until=float("inf"))
-    about = head(network, workers, protocol, described, answer)
-    return {**about, "clients": None, **found, "busy_percent": None, "memory_mib": None}
+            if protocol in clients:
+                with Watch() as watch:
+                    asked = closed(clients[protocol], count, turn.seconds)
+                found = summary(asked[0], warm_up=turn.warm_up, until=turn.seconds)
+                row(protocol, count, asked, {**found, **watch.numbers()})
+                news()
 
 
 def shown_part(setting: CheckSetting, rows: list[Numbers], notes: list[str]) -> Part:
@@ -233,18 +199,10 @@ def shown_part(setting: CheckSetting, rows: list[Numbers], notes: list[str]) -> 
                 f"{row['client_cpu_ms']:.1f} ms",
             )
         )
-    headers = (
-        "network",
-        "workers",
-        "protocol",
-        "clients",
-        *RATE_AND_TIMES,
-        "GPU busy",
-        "its memory, MiB",
-        "client's CPU a request",
-    )
+    headers = ["network", "workers", "protocol", "clients", *RATE_AND_TIMES]
+    headers += ["GPU busy", "its memory, MiB", "client's CPU a request"]
     text = table(headers, cells) if cells else ""
-    devices = listed(sorted({str(row["device"]) for row in rows}))
+    devices = ", ".join(sorted({str(row["device"]) for row in rows})) or "-"
     text += (
         f"\nClosed loop over loopback, client and server on the same cores; the network on {devices}. The trained "
         "network is sent images of the drawn set, images without objects and sizes never seen; ResNet-50 JPEGs of "

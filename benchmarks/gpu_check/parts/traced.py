@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 import traceback
 import warnings
 from collections import Counter
@@ -14,12 +13,13 @@ from typing import Any
 
 import torch
 from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import ROOT
+from benchmarks.clock import timed, wait
 from benchmarks.speed.engine_loop import busy_seconds, kernel_times
-from benchmarks.speed.ours import LABELS, label_seconds
+from benchmarks.speed.ours import LABELS, activities, label_seconds
 
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cuStreamSynchronize")
 """Calls of the CUDA runtime in which the host waits."""
@@ -70,20 +70,14 @@ class Traced:
 
 def traced(work: Callable[[], object], *, cuda: bool, runs: int = 3, trace: Path | None = None) -> Traced:
     """Times `work`, then runs it once more under the profiler; `trace` takes what a browser opens."""
-    seconds = []
+    device = torch.device("cuda" if cuda else "cpu")
     if cuda:
         torch.cuda.reset_peak_memory_stats()
-    for _ in range(runs):
-        _wait(cuda)
-        begin = time.perf_counter()
-        work()
-        _wait(cuda)
-        seconds.append(time.perf_counter() - begin)
+    seconds = timed(work, runs, device)
     peak = torch.cuda.max_memory_allocated() / 2**20 if cuda else 0.0
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
-    with profile(activities=activities, acc_events=True) as profiled:
+    with profile(activities=activities(cuda), acc_events=True) as profiled:
         work()
-        _wait(cuda)
+        wait(device)
     if trace is not None:
         profiled.export_chrome_trace(str(trace))
     events = list(profiled.events() or [])
@@ -114,13 +108,13 @@ def places(host: Sequence[Span]) -> Counter[str]:
     The profiler's own wait at the end, which nothing surrounds, is left out.
     """
     found: Counter[str] = Counter()
-    for wait in host:
-        if wait.name not in WAITS:
+    for waiting in host:
+        if waiting.name not in WAITS:
             continue
         around = [
             one
             for one in host
-            if one.start <= wait.start and one.end >= wait.end and not one.name.startswith("cu")
+            if one.start <= waiting.start and one.end >= waiting.end and not one.name.startswith("cu")
         ]
         around.sort(key=lambda one: (one.start, -one.end))
         names = [one.name for one in around]
@@ -208,8 +202,3 @@ def host_operations(work: Callable[[], object]) -> Counter[str]:
     with _Waiting() as mode:
         work()
     return mode.found
-
-
-def _wait(cuda: bool) -> None:
-    if cuda:
-        torch.cuda.synchronize()

@@ -69,18 +69,15 @@ def trained_here(setting: CheckSetting, folder: Path, clock: Clock) -> float:
     """
     detector, mask = SHORT_STEPS if setting.short else STEPS
     run = folder / "run"
-    changes = [
+    command = training_command(
+        setting,
+        run,
         f"schedule.detector_steps={detector}",
         f"schedule.mask_steps={mask}",
         f"schedule.warmup_steps={min(50, detector)}",
-        f"output.dir={run}",
-        "output.log_every=1",
-        "output.tensorboard=false",
         f"device={'cuda' if setting.on_gpu else 'cpu'}",
         f"data.workers={2 if setting.short else min(8, os.cpu_count() or 1)}",
-        *data_of(setting.shapes),
-    ]
-    command = [sys.executable, "-m", "training.train", "--config", "training/presets/shapes.toml", *changes]
+    )
     process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL)
     try:
         process.wait(timeout=max(clock.left - EXPORT_SECONDS, 10))
@@ -94,19 +91,32 @@ def trained_here(setting: CheckSetting, folder: Path, clock: Clock) -> float:
     if process.returncode not in (0, 143):
         raise ValueError(f"the training ended with status {process.returncode}; its own error stands above")
     shutil.copyfile(run / "checkpoint.pt", setting.checkpoint_path)
-    with (run / "log.csv").open(encoding="utf-8") as lines:
-        return float(list(csv.DictReader(lines))[-1]["loss"])
+    return list(losses_of(run).values())[-1]
 
 
-def data_of(shapes: Path) -> list[str]:
-    """The settings of a training on the drawn set that lies there."""
+def training_command(setting: CheckSetting, folder: Path, *changes: str) -> list[str]:
+    """Trains the shapes preset on the drawn set, the loss of every step in `folder`/log.csv."""
+    shapes = setting.shapes
     return [
+        *[sys.executable, "-m", "training.train", "--config", "training/presets/shapes.toml"],
+        f"output.dir={folder}",
+        "output.log_every=1",
+        "output.tensorboard=false",
         f"data.train_images={shapes / 'train'}",
         f"data.train_annotations={shapes / 'train.json'}",
         f"data.val_images={shapes / 'val'}",
         f"data.val_annotations={shapes / 'val.json'}",
         f"data.mask_classes={shapes / 'mask_classes.txt'}",
+        *changes,
     ]
+
+
+def losses_of(folder: Path) -> dict[int, float]:
+    """By step, of a training that may still be running; none where it has logged nothing."""
+    path = folder / "log.csv"
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+    whole = [line for line in lines if line.endswith("\n")]
+    return {int(row["step"]): float(row["loss"]) for row in csv.DictReader(whole)}
 
 
 def exported(setting: CheckSetting) -> None:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import math
 import os
 import signal
 import statistics
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from benchmarks import ROOT
-from benchmarks.gpu_check.parts.trained import data_of
+from benchmarks.gpu_check.parts.trained import losses_of, training_command
 from benchmarks.gpu_check.setting import CheckSetting, Clock, Keep, measured, say
 from benchmarks.tables import Part, table
 
@@ -31,8 +29,9 @@ class Training:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._log = self.folder / "output.txt"
         batch = 4 if setting.short else 16
-        self._command = [
-            *[sys.executable, "-m", "training.train", "--config", "training/presets/shapes.toml"],
+        self._command = training_command(
+            setting,
+            self.folder,
             f"schedule.end_to_end_steps={steps}",
             "schedule.detector_steps=0",
             "schedule.mask_steps=0",
@@ -40,12 +39,8 @@ class Training:
             f"schedule.warmup_steps={min(20, steps)}",
             "precision=float32",
             f"device={device}",
-            "output.log_every=1",
-            "output.tensorboard=false",
-            f"output.dir={self.folder}",
             "data.workers=1",
-            *data_of(setting.shapes),
-        ]
+        )
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, *more: str) -> None:
@@ -89,12 +84,7 @@ class Training:
 
     def losses(self) -> dict[int, float]:
         """By step."""
-        path = self.folder / "log.csv"
-        if not path.is_file():
-            return {}
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        whole = [line for line in lines if line.endswith("\n")]
-        return {int(row["step"]): float(row["loss"]) for row in csv.DictReader(whole)}
+        return losses_of(self.folder)
 
     def said(self) -> str:
         """The last line of its output."""

@@ -3,9 +3,9 @@ step in the same precision."""
 
 from __future__ import annotations
 
+import itertools
 import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,13 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.clock import timed
 from benchmarks.gpu_check.parts.photos import photos
-from benchmarks.gpu_check.setting import CheckSetting, Clock, Keep, first_line, measured, say
+from benchmarks.gpu_check.setting import CheckSetting, Clock, Keep, each, measured, say
 from benchmarks.machine import usable_cores
 from benchmarks.tables import Part, shown, table
-from benchmarks.training.sides import OursStep, ReferenceStep, Start, StepSide
+from benchmarks.training.sides import OursStep, ReferenceStep, write_start
+from benchmarks.training.steps import StepSide
 from model.targets import Target
-from training.config import TrainingConfig, load_config
+from training.config import load_config
 from training.data.coco import CocoDataset
 from training.data.reading import number_of_workers
 from training.distributed import ALONE
@@ -30,6 +32,7 @@ from training.train import batches, prepared
 Numbers = dict[str, Any]
 Batch = tuple[list[Tensor], list[Target]]
 MAXIMUM_READERS = 12
+PHOTOGRAPHS = "EfficientNet-Lite0"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,37 +99,37 @@ def measure(setting: CheckSetting, seconds: float, keep: Keep) -> Part:
     clock = Clock(seconds)
     sizes = SHORT if setting.short else FULL
     found = Found()
-    data = photos(
-        Path(setting.folder) / f"photos-{sizes.height}", sizes.images, height=sizes.height, width=sizes.width
-    )
+    data = photos_of(setting, sizes)
     found.notes.append(
         f"{sizes.images} JPEGs of {sizes.width} x {sizes.height} with drawn objects; random weights at the start"
     )
-    try:
-        photographs(setting, sizes, data, found, clock)
-    except Exception as error:  # one network must not cost the other
-        found.notes.append(f"EfficientNet-Lite0: {first_line(error)}")
-    keep(found.part())
-    for precision in ("bfloat16", "float32"):
-        if precision not in setting.precisions and setting.on_gpu:
-            continue
-        if found.rows and not clock.has(15 if not setting.short else 5):
-            found.notes.append(f"ResNet-50 in {precision}: no time was left")
-            continue
-        try:
-            resnet(setting, sizes, data, precision, found, clock)
-        except Exception as error:
-            found.notes.append(f"ResNet-50 in {precision}: {first_line(error)}")
-        keep(found.part())
-        if setting.short:
-            break
+
+    def work(name: str) -> None:
+        if name == PHOTOGRAPHS:
+            photographs(setting, sizes, data, found)
+        else:
+            resnet(setting, sizes, data, name.split()[-1], found, clock)
+
+    precisions = [one for one in ("bfloat16", "float32") if one in setting.precisions or not setting.on_gpu]
+    names = [PHOTOGRAPHS, *(f"ResNet-50 in {one}" for one in precisions[: 1 if setting.short else None])]
+
+    def failed(name: str, why: str) -> None:
+        found.notes.append(f"{name}: {why}")
+
+    each(names, clock, 5 if setting.short else 15, work, failed, lambda: keep(found.part()))
     return found.part()
 
 
-def photo_config(setting: CheckSetting, sizes: Sizes, data: Path, *, readers: int) -> TrainingConfig:
-    """The photographs' preset at 384 to 640 pixels, end to end in bfloat16, from random weights."""
-    device = "cuda" if setting.on_gpu else "cpu"
-    return load_config(
+def photos_of(setting: CheckSetting, sizes: Sizes) -> Path:
+    """Folder of the photographs."""
+    folder = Path(setting.folder) / f"photos-{sizes.height}"
+    return photos(folder, sizes.images, height=sizes.height, width=sizes.width)
+
+
+def photo_run(setting: CheckSetting, sizes: Sizes, data: Path) -> tuple[Run, CocoDataset]:
+    """The photographs' preset at 384 to 640 pixels, end to end in bfloat16, from random weights; its data."""
+    readers = 1 if setting.short else max(min(MAXIMUM_READERS, usable_cores() - 2), 1)
+    config = load_config(
         "training/presets/photos.toml",
         [
             f"model.input.min_size={sizes.inputs[0]}",
@@ -139,19 +142,14 @@ def photo_config(setting: CheckSetting, sizes: Sizes, data: Path, *, readers: in
             "optimiser.learning_rate=1e-5",  # random weights stay finite
             "precision=bfloat16",
             "channels_last=true",
-            f"device={device}",
+            f"device={'cuda' if setting.on_gpu else 'cpu'}",
             f"data.train_images={data / 'train'}",
             f"data.train_annotations={data / 'train.json'}",
             f"data.workers={readers}",
             f"output.dir={Path(setting.folder) / 'photos-run'}",
         ],
     )
-
-
-def photo_run(setting: CheckSetting, sizes: Sizes, data: Path) -> tuple[Run, CocoDataset]:
-    """A run at its beginning and its data; readers as many as the cores allow."""
-    readers = 1 if setting.short else max(min(MAXIMUM_READERS, usable_cores() - 2), 1)
-    return prepared(photo_config(setting, sizes, data, readers=readers), ALONE, resume=False, restart=True)
+    return prepared(config, ALONE, resume=False, restart=True)
 
 
 def one_step(run: Run, batch: Batch) -> float:
@@ -160,7 +158,7 @@ def one_step(run: Run, batch: Batch) -> float:
     return run.train_on(*batch)["loss"]
 
 
-def photographs(setting: CheckSetting, sizes: Sizes, data: Path, found: Found, clock: Clock) -> None:
+def photographs(setting: CheckSetting, sizes: Sizes, data: Path, found: Found) -> None:
     """The step by itself on batches in memory, then with readers, as a training has it."""
     say("training: EfficientNet-Lite0")
     run, dataset = photo_run(setting, sizes, data)
@@ -168,33 +166,26 @@ def photographs(setting: CheckSetting, sizes: Sizes, data: Path, found: Found, c
     if setting.on_gpu:
         torch.cuda.reset_peak_memory_stats()
     name = f"EfficientNet-Lite0, {sizes.inputs[0]} to {sizes.inputs[1]}, {sizes.batch} images, bfloat16"
+    losses: list[float] = []
     with closing(batches(run, dataset)) as coming:
-        kept = [next(coming) for _ in range(min(3, sizes.steps))]
-        begin = time.perf_counter()
-        one_step(run, kept[0])
-        found.notes.append(f"EfficientNet-Lite0's first step: {shown(time.perf_counter() - begin)}")
-        losses: list[float] = []
-        for number in range(sizes.warm_up):
-            losses.append(one_step(run, kept[number % len(kept)]))
-        seconds = timed(lambda i: losses.append(one_step(run, kept[i % len(kept)])), sizes.steps, setting)
+
+        def step_on(source: Iterator[Batch]) -> None:
+            losses.append(one_step(run, next(source)))
+
+        kept = itertools.cycle([next(coming) for _ in range(min(3, sizes.steps))])
+        (first,) = timed(lambda: step_on(kept))
+        found.notes.append(f"EfficientNet-Lite0's first step: {shown(first)}")
+        timed(lambda: step_on(kept), sizes.warm_up)
+        seconds = timed(lambda: step_on(kept), sizes.steps, run.device)
         found.add(f"{name}: the step, images in memory", sizes.batch, seconds, _peak(setting), losses[-1])
-
-        def whole(_: int) -> None:
-            losses.append(one_step(run, next(coming)))
-
         # What the readers have piled up meanwhile would flatter them: it is used up first.
-        ahead = 2 * number_of_workers(run.config.data.workers, run.device)
-        for number in range(min(ahead, 30)):
-            whole(number)
-        steps = (
-            sizes.steps if setting.short else max(min(int(8 / statistics.median(seconds)), 120), sizes.steps)
-        )
-        begin = time.perf_counter()
-        timed(whole, steps, setting)
-        mean = (time.perf_counter() - begin) / steps
-        rate = found.add(
-            f"{name}: with {run.config.data.workers} readers", sizes.batch, [mean], _peak(setting), losses[-1]
-        )
+        timed(lambda: step_on(coming), min(2 * number_of_workers(run.config.data.workers, run.device), 30))
+        steps = sizes.steps
+        if not setting.short:
+            steps = max(min(int(8 / statistics.median(seconds)), 120), steps)
+        mean = statistics.fmean(timed(lambda: step_on(coming), steps, run.device))
+        title = f"{name}: with {run.config.data.workers} readers"
+        rate = found.add(title, sizes.batch, [mean], _peak(setting), losses[-1])
         found.bars["training photos"] = rate
 
 
@@ -204,7 +195,7 @@ def resnet(
     """Our step as Mask R-CNN and as Mask^X R-CNN, and torchvision's, all in one precision, one after the other."""
     start = Path(setting.folder) / f"start-{sizes.side}.pt"
     if not start.is_file():
-        Start().start(data=str(data), network="resnet50", side=sizes.side, out=str(start))
+        write_start(data=str(data), network="resnet50", side=sizes.side, out=str(start))
     common: Numbers = {
         "side": sizes.side,
         "batch": sizes.resnet_batch,
@@ -253,23 +244,6 @@ def _reference(data: str, start: str, precision: str, common: Numbers) -> Refere
         cast = torch.autocast(side.device.type, dtype=torch.bfloat16)
         side.network.forward = cast(side.network.forward)  # type: ignore[method-assign]
     return side
-
-
-def timed(work: Callable[[int], object], count: int, setting: CheckSetting) -> list[float]:
-    """Seconds of each of `count` runs, the device waited for."""
-    found = []
-    for number in range(count):
-        _wait(setting)
-        begin = time.perf_counter()
-        work(number)
-        _wait(setting)
-        found.append(time.perf_counter() - begin)
-    return found
-
-
-def _wait(setting: CheckSetting) -> None:
-    if setting.on_gpu:
-        torch.cuda.synchronize()
 
 
 def _peak(setting: CheckSetting) -> float | None:

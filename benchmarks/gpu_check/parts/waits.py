@@ -14,13 +14,13 @@ from benchmarks.gpu_check.parts.answers import empty_images
 from benchmarks.gpu_check.parts.asking import DETECTIONS, Asked
 from benchmarks.gpu_check.parts.graphed import measure_trunk, trunk_of
 from benchmarks.gpu_check.parts.large import PICTURES
-from benchmarks.gpu_check.parts.photos import photos
 from benchmarks.gpu_check.parts.traced import Traced, host_operations, traced, waits_of
-from benchmarks.gpu_check.parts.training_speed import FULL, SHORT, one_step, photo_run
-from benchmarks.gpu_check.setting import CheckSetting, Clock, Keep, first_line, measured, say
+from benchmarks.gpu_check.parts.training_speed import FULL, SHORT, one_step, photo_run, photos_of
+from benchmarks.gpu_check.setting import CheckSetting, Clock, Keep, each, measured, say
 from benchmarks.tables import Part, shown, table
 from maskx_image import decode
 from model.checkpoint import load_network
+from training.train import batches
 
 Numbers = dict[str, Any]
 ROWS = 12
@@ -47,23 +47,23 @@ def measure(setting: CheckSetting, seconds: float, keep: Keep) -> Part:
     """The engine's batch first, then the eager network's places, then the training step."""
     clock = Clock(seconds)
     told = Told()
-    for name, work in (
-        ("one batch of the engine", engine_batch),
-        ("the trained network's batch", trained_batch),
-        ("the eager network", eager_places),
-        ("one training step", training_step),
-        ("a CUDA graph of the trunk", trunk_graph),
-    ):
-        if told.text and not clock.has(4):
-            told.text += f"\n{name}: no time was left.\n"
-            continue
+    works = {
+        "one batch of the engine": engine_batch,
+        "the trained network's batch": trained_batch,
+        "the eager network": eager_places,
+        "one training step": training_step,
+        "a CUDA graph of the trunk": trunk_graph,
+    }
+
+    def work(name: str) -> None:
         say(f"waits: {name}")
-        try:
-            work(setting, told)
-        except Exception as error:  # one of them must not cost the others
-            told.text += f"\n{name}: failed: {first_line(error)}\n"
-            told.numbers[name] = {"failed": first_line(error)}
-        keep(told.part())
+        works[name](setting, told)
+
+    def failed(name: str, why: str) -> None:
+        told.text += f"\n{name}: {why}\n"
+        told.numbers[name] = {"failed": why}
+
+    each(list(works), clock, 4, work, failed, lambda: keep(told.part()))
     return told.part()
 
 
@@ -88,12 +88,8 @@ def trained_batch(setting: CheckSetting, told: Told) -> None:
 def training_step(setting: CheckSetting, told: Told) -> None:
     """EfficientNet-Lite0 as in the part on the speed of training."""
     sizes = SHORT if setting.short else FULL
-    folder = Path(setting.folder) / f"photos-{sizes.height}"
-    data = photos(folder, sizes.images, height=sizes.height, width=sizes.width)
-    run, dataset = photo_run(setting, sizes, data)
+    run, dataset = photo_run(setting, sizes, photos_of(setting, sizes))
     run.begin("end_to_end")
-    from training.train import batches
-
     with closing(batches(run, dataset)) as coming:
         batch = next(coming)
         name = f"One training step, EfficientNet-Lite0, {sizes.batch} images, bfloat16"
@@ -103,9 +99,7 @@ def training_step(setting: CheckSetting, told: Told) -> None:
 def trunk_graph(setting: CheckSetting, told: Told) -> None:
     """Whether a CUDA graph of the trunk would gain at batch 1, for ResNet-50 and the trained network."""
     device = torch.device(setting.device)
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[
-        setting.best_first()[0]
-    ]
+    dtype: torch.dtype = getattr(torch, setting.best_first()[0])
     rows = []
     for name, path, height, width in (
         ("ResNet-50", setting.large / "maskx.pt", setting.min_size, setting.max_size),
@@ -157,15 +151,9 @@ def eager_places(setting: CheckSetting, told: Told) -> None:
     with torch.no_grad():
         run()
         found = waits_of(run) if setting.on_gpu else host_operations(run)
-    what = (
-        "waits"
-        if setting.on_gpu
-        else "operations that would wait on a GPU (nonzero, nms, indexing by bool, ...)"
-    )
-    told.text += (
-        f"\n**The eager network, {len(images)} images in one batch: {sum(found.values())} {what}**\n\n"
-    )
-    told.text += _places(found)
+    if_gpu = "operations that would wait on a GPU (nonzero, nms, indexing by bool, ...)"
+    count = f"{sum(found.values())} {'waits' if setting.on_gpu else if_gpu}"
+    told.text += f"\n**The eager network, {len(images)} images in one batch: {count}**\n\n{_places(found)}"
     told.numbers["eager"] = dict(found)
 
 

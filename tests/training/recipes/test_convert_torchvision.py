@@ -16,12 +16,17 @@ from torchvision.models.detection import MaskRCNN, maskrcnn_resnet50_fpn, maskrc
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
 from torchvision.models.detection.rpn import RPNHead
 
-from benchmarks.accuracy.torchvision_conversion import answer_of_converted, answer_of_peer, differences
-from benchmarks.speed.peer_training import conversion_overrides, drawn_set_peer
 from model.backbones.torchvision_state import EPSILON, has_old_names, with_epsilon, with_present_names
 from model.checkpoint import load_checkpoint, load_network
 from model.torchvision_weights import torchvision_config
 from tests.model.small_network import target
+from tests.training.recipes.torchvision_peer import (
+    answer_of_converted,
+    answer_of_peer,
+    conversion_overrides,
+    differences,
+    small_peer,
+)
 from training.recipes import convert_torchvision
 from training.recipes.convert_torchvision import HUB_NAMES, categories, convert, loaded, main
 
@@ -35,7 +40,7 @@ def peer(kind: str) -> tuple[MaskRCNN, list[str]]:
     """A network of torchvision with random weights that detects something, and what its weights do not show."""
     torch.manual_seed(0)
     if kind == "resnet18":
-        model, overrides = drawn_set_peer(len(NAMES), side=SIDE), conversion_overrides(SIDE)
+        model, overrides = small_peer(len(NAMES), side=SIDE), conversion_overrides(SIDE)
         model.transform.max_size = 96
     else:
         make: Callable[..., MaskRCNN] = maskrcnn_resnet50_fpn if kind == "v1" else maskrcnn_resnet50_fpn_v2
