@@ -45,13 +45,12 @@ from training.data.coco import CocoDataset, read_picture
 from training.drawn.shapes import ShapesConfig, write_shapes
 from training.evaluate.precision import (
     AveragePrecision,
-    GroundTruth,
     box_precision,
     coco_results,
-    load_ground_truth,
     mask_precision,
 )
 from training.evaluate.predictions import MAX_DETECTIONS, SCORE_THRESHOLD
+from training.evaluate.truth import GroundTruth, load_ground_truth
 from training.recipes.convert_torchvision import convert
 
 LEAST_BOX_AP = 0.3

@@ -1,12 +1,13 @@
-"""Any COCO-format set as images and targets (border 1); the masks of set B are never read (Sec. 3.1)."""
+"""Any COCO-format set as images and targets; the masks of set B are never read (Sec. 3.1)."""
 
 from __future__ import annotations
 
 import copy
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,20 +19,23 @@ from maskx_image import decode, read_header
 from model.classes import ClassTable
 from model.keypoints.layout import KeypointsConfig
 from model.targets import Target, mask_windows
-from training.data.annotations import Progress, Report, annotated_size_is_upright, read_annotations
+from training.config import TrainingConfig
+from training.data.annotations import Progress, annotated_size_is_upright, read_annotations
 from training.data.augment import augment
 from training.data.augment_config import AugmentConfig
+from training.data.findings import Report
 from training.data.masks import NO_MASK, draw_crop
 from training.data.packing import pack_annotations
 from training.data.sides import sides
 from training.data.splits import split_classes
+from training.progress import counted
 
 Sample = tuple[Tensor, Target]
 """Image uint8 [3, H, W] in RGB, and its target."""
 
 
 class CocoDataset(Dataset[Sample]):
-    """Images of a folder with the annotations of a COCO instances file, checked when made (see coco_checks).
+    """Images of a folder with the annotations of a COCO instances file, checked when made (`AnnotationFile`).
 
     Give either `mask_classes` (see `training.data.splits.split_classes`) or `classes`, the table of the set trained
     on, whose category ids and names must then hold here too. `report` tells what was found and what was
@@ -56,10 +60,7 @@ class CocoDataset(Dataset[Sample]):
         document = read_annotations(Path(annotations))
         if classes is None:
             assert mask_classes is not None
-            try:
-                classes = split_classes(document["categories"], mask_classes)
-            except ValueError as error:
-                raise ValueError(f"{annotations}: {error}") from error
+            classes = classes_of(document, mask_classes, annotations)
         self.classes: ClassTable = classes
         self.report: Report
         self._packed, self.report = pack_annotations(
@@ -166,11 +167,44 @@ class CocoDataset(Dataset[Sample]):
         return torch.zeros((0, 0), dtype=torch.uint8)
 
 
+def classes_of(document: Mapping[str, Any], mask_classes: str, source: str | Path) -> ClassTable:
+    """The classes of a parsed annotation file, with set A chosen by `mask_classes`; ValueError names `source`."""
+    try:
+        return split_classes(document["categories"], mask_classes)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+
+
+def look_at_validation_set(config: TrainingConfig, classes: ClassTable) -> None:
+    """Check the set that will judge a network of `classes` as one to train on, and print what it holds.
+
+    No mask of set B is read. Nothing happens where `data.val_annotations` is empty: there is no such set. ValueError
+    where it cannot be used.
+    """
+    if not config.data.val_annotations:
+        return
+    try:
+        found = CocoDataset(
+            config.data.val_images,
+            config.data.val_annotations,
+            classes=classes,
+            require_masks=False,
+            keypoints=config.model.keypoints,
+            progress=counted("checking validation images"),
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"the validation set: {error}\nSet data.val_images and data.val_annotations to one that fits, "
+            "or data.val_annotations to nothing"
+        ) from error
+    print(found.report)
+
+
 def read_picture(path: Path, *, width: int, height: int) -> NDArray[np.uint8]:
     """RGB pixels uint8 [height, width, 3] of the picture that annotations of this size were made on.
 
-    That is the upright image, or the stored pixels where only their size fits (see coco_checks). ValueError
-    naming the file where it is missing, broken or of another size.
+    That is the upright image, or the stored pixels where only their size fits (see `annotations`). ValueError naming
+    the file where it is missing, broken or of another size.
     """
     try:
         data = path.read_bytes()

@@ -20,10 +20,10 @@ from training.data.scales import cropped
 from training.drawn.figures import FiguresConfig, write_figures
 from training.drawn.figures import main as draw_set
 from training.drawn.figures_drawing import NAMES, draw
-from training.evaluate.keypoint_precision import keypoint_precision
 from training.evaluate.measure import judge, main, table
-from training.evaluate.precision import load_ground_truth
+from training.evaluate.precision import keypoint_precision
 from training.evaluate.predictions import Predictions
+from training.evaluate.truth import load_ground_truth
 from training.run_log import COLUMNS
 from training.train import train
 

@@ -22,8 +22,9 @@ from tests.training.data.coco_scene import (
     usual_scene,
 )
 from training.evaluate.measure import Results, evaluate_network, judge, percent, table
-from training.evaluate.precision import AveragePrecision, load_ground_truth
+from training.evaluate.precision import AveragePrecision
 from training.evaluate.predictions import predict
+from training.evaluate.truth import load_ground_truth
 
 
 def evaluated(tmp_path: Path, scene: Scene, network: KnowingNetwork | None = None, **options: Any) -> Results:
@@ -154,7 +155,7 @@ def test_missing_broken_and_wrongly_sized_images_are_left_out_and_counted(tmp_pa
     document["images"][2]["height"] += 1
     for annotation in document["annotations"]:
         if annotation["image_id"] == 3:
-            annotation["segmentation"]["size"][0] += 1
+            annotation["segmentation"] = [[2, 2, 40, 2, 40, 30, 2, 30]]
     annotations.write_text(json.dumps(document))
     results = evaluate_network(KnowingNetwork(scene), CLASSES, images, annotations)
     assert results.images == 2 and results.all.objects == 3
@@ -189,7 +190,7 @@ def test_annotations_with_other_classes_than_the_network_are_refused(tmp_path: P
     document = json.loads(annotations.read_text())
     document["categories"][1]["name"] = "wasp"
     annotations.write_text(json.dumps(document))
-    with pytest.raises(ValueError, match="category 5 is 'wasp'.*'bee'"):
+    with pytest.raises(ValueError, match="category 5 is called 'wasp'.*'bee'"):
         load_ground_truth(annotations, CLASSES)
 
 
