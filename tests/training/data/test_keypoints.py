@@ -14,9 +14,8 @@ from model.checkpoint import load_network
 from model.classes import ClassTable
 from model.keypoints.layout import KeypointsConfig
 from training.config import DEFAULT_CONFIG, load_config
-from training.data.augment import AugmentConfig, flip_horizontally
+from training.data.augment import AugmentConfig, cropped, flip_horizontally
 from training.data.coco import CocoDataset
-from training.data.scales import cropped
 from training.drawn.figures import FiguresConfig, write_figures
 from training.drawn.figures import main as draw_set
 from training.drawn.figures_drawing import NAMES, draw
