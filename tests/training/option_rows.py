@@ -7,6 +7,8 @@ file of word vectors. A new option needs a value in a row here, or its own test 
 BASE = [
     "data.train_images={shapes}/train",
     "data.train_annotations={shapes}/train.json",
+    "data.val_images={shapes}/val",
+    "data.val_annotations={shapes}/val.json",
     "data.mask_classes={shapes}/mask_classes.txt",
     "data.workers=0",
     "output.log_every=5",
@@ -44,6 +46,8 @@ CAM = ["model.box.head=conv", "model.mask.prior=cam"]
 FIGURES = [
     "data.train_images={figures}/train",
     "data.train_annotations={figures}/train.json",
+    "data.val_images={figures}/val",
+    "data.val_annotations={figures}/val.json",
     "data.mask_classes=all",
     "model.keypoints.width=8",
     "model.keypoints.convolutions=1",
@@ -123,7 +127,7 @@ ROWS: dict[str, list[str]] = {
         'model.keypoints.classes=["figure"]',
     ],
     "COCO's keypoints": [
-        *FIGURES, "data.train_annotations={figures}/coco.json", "model.keypoints.layout=coco",
+        *FIGURES, "data.train_annotations={figures}/coco.json", "data.val_annotations=", "model.keypoints.layout=coco",
         'model.keypoints.classes=["figure"]',
     ],
 }  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import os
 from collections.abc import Mapping, Sequence
@@ -51,6 +50,7 @@ class CocoDataset(Dataset[Sample]):
         classes: ClassTable | None = None,
         augment: AugmentConfig | None = None,
         require_masks: bool = True,
+        require_keypoints: bool = True,
         keypoints: KeypointsConfig | None = None,
         progress: Progress | None = None,
     ) -> None:
@@ -69,33 +69,13 @@ class CocoDataset(Dataset[Sample]):
             self._images_dir,
             source=str(annotations),
             require_masks=require_masks,
+            require_keypoints=require_keypoints,
             keypoints=keypoints,
             progress=progress,
         )
         self._mirrored = torch.tensor(() if keypoints is None else keypoints.mirrored, dtype=torch.int64)
         self._augment = augment
         self._sides = None if augment is None else sides(augment.swapped_classes, classes)
-
-    def with_classes(self, classes: ClassTable) -> CocoDataset:
-        """The same set, in the same memory, with classes of set A moved to B (`ClassTable.without_masks`).
-
-        These get no mask of the other side in a mirrored image either.
-
-        ValueError where `classes` is another list of classes or has masks that were never read.
-        """
-        if (classes.ids, classes.names) != (self.classes.ids, self.classes.names):
-            raise ValueError("with_classes needs a table of the same ids and names")
-        strangers = set(classes.set_a_labels()) - set(self.classes.set_a_labels())
-        if strangers:
-            names = ", ".join(classes.name_of_label(label) for label in sorted(strangers))
-            raise ValueError(f"masks of {names} were dropped when the set was loaded and cannot come back")
-        view = copy.copy(self)
-        view.classes = classes
-        if self._sides is not None:
-            view._sides = self._sides.holding_out(
-                [label for label in self.classes.set_a_labels() if label in classes.set_b_labels()]
-            )
-        return view
 
     def __len__(self) -> int:
         return len(self._packed.image_ids)
@@ -159,7 +139,7 @@ class CocoDataset(Dataset[Sample]):
         """The crop of object `i`; [0, 0] without a mask, or where no pixel of it lies in the window."""
         packed = self._packed
         kind = int(packed.mask_kinds[i])
-        if kind != NO_MASK and self.classes.has_mask[int(packed.labels[i]) - 1]:
+        if kind != NO_MASK:
             data = packed.mask_data[int(packed.mask_starts[i]) : int(packed.mask_ends[i])].tobytes()
             crop = draw_crop(kind, data, window, height, width)
             if crop.any():  # a sliver between pixel centres would teach the class an empty mask
@@ -189,6 +169,7 @@ def look_at_validation_set(config: TrainingConfig, classes: ClassTable) -> None:
             config.data.val_annotations,
             classes=classes,
             require_masks=False,
+            require_keypoints=False,
             keypoints=config.model.keypoints,
             progress=counted("checking validation images"),
         )

@@ -56,6 +56,7 @@ def pack_annotations(
     *,
     source: str,
     require_masks: bool = True,
+    require_keypoints: bool = True,
     keypoints: KeypointsConfig | None = None,
     progress: Progress | None = None,
 ) -> tuple[PackedAnnotations, Report]:
@@ -89,7 +90,7 @@ def pack_annotations(
     if require_masks and not report.objects_with_mask:
         wanted = ", ".join(classes.name_of_label(label) for label in classes.set_a_labels()[:8])
         raise ValueError(f"no object of a class with masks ({wanted}) has a mask that can be used.\n{report}")
-    if report.objects_with_keypoints == 0:
+    if require_keypoints and report.objects_with_keypoints == 0:
         raise ValueError(f"no object has a keypoint, and model.keypoints asks for some.\n{report}")
     return packed, report
 

@@ -108,31 +108,13 @@ def evaluate_network(
     annotations: Path,
     *,
     device: torch.device | str = "cpu",
-    batch_size: int = 8,
-    max_images: int | None = None,
-    score_threshold: float = SCORE_THRESHOLD,
-    precision: Precision = "float32",
 ) -> Results:
-    """Evaluate `network` on a COCO set; `classes` says which classes count as set A and B.
+    """Evaluate `network`, which lies on `device`, on a COCO set; `classes` says which classes count as set A and B.
 
-    At most 100 detections an image of at least `score_threshold` (0.05, as the paper's code) are judged.
-    The network must lie on `device`; with a precision other than float32 it runs under autocast.
-
-    Raises ValueError where the annotations cannot be used (see `load_ground_truth`) or no image can be
-    read.
+    Raises ValueError where the annotations cannot be used (see `load_ground_truth`) or no image can be read.
     """
-    truth = load_ground_truth(annotations, classes, images_dir, max_images=max_images)
-    predictions = predict(
-        network,
-        classes,
-        images_dir,
-        truth,
-        device=device,
-        batch_size=batch_size,
-        score_threshold=score_threshold,
-        precision=precision,
-    )
-    return judge(predictions, classes, score_threshold=score_threshold)
+    truth = load_ground_truth(annotations, classes, images_dir)
+    return judge(predict(network, classes, images_dir, truth, device=device), classes)
 
 
 def judge(

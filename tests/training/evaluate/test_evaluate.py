@@ -27,9 +27,9 @@ from training.evaluate.predictions import predict
 from training.evaluate.truth import load_ground_truth
 
 
-def evaluated(tmp_path: Path, scene: Scene, network: KnowingNetwork | None = None, **options: Any) -> Results:
+def evaluated(tmp_path: Path, scene: Scene, network: KnowingNetwork | None = None) -> Results:
     images, annotations = scene.write(tmp_path)
-    return evaluate_network(network or KnowingNetwork(scene), CLASSES, images, annotations, **options)
+    return evaluate_network(network or KnowingNetwork(scene), CLASSES, images, annotations)
 
 
 def test_a_perfect_predictor_scores_one_everywhere(tmp_path: Path) -> None:
@@ -338,25 +338,31 @@ def test_what_is_found_beside_the_annotated_objects_of_a_class_searched_in_part_
 def test_the_batch_size_changes_no_figure(tmp_path: Path) -> None:
     scene = usual_scene()
     images, annotations = scene.write(tmp_path)
+    truth = load_ground_truth(annotations, CLASSES)
     networks = [KnowingNetwork(scene, noise=1), KnowingNetwork(scene, noise=1)]
     one, three = (
-        evaluate_network(network, CLASSES, images, annotations, batch_size=size)
+        predict(network, CLASSES, images, truth, batch_size=size)
         for network, size in zip(networks, (1, 3), strict=True)
     )
-    assert one == three
+    assert judge(one, CLASSES) == judge(three, CLASSES)
     assert [count for _, count in networks[1].detection_calls] == [3, 2]
 
 
 def test_the_front_of_a_set_is_evaluated_alone_when_asked(tmp_path: Path) -> None:
-    results = evaluated(tmp_path, usual_scene(), max_images=2)
+    scene = usual_scene()
+    images, annotations = scene.write(tmp_path)
+    truth = load_ground_truth(annotations, CLASSES, max_images=2)
+    results = judge(predict(KnowingNetwork(scene), CLASSES, images, truth), CLASSES)
     assert results.images == 2 and results.all.objects == 6
 
 
 def test_the_score_threshold_reaches_the_network_and_the_results(tmp_path: Path) -> None:
     network = KnowingNetwork(usual_scene())
-    results = evaluated(tmp_path, network.scene, network, score_threshold=0.25, batch_size=5)
+    images, annotations = network.scene.write(tmp_path)
+    truth = load_ground_truth(annotations, CLASSES)
+    predictions = predict(network, CLASSES, images, truth, score_threshold=0.25, batch_size=5)
     assert network.detection_calls == [([0.25] * 5, 5)]
-    assert results.score_threshold == 0.25
+    assert judge(predictions, CLASSES, score_threshold=0.25).score_threshold == 0.25
 
 
 def test_results_survive_json(tmp_path: Path) -> None:
