@@ -64,8 +64,8 @@ def pack_annotations(
 
     The segmentation of an object is looked at only where its class is in set A of `classes`; those of set B
     and of crowd regions are not even taken out of their annotations. `source` names the file in messages.
-    Raises ValueError as `AnnotationFile` and where no object is left; a set without a mask is one only
-    while `require_masks`, and one without a keypoint where `keypoints` says which objects have.
+    Raises ValueError as `AnnotationFile`, and where no object is left, none has a mask (`require_masks`), or none has
+    a keypoint though `keypoints` says which objects have (`require_keypoints`).
     """
     file = AnnotationFile(document, classes, source)
     file.check_files(images_dir, progress)

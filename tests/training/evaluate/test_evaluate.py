@@ -1,6 +1,7 @@
 """Evaluation: average precision over sets A, B and all, and mask quality on ground-truth boxes."""
 
 import json
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ from tests.training.data.coco_scene import (
     usual_scene,
 )
 from training.evaluate.measure import Results, evaluate_network, judge, percent, table
-from training.evaluate.precision import AveragePrecision
 from training.evaluate.predictions import predict
 from training.evaluate.truth import load_ground_truth
 
@@ -83,22 +83,11 @@ def test_slices_of_one_evaluation_equal_cocoeval_restricted_to_the_group(tmp_pat
         evaluation.accumulate()
         evaluation.summarize()
         mine = group.box if kind == "bbox" else group.mask
-        assert [-1.0 if value is None else value for value in _in_order(mine)] == pytest.approx(
-            evaluation.stats[:6]
+        assert [-1.0 if value is None else value for value in astuple(mine)] == pytest.approx(
+            evaluation.stats[:9]
         )
         assert mine.ap is not None and 0 < mine.ap < 1 and mine.ap_medium != mine.ap_large
         assert mine.ap75 != mine.ap50
-
-
-def _in_order(precision: AveragePrecision) -> list[float | None]:
-    return [
-        precision.ap,
-        precision.ap50,
-        precision.ap75,
-        precision.ap_small,
-        precision.ap_medium,
-        precision.ap_large,
-    ]
 
 
 def test_a_false_mask_counts_in_the_size_range_of_its_area_and_not_of_its_box(tmp_path: Path) -> None:
