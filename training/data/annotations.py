@@ -248,13 +248,13 @@ class AnnotationFile:
         self.tally = Tally()
 
     def check_files(self, images_dir: Path, progress: Progress | None = None) -> None:
-        """Look at the headers of all images, and know the sizes of the pictures; see `check_image_files`."""
+        """Look at the headers of all images, and take the sizes of the pictures; see `check_image_files`."""
         self.sizes = check_image_files(
             self.names, self._stated, images_dir, self.tally, self.source, progress
         )
 
     def take_stated_sizes(self, images_dir: Path | None) -> None:
-        """Know the sizes of the pictures as the file states them; those of which it states none are looked at.
+        """Take the sizes of the pictures that the file states; images of which it states none are looked at.
 
         ValueError where one is no size of a picture, or not stated and not to be found in `images_dir`.
         """

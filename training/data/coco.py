@@ -175,8 +175,8 @@ def look_at_validation_set(config: TrainingConfig, classes: ClassTable) -> None:
         )
     except ValueError as error:
         raise ValueError(
-            f"the validation set: {error}\nSet data.val_images and data.val_annotations to one that fits, "
-            "or data.val_annotations to nothing"
+            f"the validation set: {error}\n(set data.val_images and data.val_annotations to one that fits, or "
+            "data.val_annotations to nothing)"
         ) from error
     print(found.report)
 
