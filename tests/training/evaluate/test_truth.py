@@ -15,7 +15,7 @@ from tests.training.data.coco_scene import CLASSES, HEIGHT, WIDTH, Scene, Thing,
 from training.data.coco import CocoDataset
 from training.evaluate.truth import GroundTruth, load_ground_truth
 
-Change = Callable[[dict[str, Any]], None]
+Change = Callable[[dict[str, Any]], Any]
 
 
 def changed(folder: Path, change: Change, scene: Scene | None = None) -> tuple[Path, Path]:
@@ -31,7 +31,7 @@ def of_first(**change: Any) -> Change:
 
 
 def of_all(**change: Any) -> Change:
-    return lambda document: [one.update(change) for one in document["annotations"]] and None
+    return lambda document: [one.update(change) for one in document["annotations"]]
 
 
 def of_image(**change: Any) -> Change:
