@@ -339,11 +339,16 @@ class AnnotationFile:
         return x0, y0, x1, y1
 
     def mask(
-        self, one: Annotated, *, missing: str = "class with masks, but no segmentation"
+        self,
+        one: Annotated,
+        *,
+        missing: str = "class with masks, but no segmentation",
+        outside_its_box: bool = False,
     ) -> tuple[int, bytes] | None:
         """Kind and packed form of an annotation's mask (`training.data.masks`); None, counted, where it cannot be used.
 
-        `missing`: as what is counted an annotation without a segmentation.
+        `missing`: as what is counted an annotation without a segmentation. `outside_its_box`: a mask that has nothing
+        in its box is kept and counted, as evaluation wants it: LVIS has some, and judges by them.
         """
         segmentation, where = one.entry.get("segmentation"), one.where
         if segmentation is None or segmentation == []:
@@ -356,7 +361,9 @@ class AnnotationFile:
             kind, data, extent, dropped = pack_segmentation(segmentation, height, width)
             if extent[0] >= box[2] or extent[1] >= box[3] or extent[2] <= box[0] or extent[3] <= box[1]:
                 message = f"a mask from {extent[:2]} to {extent[2:]}; expected it inside its box {box}"
-                raise SegmentationError("segmentation outside its box", message)
+                if not outside_its_box:
+                    raise SegmentationError("segmentation outside its box", message)
+                self.tally.add("segmentation outside its box", "kept", f"{where}: {message}")
         except SegmentationError as error:
             self.tally.add(error.kind, "kept without its mask", f"{where}: {error}")
             return None

@@ -116,8 +116,8 @@ def ground_truth(
 ) -> GroundTruth:
     """The annotations of a parsed COCO file, by the checks of training (`training.data.annotations`).
 
-    What cannot be used is left out, or has no mask, and is counted. An image that has `neg_category_ids` was searched
-    for some classes only (LVIS).
+    What cannot be used is left out, or has no mask, and is counted. A mask outside its box is kept. An image that has
+    `neg_category_ids` was searched for some classes only (LVIS).
 
     Args:
         document: see `read_annotations`.
@@ -161,7 +161,7 @@ def ground_truth(
 
 def _ground_object(one: Annotated, file: AnnotationFile) -> GroundObject:
     size = file.sizes[one.image]
-    packed = file.mask(one, missing="object without a segmentation")
+    packed = file.mask(one, missing="object without a segmentation", outside_its_box=True)
     mask = None if packed is None else encoded(*packed, *size)
     x0, y0, x1, y1 = one.box
     area, keypoints = one.entry.get("area"), one.entry.get("keypoints") or []
