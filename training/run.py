@@ -21,9 +21,9 @@ from model.masks.box_only import BoxOnly
 from model.network import MaskXRCNN
 from model.targets import Target
 from training.config import TrainingConfig, box_only_weights, to_dict
+from training.data.augment import scaled
 from training.data.colour import coloured
 from training.data.sampler import image_seed, step_seed
-from training.data.scales import scaled
 from training.distributed import ALONE, Group
 from training.gradients import Gradients
 from training.optimiser import build_optimiser, peak_rate, set_rate

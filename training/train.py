@@ -29,7 +29,7 @@ from training.config import (
     differing_keys,
     load_config,
 )
-from training.data.coco import CocoDataset
+from training.data.coco import CocoDataset, look_at_validation_set
 from training.data.reading import batches
 from training.data.sides import hint
 from training.distributed import Group, chosen_device, process_group, refuse_processes, started_together
@@ -70,6 +70,8 @@ def train(config: TrainingConfig, *, resume: bool = False, restart: bool = False
         require_images_for_all(config, group)
         with group.together():
             run, data = prepared(config, group, resume=resume, restart=restart)
+            if group.first and not run.finished:
+                look_at_validation_set(config, run.classes)
         group.require_same(run.common())
         if run.finished:
             return checkpoint_path(config)

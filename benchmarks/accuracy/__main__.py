@@ -32,13 +32,12 @@ from maskx_parameters import Parameters
 from model.classes import ClassTable
 from training.evaluate.precision import (
     AveragePrecision,
-    GroundTruth,
     box_precision,
     coco_results,
-    load_ground_truth,
     mask_precision,
 )
 from training.evaluate.predictions import MAX_DETECTIONS, SCORE_THRESHOLD
+from training.evaluate.truth import GroundTruth, load_ground_truth
 
 Decoding = Literal["whole", "draft", "enlarged whole", "enlarged draft", "enlarged torchvision"]
 """Every pixel decoded, or as the service decodes: a JPEG much larger than the network's input scaled down on the way.
@@ -137,7 +136,7 @@ def measure(
         raise ValueError(f"there is no {path}; export one first (make archive)")
     model = ServedModel(path, device, precision=precision)
     classes = class_table(model)
-    truth = load_ground_truth(annotations, classes, max_images=max_images)
+    truth = load_ground_truth(annotations, classes, images, max_images=max_images)
     results: list[dict[str, Any]] = []
     scaled_down = 0
     wishes = Parameters(score_threshold=SCORE_THRESHOLD, max_detections=MAX_DETECTIONS)

@@ -8,6 +8,8 @@ docs/training.md.
 BASE = [
     "data.train_images={shapes}/train",
     "data.train_annotations={shapes}/train.json",
+    "data.val_images={shapes}/val",
+    "data.val_annotations={shapes}/val.json",
     "data.mask_classes={shapes}/mask_classes.txt",
     "data.workers=0",
     "output.log_every=5",
@@ -45,6 +47,8 @@ CAM = ["model.box.head=conv", "model.mask.prior=cam"]
 FIGURES = [
     "data.train_images={figures}/train",
     "data.train_annotations={figures}/train.json",
+    "data.val_images={figures}/val",
+    "data.val_annotations={figures}/val.json",
     "data.mask_classes=all",
     "model.keypoints.width=8",
     "model.keypoints.convolutions=1",
@@ -124,7 +128,7 @@ ROWS: dict[str, list[str]] = {
         'model.keypoints.classes=["figure"]',
     ],
     "COCO's keypoints": [
-        *FIGURES, "data.train_annotations={figures}/coco.json", "model.keypoints.layout=coco",
+        *FIGURES, "data.train_annotations={figures}/coco.json", "data.val_annotations=", "model.keypoints.layout=coco",
         'model.keypoints.classes=["figure"]',
     ],
 }  # fmt: skip

@@ -89,3 +89,14 @@ def test_no_rate_is_told_where_the_first_report_is_the_last(capsys: pytest.Captu
 )
 def test_durations_carry_into_the_next_unit(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_the_rate_of_a_step_that_reports_by_callback_counts_from_its_first_report(
+    clock: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = counted("checking")
+    clock.now += 50  # the file before it
+    report(0, 8)
+    clock.now += 4
+    report(8, 8)
+    assert capsys.readouterr().err == "checking: 8/8 images (100 %), 2 images/s\n"

@@ -51,6 +51,8 @@ def tiny_changes(folder: Path, out: Path) -> list[str]:
     return [
         f"data.train_images={folder / 'images'}",
         f"data.train_annotations={folder / 'train.json'}",
+        f"data.val_images={folder / 'images'}",
+        f"data.val_annotations={folder / 'train.json'}",
         "data.mask_classes=brick,tile",
         "data.workers=0",
         f"output.dir={out}",

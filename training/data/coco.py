@@ -1,12 +1,12 @@
-"""Any COCO-format set as images and targets (border 1); the masks of set B are never read (Sec. 3.1)."""
+"""Any COCO-format set as images and targets; the masks of set B are never read (Sec. 3.1)."""
 
 from __future__ import annotations
 
-import copy
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,20 +18,23 @@ from maskx_image import decode, read_header
 from model.classes import ClassTable
 from model.keypoints.layout import KeypointsConfig
 from model.targets import Target, mask_windows
-from training.data.annotations import Progress, Report, annotated_size_is_upright, read_annotations
+from training.config import TrainingConfig
+from training.data.annotations import Progress, annotated_size_is_upright, read_annotations
 from training.data.augment import augment
 from training.data.augment_config import AugmentConfig
+from training.data.findings import Report
 from training.data.masks import NO_MASK, draw_crop
 from training.data.packing import pack_annotations
 from training.data.sides import sides
 from training.data.splits import split_classes
+from training.progress import counted
 
 Sample = tuple[Tensor, Target]
 """Image uint8 [3, H, W] in RGB, and its target."""
 
 
 class CocoDataset(Dataset[Sample]):
-    """Images of a folder with the annotations of a COCO instances file, checked when made (see coco_checks).
+    """Images of a folder with the annotations of a COCO instances file, checked when made (`AnnotationFile`).
 
     Give either `mask_classes` (see `training.data.splits.split_classes`) or `classes`, the table of the set trained
     on, whose category ids and names must then hold here too. `report` tells what was found and what was
@@ -47,6 +50,7 @@ class CocoDataset(Dataset[Sample]):
         classes: ClassTable | None = None,
         augment: AugmentConfig | None = None,
         require_masks: bool = True,
+        require_keypoints: bool = True,
         keypoints: KeypointsConfig | None = None,
         progress: Progress | None = None,
     ) -> None:
@@ -56,10 +60,7 @@ class CocoDataset(Dataset[Sample]):
         document = read_annotations(Path(annotations))
         if classes is None:
             assert mask_classes is not None
-            try:
-                classes = split_classes(document["categories"], mask_classes)
-            except ValueError as error:
-                raise ValueError(f"{annotations}: {error}") from error
+            classes = classes_of(document, mask_classes, annotations)
         self.classes: ClassTable = classes
         self.report: Report
         self._packed, self.report = pack_annotations(
@@ -68,33 +69,13 @@ class CocoDataset(Dataset[Sample]):
             self._images_dir,
             source=str(annotations),
             require_masks=require_masks,
+            require_keypoints=require_keypoints,
             keypoints=keypoints,
             progress=progress,
         )
         self._mirrored = torch.tensor(() if keypoints is None else keypoints.mirrored, dtype=torch.int64)
         self._augment = augment
         self._sides = None if augment is None else sides(augment.swapped_classes, classes)
-
-    def with_classes(self, classes: ClassTable) -> CocoDataset:
-        """The same set, in the same memory, with classes of set A moved to B (`ClassTable.without_masks`).
-
-        These get no mask of the other side in a mirrored image either.
-
-        ValueError where `classes` is another list of classes or has masks that were never read.
-        """
-        if (classes.ids, classes.names) != (self.classes.ids, self.classes.names):
-            raise ValueError("with_classes needs a table of the same ids and names")
-        strangers = set(classes.set_a_labels()) - set(self.classes.set_a_labels())
-        if strangers:
-            names = ", ".join(classes.name_of_label(label) for label in sorted(strangers))
-            raise ValueError(f"masks of {names} were dropped when the set was loaded and cannot come back")
-        view = copy.copy(self)
-        view.classes = classes
-        if self._sides is not None:
-            view._sides = self._sides.holding_out(
-                [label for label in self.classes.set_a_labels() if label in classes.set_b_labels()]
-            )
-        return view
 
     def __len__(self) -> int:
         return len(self._packed.image_ids)
@@ -158,7 +139,7 @@ class CocoDataset(Dataset[Sample]):
         """The crop of object `i`; [0, 0] without a mask, or where no pixel of it lies in the window."""
         packed = self._packed
         kind = int(packed.mask_kinds[i])
-        if kind != NO_MASK and self.classes.has_mask[int(packed.labels[i]) - 1]:
+        if kind != NO_MASK:
             data = packed.mask_data[int(packed.mask_starts[i]) : int(packed.mask_ends[i])].tobytes()
             crop = draw_crop(kind, data, window, height, width)
             if crop.any():  # a sliver between pixel centres would teach the class an empty mask
@@ -166,11 +147,45 @@ class CocoDataset(Dataset[Sample]):
         return torch.zeros((0, 0), dtype=torch.uint8)
 
 
+def classes_of(document: Mapping[str, Any], mask_classes: str, source: str | Path) -> ClassTable:
+    """The classes of a parsed annotation file, with set A chosen by `mask_classes`; ValueError names `source`."""
+    try:
+        return split_classes(document["categories"], mask_classes)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+
+
+def look_at_validation_set(config: TrainingConfig, classes: ClassTable) -> None:
+    """Check the set that will judge a network of `classes` as one to train on, and print what it holds.
+
+    No mask of set B is read. Nothing happens where `data.val_annotations` is empty: there is no such set. ValueError
+    where it cannot be used.
+    """
+    if not config.data.val_annotations:
+        return
+    try:
+        found = CocoDataset(
+            config.data.val_images,
+            config.data.val_annotations,
+            classes=classes,
+            require_masks=False,
+            require_keypoints=False,
+            keypoints=config.model.keypoints,
+            progress=counted("checking validation images"),
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"the validation set: {error}\n(set data.val_images and data.val_annotations to one that fits, or "
+            "data.val_annotations to nothing)"
+        ) from error
+    print(found.report)
+
+
 def read_picture(path: Path, *, width: int, height: int) -> NDArray[np.uint8]:
     """RGB pixels uint8 [height, width, 3] of the picture that annotations of this size were made on.
 
-    That is the upright image, or the stored pixels where only their size fits (see coco_checks). ValueError
-    naming the file where it is missing, broken or of another size.
+    That is the upright image, or the stored pixels where only their size fits (see `annotations`). ValueError naming
+    the file where it is missing, broken or of another size.
     """
     try:
         data = path.read_bytes()

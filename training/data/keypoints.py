@@ -18,7 +18,7 @@ from torch import Tensor
 from model.classes import ClassTable
 from model.keypoints.layout import KeypointsConfig, keypoint_labels
 from model.targets import Target
-from training.data.annotations import Tally, refuse
+from training.data.findings import Tally, refuse
 
 PIXEL_CENTRE = 0.5
 _FARTHEST = 1e6
@@ -82,7 +82,7 @@ class KeypointRows:
         if label not in self._labels or annotation.get("keypoints") is None:
             return
         values = annotation["keypoints"]
-        if not _can_be_read(values, self.count):
+        if not can_be_read(values, self.count):
             words = f"{where}: {values!r:.100}; expected {self.count} times x, y and visibility 0, 1 or 2"
             tally.add("keypoints that cannot be read", "kept without its keypoints", words)
         elif any(values[2::3]):
@@ -99,7 +99,8 @@ class KeypointRows:
         return PackedKeypoints(rows=rows[order], values=values)
 
 
-def _can_be_read(values: Any, count: int) -> bool:
+def can_be_read(values: Any, count: int) -> bool:
+    """Whether `values` are x, y and visibility of `count` keypoints."""
     if not isinstance(values, list) or len(values) != 3 * count:
         return False
     if not all(type(v) in (int, float) and -_FARTHEST < v < _FARTHEST for v in values):

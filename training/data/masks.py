@@ -66,6 +66,15 @@ def draw_crop(kind: int, data: bytes, window: Sequence[int], height: int, width:
     return np.ascontiguousarray(columns[:, y0:y1].T)
 
 
+def encoded(kind: int, data: bytes, height: int, width: int) -> dict[str, Any]:
+    """A packed mask as pycocotools has it: {"size": [height, width], "counts": compressed bytes}."""
+    assert kind in (POLYGONS, RUNS), kind
+    if kind == POLYGONS:
+        return _merged(data, height, width)
+    runs = {"size": [height, width], "counts": np.frombuffer(data, np.uint32).tolist()}
+    return dict(mask_utils.frPyObjects(runs, height, width))
+
+
 def parse_counts(text: str | bytes) -> NDArray[np.int64]:
     """Run lengths of COCO's compressed `counts`: 5 bits to a character, differences from the fourth run on.
 
@@ -179,9 +188,13 @@ def _pack_polygons(polygons: list[Any], height: int, width: int) -> tuple[bytes,
 
 
 def _runs_of_polygons(data: bytes, height: int, width: int) -> NDArray[np.int64]:
+    return parse_counts(_merged(data, height, width)["counts"])
+
+
+def _merged(data: bytes, height: int, width: int) -> dict[str, Any]:
+    """The union of packed polygons, as pycocotools draws them."""
     values = np.frombuffer(data, np.float64)
     count = int(values[0])
     starts = np.cumsum([1 + count, *values[1 : 1 + count]]).astype(int)
     polygons = [values[a:b].tolist() for a, b in pairwise(starts)]
-    merged = mask_utils.merge(mask_utils.frPyObjects(polygons, height, width))
-    return parse_counts(merged["counts"])
+    return dict(mask_utils.merge(mask_utils.frPyObjects(polygons, height, width)))

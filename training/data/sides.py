@@ -32,26 +32,14 @@ class Sides:
     """Which class an object has in a mirrored image.
 
     A mask follows its object: an object of set A whose class is of set B in the mirrored image brings that class its
-    mask. Where that must not be, as where classes are held out to see what T makes of them, they are `held_out`.
+    mask.
     """
 
     labels: Tensor  # int64 [C+1]; most classes stay what they are
-    held_out: Tensor  # bool [C+1], classes whose objects must never have a mask
 
     def mirrored(self, target: Target) -> Target:
         """A target that is mirrored already, with the labels of its objects changed."""
-        labels = self.labels[target["labels"]]
-        lost = target["has_mask"] & self.held_out[labels]
-        masks = target["masks"]
-        if bool(lost.any()):
-            masks = [m.new_zeros((0, 0)) if gone else m for m, gone in zip(masks, lost.tolist(), strict=True)]
-        return {**target, "labels": labels, "has_mask": target["has_mask"] & ~lost, "masks": masks}
-
-    def holding_out(self, labels: Sequence[int]) -> Sides:
-        """The same, with these labels held out."""
-        held_out = self.held_out.clone()
-        held_out[list(labels)] = True
-        return Sides(labels=self.labels, held_out=held_out)
+        return {**target, "labels": self.labels[target["labels"]]}
 
 
 def sides(pairs: Pairs, classes: ClassTable) -> Sides | None:
@@ -69,7 +57,7 @@ def sides(pairs: Pairs, classes: ClassTable) -> Sides | None:
         except ValueError as error:
             raise ValueError(f"augment.swapped_classes: {error}") from error
         labels[one], labels[other] = other, one
-    return Sides(labels=labels, held_out=torch.zeros(len(labels), dtype=torch.bool))
+    return Sides(labels=labels)
 
 
 def suggested_pairs(names: Sequence[str]) -> list[tuple[str, str]]:

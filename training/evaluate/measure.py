@@ -25,13 +25,12 @@ from model.keypoints.layout import KeypointsConfig
 from training.data.sides import sides
 from training.data.splits import split_classes
 from training.distributed import FailedElsewhere, Group, chosen_device, process_group
-from training.evaluate.keypoint_precision import KeypointPrecision, keypoint_precision
 from training.evaluate.precision import (
     AveragePrecision,
-    GroundTruth,
+    KeypointPrecision,
     PrecisionTable,
     box_precision,
-    load_ground_truth,
+    keypoint_precision,
     mask_precision,
     with_filled_boxes,
 )
@@ -43,9 +42,10 @@ from training.evaluate.predictions import (
     Predictions,
     listed,
     predict,
+    predict_together,
 )
-from training.evaluate.shared_predictions import predict_together
 from training.evaluate.sheet import write_sheet
+from training.evaluate.truth import GroundTruth, load_ground_truth
 from training.evaluate.views import Views, add_view_options, views_of
 
 
@@ -108,31 +108,13 @@ def evaluate_network(
     annotations: Path,
     *,
     device: torch.device | str = "cpu",
-    batch_size: int = 8,
-    max_images: int | None = None,
-    score_threshold: float = SCORE_THRESHOLD,
-    precision: Precision = "float32",
 ) -> Results:
-    """Evaluate `network` on a COCO set; `classes` says which classes count as set A and B.
+    """Evaluate `network`, which lies on `device`, on a COCO set; `classes` says which classes count as set A and B.
 
-    At most 100 detections an image of at least `score_threshold` (0.05, as the paper's code) are judged.
-    The network must lie on `device`; with a precision other than float32 it runs under autocast.
-
-    Raises ValueError where the annotations cannot be used (see `load_ground_truth`) or no image can be
-    read.
+    Raises ValueError where the annotations cannot be used (see `load_ground_truth`) or no image can be read.
     """
-    truth = load_ground_truth(annotations, classes, max_images=max_images)
-    predictions = predict(
-        network,
-        classes,
-        images_dir,
-        truth,
-        device=device,
-        batch_size=batch_size,
-        score_threshold=score_threshold,
-        precision=precision,
-    )
-    return judge(predictions, classes, score_threshold=score_threshold)
+    truth = load_ground_truth(annotations, classes, images_dir)
+    return judge(predict(network, classes, images_dir, truth, device=device), classes)
 
 
 def judge(
@@ -343,6 +325,8 @@ def _evaluate_checkpoint(options: argparse.Namespace, group: Group) -> None:
         data = contents["training_config"]["data"]
         images_dir = options.images or Path(data["val_images"])
         annotations = options.annotations or Path(data["val_annotations"])
+        if options.annotations is None and not data["val_annotations"]:
+            raise ValueError(f"{options.checkpoint} has no validation set; give --images and --annotations")
         if options.mask_classes is not None:
             categories = [{"id": i, "name": name} for i, name in zip(classes.ids, classes.names, strict=True)]
             classes = split_classes(categories, options.mask_classes)
@@ -352,7 +336,7 @@ def _evaluate_checkpoint(options: argparse.Namespace, group: Group) -> None:
         swapped = sides(pairs, classes)
         of_sides = None if swapped is None else swapped.labels
         evaluable: Evaluable = Views(network, views, of_sides) if views.used else network
-        truth = load_ground_truth(annotations, classes, max_images=options.max_images)
+        truth = load_ground_truth(annotations, classes, images_dir, max_images=options.max_images)
 
     def predict_some(truth: GroundTruth) -> Predictions:
         return predict(
@@ -387,4 +371,6 @@ def _evaluate_checkpoint(options: argparse.Namespace, group: Group) -> None:
         score_threshold=options.sheet_threshold,
     )
     print(table(results))
+    for finding in truth.findings:
+        print(f"  {finding}")
     print(f"{options.out / 'results.json'} and {options.out / 'sheet.png'} written")

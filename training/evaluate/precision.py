@@ -1,5 +1,5 @@
 """Detections and ground truth as pycocotools wants them, and average precision sliced by class (sets A and
-B, Sec. 4).
+B, Sec. 4); that of keypoints has object keypoint similarity in the place of IoU.
 
 The numbers over the classes of set A, of set B and over all of them are those that `COCOeval.params.catIds`
 gives; they are read from one evaluation, because the precision array keeps every class apart.
@@ -8,11 +8,8 @@ gives; they are read from one evaluation, because the precision array keeps ever
 import contextlib
 import io
 import itertools
-import json
-from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,71 +20,9 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
 from model.classes import ClassTable
-from training.data.keypoints import coco_keypoints
-
-RunLengths = dict[str, Any]
-"""One mask as pycocotools has it: {"size": [height, width], "counts": bytes}."""
-
-SIZE_RANGES = ("all", "small", "medium", "large")
-
-
-@dataclass(frozen=True, kw_only=True)
-class GroundObject:
-    """One annotated object: box XYXY in pixels and clipped to the image; mask None where none can be read.
-
-    `area`, by which COCO sorts objects into size ranges, is the annotation's own; where it has none, that
-    of the mask, else of the box.
-    """
-
-    category_id: int
-    box: tuple[float, float, float, float]
-    mask: RunLengths | None
-    area: float
-    crowd: bool
-    keypoints: tuple[float, ...] = ()
-    """x, y and visibility of each, as COCO has them; empty where there are none."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Searched:
-    """The classes an image of a federated data set was searched for (LVIS, Gupta et al., 2019)."""
-
-    classes: frozenset[int]
-    """Category ids: those of its objects, and those of which it has none (`neg_category_ids`)."""
-    in_part: frozenset[int]
-    """Category ids of which not every object is annotated (`not_exhaustive_category_ids`)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class GroundTruth:
-    """The annotations of a set of images, masks of set B included: only evaluation may read those."""
-
-    image_ids: tuple[int, ...]
-    file_names: dict[int, str]
-    sizes: dict[int, tuple[int, int]]
-    """(height, width) as the annotation file states them."""
-    objects: dict[int, tuple[GroundObject, ...]]
-    skipped: dict[str, int]
-    """What could not be used, with counts."""
-    searched: dict[int, Searched] = field(default_factory=dict)
-    """Of the images of a federated data set; the others were searched for every class."""
-
-    def judged(self, result: Mapping[str, Any]) -> bool:
-        """Whether a detection counts: anyone looked whether its image has an object of its class."""
-        searched = self.searched.get(result["image_id"])
-        return searched is None or result["category_id"] in searched.classes
-
-    def only(self, image_ids: Collection[int]) -> "GroundTruth":
-        """The same ground truth of fewer images."""
-        kept = tuple(image_id for image_id in self.image_ids if image_id in image_ids)
-        return GroundTruth(
-            image_ids=kept,
-            file_names={image_id: self.file_names[image_id] for image_id in kept},
-            sizes={image_id: self.sizes[image_id] for image_id in kept},
-            objects={image_id: self.objects[image_id] for image_id in kept},
-            skipped=self.skipped,
-            searched={image_id: self.searched[image_id] for image_id in kept if image_id in self.searched},
-        )
+from model.keypoints.layout import KeypointsConfig, keypoint_labels
+from training.data.keypoints import coco_keypoints, labelled
+from training.evaluate.truth import GroundObject, GroundTruth, RunLengths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,15 +40,39 @@ class AveragePrecision:
     ap_small: float | None
     ap_medium: float | None
     ap_large: float | None
+    ar_1: float | None = None
+    """Average recall: the mean over IoU .50 to .95 of the share of objects that are found, by the surest detection of
+    a class in an image; `ar_10` and `ar_100` by so many."""
+    ar_10: float | None = None
+    ar_100: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeypointPrecision:
+    """Over the classes with keypoints, in [0, 1], at most 20 detections an image; None where nothing is to be found.
+
+    `ap` is the mean over similarities .50 to .95. Medium objects have 32^2 to 96^2 pixels, large ones more.
+    """
+
+    objects: int
+    """With at least one labelled keypoint, no crowds."""
+    ap: float | None
+    ap50: float | None
+    ap75: float | None
+    ap_medium: float | None
+    ap_large: float | None
 
 
 @dataclass(frozen=True)
 class PrecisionTable:
-    """COCOeval's precision array, float64 [IoU threshold, recall, class, size range], -1 where nothing is
-    to be found.
+    """COCOeval's arrays, -1 where nothing is to be found.
+
+    precision: float64 [IoU threshold, recall, class, size range], at 100 detections an image
+    recall: float64 [IoU threshold, class, size range, detections an image (1, 10, 100)]
     """
 
     precision: NDArray[np.float64]
+    recall: NDArray[np.float64]
     category_ids: tuple[int, ...]
 
     def over(self, category_ids: Collection[int]) -> AveragePrecision:
@@ -127,6 +86,9 @@ class PrecisionTable:
             ap_small=_mean(chosen[:, :, :, 1]),
             ap_medium=_mean(chosen[:, :, :, 2]),
             ap_large=_mean(chosen[:, :, :, 3]),
+            ar_1=_mean(self.recall[:, columns, 0, 0]),
+            ar_10=_mean(self.recall[:, columns, 0, 1]),
+            ar_100=_mean(self.recall[:, columns, 0, 2]),
         )
 
 
@@ -140,122 +102,6 @@ def _quiet() -> Iterator[None]:
     """pycocotools prints its progress; callers of this module have their own."""
     with contextlib.redirect_stdout(io.StringIO()):
         yield
-
-
-def load_ground_truth(
-    annotations: Path,
-    classes: ClassTable,
-    *,
-    only_categories: Collection[int] | None = None,
-    max_images: int | None = None,
-) -> GroundTruth:
-    """Read a COCO annotation file for evaluation.
-
-    Objects without area or wholly outside their image are left out, and a mask that cannot be read is None;
-    both are counted in `skipped`. An image that has `neg_category_ids` was searched for some classes only (LVIS).
-    With `only_categories`, objects of other classes are left out unread.
-    `max_images` takes that many images from the front of the list sorted by id.
-
-    Raises ValueError where the file is no COCO file, where its classes are not those of `classes`, and
-    where no image is left.
-    """
-    try:
-        with _quiet():
-            coco = COCO(str(annotations))
-        categories = {int(category["id"]): str(category["name"]) for category in coco.dataset["categories"]}
-        image_ids = sorted(int(image_id) for image_id in coco.imgs)
-    except (OSError, json.JSONDecodeError, KeyError, TypeError, AssertionError) as error:
-        raise ValueError(
-            f"{annotations} cannot be read as COCO annotations ({type(error).__name__}: {error}); expected a JSON file "
-            'with "images", "annotations" and "categories"'
-        ) from error
-    if not image_ids:
-        raise ValueError(f"{annotations} lists no image; evaluation needs at least one")
-    known = dict(zip(classes.ids, classes.names, strict=True))
-    for category_id, name in categories.items():
-        if known.get(category_id) != name and (category_id in known or coco.catToImgs[category_id]):
-            raise ValueError(
-                f"{annotations}: category {category_id} is {name!r}, but the network was trained with "
-                f"{known.get(category_id, 'no such class')!r} there; evaluate with the categories it was trained with"
-            )
-
-    image_ids = image_ids[:max_images]
-    skipped: Counter[str] = Counter()
-    objects: dict[int, tuple[GroundObject, ...]] = {}
-    sizes: dict[int, tuple[int, int]] = {}
-    for image_id in image_ids:
-        record = coco.imgs[image_id]
-        sizes[image_id] = (int(record["height"]), int(record["width"]))
-        found = []
-        for annotation in coco.imgToAnns.get(image_id, []):
-            if only_categories is None or annotation["category_id"] in only_categories:
-                found.append(_ground_object(annotation, *sizes[image_id], skipped))
-        objects[image_id] = tuple(one for one in found if one is not None)
-    return GroundTruth(
-        image_ids=tuple(image_ids),
-        file_names={image_id: str(coco.imgs[image_id]["file_name"]) for image_id in image_ids},
-        sizes=sizes,
-        objects=objects,
-        skipped=dict(skipped),
-        searched={
-            image_id: _searched(record, objects[image_id])
-            for image_id in image_ids
-            if (record := coco.imgs[image_id]).get("neg_category_ids") is not None
-        },
-    )
-
-
-def _searched(image: Mapping[str, Any], objects: Sequence[GroundObject]) -> Searched:
-    return Searched(
-        classes=frozenset(image["neg_category_ids"]) | {one.category_id for one in objects},
-        in_part=frozenset(image.get("not_exhaustive_category_ids") or ()),
-    )
-
-
-def _ground_object(
-    annotation: dict[str, Any], height: int, width: int, skipped: Counter[str]
-) -> GroundObject | None:
-    x, y, w, h = (float(value) for value in annotation["bbox"])
-    box = (max(x, 0.0), max(y, 0.0), min(x + w, float(width)), min(y + h, float(height)))
-    if not (box[2] > box[0] and box[3] > box[1]):
-        skipped["objects without area inside their image"] += 1
-        return None
-    mask = _read_mask(annotation.get("segmentation"), height, width)
-    if mask is None:
-        skipped["objects without a readable mask"] += 1
-    area = annotation.get("area")
-    if area is None:
-        area = (box[2] - box[0]) * (box[3] - box[1]) if mask is None else mask_utils.area(mask)
-    return GroundObject(
-        category_id=int(annotation["category_id"]),
-        box=box,
-        mask=mask,
-        area=float(area),
-        crowd=bool(annotation.get("iscrowd", 0)),
-        keypoints=tuple(annotation.get("keypoints") or ()),
-    )
-
-
-def _read_mask(segmentation: Any, height: int, width: int) -> RunLengths | None:
-    """A segmentation (polygons, run lengths compressed or not) as run lengths; None where it is none or
-    does not fit.
-    """
-    if isinstance(segmentation, dict):
-        counts = segmentation.get("counts")
-        if list(segmentation.get("size", ())) != [height, width]:
-            return None
-        if isinstance(counts, str | bytes):
-            return {"size": [height, width], "counts": counts.encode() if isinstance(counts, str) else counts}
-        if not isinstance(counts, list) or sum(counts) != height * width:
-            return None
-        return one_mask(segmentation, height, width)
-    if not isinstance(segmentation, list) or not segmentation:
-        return None
-    if not all(
-        isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in segmentation
-    ):
-        return None
-    return dict(mask_utils.merge(mask_utils.frPyObjects(segmentation, height, width)))
 
 
 def one_mask(uncompressed: RunLengths, height: int, width: int) -> RunLengths:
@@ -378,7 +224,70 @@ def _precision(
         evaluation.evaluate()
         evaluation.accumulate()
     # [IoU threshold, recall, class, size range, detections an image]: the last is the 100 of COCO's main figures.
-    return PrecisionTable(evaluation.eval["precision"][..., -1], tuple(evaluation.params.catIds))
+    return PrecisionTable(
+        evaluation.eval["precision"][..., -1], evaluation.eval["recall"], tuple(evaluation.params.catIds)
+    )
+
+
+def keypoint_precision(
+    truth: GroundTruth, results: Sequence[dict[str, Any]], classes: ClassTable, config: KeypointsConfig
+) -> KeypointPrecision:
+    """Keypoint average precision of COCO results, with the sigmas of `config`.
+
+    Objects without labelled keypoints, and crowds, are neither to be found nor wrong to be found, as in COCO.
+    """
+    count = len(config.all_names)
+    ids = {classes.id_of_label(label) for label in keypoint_labels(config, classes)}
+    annotations = [
+        _keypoint_annotation(image_id, one, count)
+        for image_id in truth.image_ids
+        for one in truth.objects[image_id]
+        if one.category_id in ids
+    ]
+    found = [
+        _keypoint_detection(result)
+        for result in results
+        if result["category_id"] in ids and "keypoints" in result
+    ]
+    with _quiet():
+        evaluation = COCOeval(
+            indexed(truth, annotations, classes), indexed(truth, found, classes), "keypoints"
+        )
+        evaluation.params.kpt_oks_sigmas = np.array(config.all_sigmas)
+        evaluation.params.catIds = sorted(ids)
+        evaluation.evaluate()
+        evaluation.accumulate()
+    precision: NDArray[np.float64] = evaluation.eval["precision"][
+        ..., -1
+    ]  # similarity, recall, class, size range
+    return KeypointPrecision(
+        objects=sum(one["num_keypoints"] > 0 and not one["iscrowd"] for one in annotations),
+        ap=_mean(precision[:, :, :, 0]),
+        ap50=_mean(precision[0, :, :, 0]),
+        ap75=_mean(precision[5, :, :, 0]),
+        ap_medium=_mean(precision[:, :, :, 1]),
+        ap_large=_mean(precision[:, :, :, 2]),
+    )
+
+
+def _keypoint_annotation(image_id: int, one: GroundObject, count: int) -> dict[str, Any]:
+    keypoints = list(one.keypoints) if len(one.keypoints) == 3 * count else [0] * (3 * count)
+    return {
+        "image_id": image_id,
+        "category_id": one.category_id,
+        "bbox": [one.box[0], one.box[1], one.box[2] - one.box[0], one.box[3] - one.box[1]],
+        "area": one.area,
+        "iscrowd": int(one.crowd),
+        "keypoints": keypoints,
+        "num_keypoints": labelled(keypoints),
+    }
+
+
+def _keypoint_detection(result: dict[str, Any]) -> dict[str, Any]:
+    """The detection with the area that COCO gives it: of the box around its keypoints."""
+    x, y = result["keypoints"][0::3], result["keypoints"][1::3]
+    kept = {key: result[key] for key in ("image_id", "category_id", "score", "keypoints")}
+    return kept | {"area": (max(x) - min(x)) * (max(y) - min(y)), "iscrowd": 0}
 
 
 def _searched_in_part(truth: GroundTruth) -> Iterator[dict[str, Any]]:

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from maskx_draw import LEGEND, draw_detections
 from model.classes import ClassTable
 from training.data.coco import read_picture
-from training.evaluate.precision import GroundTruth
+from training.evaluate.truth import GroundTruth
 
 CELL = 384
 """Longer side of one picture on the sheet, in pixels."""

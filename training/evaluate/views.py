@@ -81,6 +81,7 @@ class Views:
                 step=own.step,
                 mean=own.mean.flatten().tolist(),
                 std=own.std.flatten().tolist(),
+                round_down=own.round_down,
             ).to(own.mean.device)
             scaled.append(served)
         return ViewsInference(scaled, self.config, self.swapped)

@@ -18,8 +18,8 @@ from training.data.annotations import read_annotations
 from training.data.reading import batches
 from training.distributed import ALONE
 from training.drawn.shapes import ShapesConfig, write_shapes
-from training.evaluate.precision import load_ground_truth
 from training.evaluate.predictions import predict
+from training.evaluate.truth import load_ground_truth
 from training.experiments.grid import Cell, DrawingConfig, drawn_data, stage_wise
 from training.experiments.variants import detector_alone, detector_digest, digest
 from training.schedule import STAGES
@@ -195,7 +195,7 @@ def _time_steps(config: TrainingConfig, folder: Path, *, drawn: DrawingConfig | 
             counted = seconds[1:] or seconds
             training += sum(counted) / len(counted) * steps
     start = time.monotonic()
-    truth = load_ground_truth(Path(config.data.val_annotations), run.classes)
+    truth = load_ground_truth(Path(config.data.val_annotations), run.classes, Path(config.data.val_images))
     predict(run.network.eval(), run.classes, Path(config.data.val_images), truth, device=run.device)
     each = (time.monotonic() - start) / len(truth.image_ids)
     return Timed(training=training, evaluation=each * of_all)

@@ -22,8 +22,8 @@ from model.dataclass_io import to_plain
 from training.config import TrainingConfig, changed, config_from_dict
 from training.distributed import chosen_device, refuse_processes
 from training.evaluate.measure import aligned, percent
-from training.evaluate.precision import GroundTruth, load_ground_truth
 from training.evaluate.predictions import predict
+from training.evaluate.truth import GroundTruth, load_ground_truth
 from training.experiments.transfer_form import hold_out_groups
 from training.experiments.variants import (
     Train,
@@ -108,6 +108,7 @@ def calibrate(
     truth = load_ground_truth(
         Path(config.data.val_annotations),
         classes,
+        Path(config.data.val_images),
         max_images=max_images,
         only_categories={classes.id_of_label(label) for label in classes.set_a_labels()},
     )

@@ -23,11 +23,12 @@ from model.checkpoint import load_network
 from model.classes import ClassTable
 from model.dataclass_io import to_plain
 from training.config import TrainingConfig, changed
-from training.data.splits import split_classes
+from training.data.annotations import read_annotations
+from training.data.coco import classes_of
 from training.distributed import chosen_device
 from training.evaluate.measure import aligned, percent
-from training.evaluate.precision import GroundTruth, load_ground_truth
 from training.evaluate.predictions import predict
+from training.evaluate.truth import GroundTruth, ground_truth
 from training.experiments.variants import (
     Train,
     detector_in,
@@ -142,10 +143,14 @@ def validate(
     chosen_device(config.device)  # before hours of training: where CUDA was asked for and is not there
     wanted = config.validate_transfer
     folder = folder or Path(config.output.dir) / "validate_transfer"
-    classes = _classes(config)
-    truth = load_ground_truth(
-        Path(config.data.val_annotations),
+    path = Path(config.data.val_annotations)
+    document = read_annotations(path)
+    classes = classes_of(document, config.data.mask_classes, path)
+    truth = ground_truth(
+        document,
         classes,
+        Path(config.data.val_images),
+        source=str(path),
         only_categories={classes.id_of_label(label) for label in classes.set_a_labels()},
     )
     dealt = hold_out_groups(classes, _objects(truth, classes), groups=wanted.groups, seed=config.seed)[
@@ -181,17 +186,6 @@ def validate(
         held_out=tuple(tuple(classes.name_of_label(label) for label in group) for group in dealt),
         chosen=max(judged, key=lambda one: one.held_out_iou).name,
     )
-
-
-def _classes(config: TrainingConfig) -> ClassTable:
-    path = Path(config.data.val_annotations)
-    try:
-        categories = json.loads(path.read_text(encoding="utf-8"))["categories"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} (data.val_annotations) cannot be read as COCO annotations: {error}"
-        ) from error
-    return split_classes(categories, config.data.mask_classes)
 
 
 def _objects(truth: GroundTruth, classes: ClassTable) -> dict[int, int]:

@@ -241,6 +241,12 @@ def test_an_unknown_mask_class_is_refused_with_the_file_and_a_near_name(load_coc
         load_coco(document(), mask_classes="boxx")
 
 
+def test_progress_is_told_from_before_the_first_image_so_that_a_rate_can_be_counted(load_coco: Load) -> None:
+    told: list[tuple[int, int]] = []
+    load_coco(document(), progress=lambda done, of: told.append((done, of)))
+    assert told == [(0, 3), (3, 3)]
+
+
 def test_an_empty_list_of_images_is_refused(load_coco: Load) -> None:
     with pytest.raises(ValueError, match="list of images is empty"):
         load_coco(document() | {"images": []})

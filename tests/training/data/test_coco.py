@@ -143,24 +143,6 @@ def test_segmentations_of_set_b_and_of_crowds_are_not_even_taken_out(coco_folder
         pack_annotations(contents, classes, coco_folder, source="sealed")
 
 
-def test_held_out_classes_lose_their_masks_in_a_view_and_keep_their_boxes(load_coco: Load) -> None:
-    dataset = load_coco(document())
-    view = dataset.with_classes(dataset.classes.without_masks([3]))
-    assert dataset.target(1)["has_mask"].tolist() == [True]
-    assert view.target(1)["has_mask"].tolist() == [False]
-    assert view.target(1)["masks"][0].shape == (0, 0)
-    assert torch.equal(view.target(1)["boxes"], dataset.target(1)["boxes"])
-    assert_same(view.target(0), dataset.target(0))
-
-
-def test_a_view_cannot_bring_back_masks_of_set_b(load_coco: Load) -> None:
-    dataset = load_coco(document())
-    with pytest.raises(ValueError, match=r"masks of cup were dropped"):
-        dataset.with_classes(class_table(document()["categories"], "all"))
-    with pytest.raises(ValueError, match="same ids"):
-        dataset.with_classes(class_table([{"id": 1, "name": "box"}], "all"))
-
-
 def test_a_validation_set_takes_over_the_labels_of_training(load_coco: Load) -> None:
     table = class_table([*document()["categories"], {"id": 1, "name": "ant"}], "dog")
     dataset = load_coco(document(), classes=table)

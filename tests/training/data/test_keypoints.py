@@ -14,15 +14,14 @@ from model.checkpoint import load_network
 from model.classes import ClassTable
 from model.keypoints.layout import KeypointsConfig
 from training.config import DEFAULT_CONFIG, load_config
-from training.data.augment import AugmentConfig, flip_horizontally
+from training.data.augment import AugmentConfig, cropped, flip_horizontally
 from training.data.coco import CocoDataset
-from training.data.scales import cropped
 from training.drawn.__main__ import main as draw_set
 from training.drawn.figures import NAMES, FiguresConfig, draw, write_figures
-from training.evaluate.keypoint_precision import keypoint_precision
 from training.evaluate.measure import judge, main, table
-from training.evaluate.precision import load_ground_truth
+from training.evaluate.precision import keypoint_precision
 from training.evaluate.predictions import Predictions
+from training.evaluate.truth import load_ground_truth
 from training.run_log import COLUMNS
 from training.train import train
 

@@ -1,5 +1,7 @@
 """Multi-scale training and large-scale jitter: other sizes, with boxes and masks that stay true to the picture."""
 
+import dataclasses
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from model.canvas import Canvas
 from model.config import InputConfig
 from model.targets import Target, mask_windows
 from tests.model.pasting import paste_crop
 from tests.model.small_network import SMALL, image, small_network, target
 from tests.training.tiny_set import tiny_changes, write_tiny_set
 from training.config import load_config
-from training.data.augment import AugmentConfig
-from training.data.scales import cropped, jittered, scaled
+from training.data.augment import AugmentConfig, cropped, jittered, scaled
 from training.train import train
 
 HEIGHT, WIDTH = 20, 30
@@ -95,6 +97,32 @@ def test_an_object_whose_mask_does_not_reach_into_the_window_is_left_out() -> No
     _, inside = cropped(picture, whole, (5, 0, 15, 10))
     assert inside["labels"].tolist() == []
     assert inside["boxes"].shape == (0, 4)
+
+
+def canvas_sizes(rounding: Any, *, min_size: int = 40) -> dict[tuple[int, int], tuple[int, int]]:
+    """Of 729 image sizes, the size that the network's own canvas gives each."""
+    down = rounding == "down"
+    made = Canvas(min_size=min_size, max_size=60, step=32, mean=[0.0] * 3, std=[1.0] * 3, round_down=down)
+    sides = itertools.product(range(14, 41), repeat=2)
+    return {(h, w): made.size_of(torch.empty(3, h, w)) for h, w in sides}
+
+
+@pytest.mark.parametrize("augmented", [{"min_sizes": (48,)}, {"scale_jitter": (1.0, 1.0)}])
+def test_sizes_are_rounded_as_the_networks_own_canvas_rounds_them(augmented: dict[str, Any]) -> None:
+    """A converted torchvision network rounds down."""
+    down = dataclasses.replace(INPUT, rounding="down")
+    nothing = {
+        "boxes": torch.zeros(0, 4),
+        "labels": torch.zeros(0),
+        "has_mask": torch.zeros(0, dtype=torch.bool),
+    }
+    empty: Any = {"image_id": 1, "masks": [], "crowd_boxes": torch.zeros(0, 4), **nothing}
+    expected = canvas_sizes("down", min_size=augmented.get("min_sizes", (40,))[0])
+    for (h, w), size in expected.items():
+        picture = torch.zeros((3, h, w), dtype=torch.uint8)
+        _, (told,) = scaled([picture], [empty], AugmentConfig(**augmented), down, seed=0, step=1)
+        assert told["size"] == size
+    assert expected != canvas_sizes("nearest", min_size=augmented.get("min_sizes", (40,))[0])
 
 
 def losses_at(size: tuple[int, int] | None, **changes: Any) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from model.classes import ClassTable
-from tests.training.data.coco_set import HEIGHT, WIDTH, Load, document
+from tests.training.data.coco_set import Load, document
 from tests.training.data.test_augment import assert_same, sample
 from tests.training.tiny_set import tiny_changes, write_tiny_set
 from training.config import load_config
@@ -38,7 +38,7 @@ def test_a_mirrored_image_has_the_other_side_and_its_masks_and_another_one_stays
     assert_same(augment(image, target, 3, never, sides(PAIRS, CLASSES))[1], target)
 
 
-def test_a_mask_follows_its_object_but_not_to_a_class_that_is_held_out() -> None:
+def test_a_mask_follows_its_object_also_to_a_class_of_set_b() -> None:
     known = sides((("left_light", "right_hand"),), CLASSES)
     assert known is not None
     _, target = sample(BOXES)
@@ -46,9 +46,6 @@ def test_a_mask_follows_its_object_but_not_to_a_class_that_is_held_out() -> None
     followed = known.mirrored(target)
     assert followed["labels"].tolist() == [4, 1, 3]
     assert followed["has_mask"].tolist() == target["has_mask"].tolist() == [True, True, False]
-    held_out = known.holding_out([4]).mirrored(target)
-    assert held_out["has_mask"].tolist() == [False, True, False]
-    assert held_out["masks"][0].shape == (0, 0) and held_out["masks"][1] is target["masks"][1]
 
 
 def test_a_data_set_swaps_where_it_mirrors_and_reads_plain_samples_as_they_are(load_coco: Load) -> None:
@@ -59,20 +56,6 @@ def test_a_data_set_swaps_where_it_mirrors_and_reads_plain_samples_as_they_are(l
     assert dataset[0, 5][1]["labels"].tolist() == [cup, box, cup]
     assert_same(dataset[0][1], plain[0][1])
     assert_same(dataset.target(0), plain.target(0))
-
-
-def test_what_is_held_out_of_a_data_set_gets_no_mask_from_the_other_side(load_coco: Load) -> None:
-    config = AugmentConfig(horizontal_flip=1.0, swapped_classes=(("box", "dog"),))
-    dataset = load_coco(document(), augment=config)
-    classes = dataset.classes
-    box, dog = (classes.label_of_name(name) for name in ("box", "dog"))
-    _, whole = dataset[0, 5]
-    assert whole["labels"].tolist().count(dog) == 2
-    assert whole["has_mask"][whole["labels"] == dog].tolist() == [True, True]
-    _, held = dataset.with_classes(classes.without_masks([dog]))[0, 5]
-    assert held["labels"].tolist() == whole["labels"].tolist()
-    assert held["has_mask"][held["labels"] == dog].tolist() == [False, False]
-    assert box in classes.set_a_labels() and HEIGHT < WIDTH
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Evaluation: average precision over sets A, B and all, and mask quality on ground-truth boxes."""
 
 import json
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,13 @@ from tests.training.data.coco_scene import (
     usual_scene,
 )
 from training.evaluate.measure import Results, evaluate_network, judge, percent, table
-from training.evaluate.precision import AveragePrecision, load_ground_truth
 from training.evaluate.predictions import predict
+from training.evaluate.truth import load_ground_truth
 
 
-def evaluated(tmp_path: Path, scene: Scene, network: KnowingNetwork | None = None, **options: Any) -> Results:
+def evaluated(tmp_path: Path, scene: Scene, network: KnowingNetwork | None = None) -> Results:
     images, annotations = scene.write(tmp_path)
-    return evaluate_network(network or KnowingNetwork(scene), CLASSES, images, annotations, **options)
+    return evaluate_network(network or KnowingNetwork(scene), CLASSES, images, annotations)
 
 
 def test_a_perfect_predictor_scores_one_everywhere(tmp_path: Path) -> None:
@@ -82,22 +83,11 @@ def test_slices_of_one_evaluation_equal_cocoeval_restricted_to_the_group(tmp_pat
         evaluation.accumulate()
         evaluation.summarize()
         mine = group.box if kind == "bbox" else group.mask
-        assert [-1.0 if value is None else value for value in _in_order(mine)] == pytest.approx(
-            evaluation.stats[:6]
+        assert [-1.0 if value is None else value for value in astuple(mine)] == pytest.approx(
+            evaluation.stats[:9]
         )
         assert mine.ap is not None and 0 < mine.ap < 1 and mine.ap_medium != mine.ap_large
         assert mine.ap75 != mine.ap50
-
-
-def _in_order(precision: AveragePrecision) -> list[float | None]:
-    return [
-        precision.ap,
-        precision.ap50,
-        precision.ap75,
-        precision.ap_small,
-        precision.ap_medium,
-        precision.ap_large,
-    ]
 
 
 def test_a_false_mask_counts_in_the_size_range_of_its_area_and_not_of_its_box(tmp_path: Path) -> None:
@@ -154,7 +144,7 @@ def test_missing_broken_and_wrongly_sized_images_are_left_out_and_counted(tmp_pa
     document["images"][2]["height"] += 1
     for annotation in document["annotations"]:
         if annotation["image_id"] == 3:
-            annotation["segmentation"]["size"][0] += 1
+            annotation["segmentation"] = [[2, 2, 40, 2, 40, 30, 2, 30]]
     annotations.write_text(json.dumps(document))
     results = evaluate_network(KnowingNetwork(scene), CLASSES, images, annotations)
     assert results.images == 2 and results.all.objects == 3
@@ -189,7 +179,7 @@ def test_annotations_with_other_classes_than_the_network_are_refused(tmp_path: P
     document = json.loads(annotations.read_text())
     document["categories"][1]["name"] = "wasp"
     annotations.write_text(json.dumps(document))
-    with pytest.raises(ValueError, match="category 5 is 'wasp'.*'bee'"):
+    with pytest.raises(ValueError, match="category 5 is called 'wasp'.*'bee'"):
         load_ground_truth(annotations, CLASSES)
 
 
@@ -337,25 +327,31 @@ def test_what_is_found_beside_the_annotated_objects_of_a_class_searched_in_part_
 def test_the_batch_size_changes_no_figure(tmp_path: Path) -> None:
     scene = usual_scene()
     images, annotations = scene.write(tmp_path)
+    truth = load_ground_truth(annotations, CLASSES)
     networks = [KnowingNetwork(scene, noise=1), KnowingNetwork(scene, noise=1)]
     one, three = (
-        evaluate_network(network, CLASSES, images, annotations, batch_size=size)
+        predict(network, CLASSES, images, truth, batch_size=size)
         for network, size in zip(networks, (1, 3), strict=True)
     )
-    assert one == three
+    assert judge(one, CLASSES) == judge(three, CLASSES)
     assert [count for _, count in networks[1].detection_calls] == [3, 2]
 
 
 def test_the_front_of_a_set_is_evaluated_alone_when_asked(tmp_path: Path) -> None:
-    results = evaluated(tmp_path, usual_scene(), max_images=2)
+    scene = usual_scene()
+    images, annotations = scene.write(tmp_path)
+    truth = load_ground_truth(annotations, CLASSES, max_images=2)
+    results = judge(predict(KnowingNetwork(scene), CLASSES, images, truth), CLASSES)
     assert results.images == 2 and results.all.objects == 6
 
 
 def test_the_score_threshold_reaches_the_network_and_the_results(tmp_path: Path) -> None:
     network = KnowingNetwork(usual_scene())
-    results = evaluated(tmp_path, network.scene, network, score_threshold=0.25, batch_size=5)
+    images, annotations = network.scene.write(tmp_path)
+    truth = load_ground_truth(annotations, CLASSES)
+    predictions = predict(network, CLASSES, images, truth, score_threshold=0.25, batch_size=5)
     assert network.detection_calls == [([0.25] * 5, 5)]
-    assert results.score_threshold == 0.25
+    assert judge(predictions, CLASSES, score_threshold=0.25).score_threshold == 0.25
 
 
 def test_results_survive_json(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from tests.training.data.coco_scene import (
     usual_scene,
 )
 from training.evaluate import sheet
-from training.evaluate.precision import load_ground_truth
 from training.evaluate.predictions import Predictions, predict
+from training.evaluate.truth import load_ground_truth
 
 
 @pytest.fixture

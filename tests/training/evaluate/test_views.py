@@ -1,5 +1,6 @@
 """Test-time augmentation: several views of an image answer as one."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,15 @@ def test_one_plain_view_answers_as_the_network_itself(network: MaskXRCNN) -> Non
     pixels = [torch.from_numpy(mask_utils.decode(masks_of(one))) for one in (plain, viewed)]
     assert int((pixels[0] != pixels[1]).sum()) < 20  # boxes went to the original's pixels and back
     assert int(pixels[0].sum()) > 100  # else all of them could be empty
+
+
+@pytest.mark.parametrize("scales", [(), (48, 64)])
+def test_a_view_rounds_sizes_as_the_network_itself(scales: tuple[int, ...]) -> None:
+    """A converted torchvision network rounds down."""
+    network = small_network(input=dataclasses.replace(SMALL.input, rounding="down")).eval()
+    for served, _ in Views(network, ViewsConfig(flip=True, min_sizes=scales)).inference().views:
+        side = served.canvas.min_size
+        assert served.canvas.size_of(image(4 * side, 5 * side + 3)) == (side, 5 * side // 4)
 
 
 @pytest.mark.parametrize("merge", ["nms", "vote"])

@@ -42,7 +42,7 @@ def configs(root: Path, *changes: str) -> tuple[TrainingConfig, TrainingConfig]:
     """The two stages, a step each."""
     own = ("data.", "schedule.det", "output.dir")
     small = [word for word in tiny_changes(root, root) if not word.startswith(own)]
-    common = [*small, "data.workers=0", *FORM, "optimiser.learning_rate=0.01"]
+    common = [*small, "data.val_annotations=", "data.workers=0", *FORM, "optimiser.learning_rate=0.01"]
     of_vg = [f"data.train_images={root / 'vg'}", f"data.train_annotations={root / 'vg' / 'vg3k_train.json'}"]
     of_vg += ["schedule.detector_steps=1", "schedule.mask_steps=0", "data.mask_classes=all"]
     folder = root / "coco"
