@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
-Total = Callable[["int | Tensor"], "float | Tensor"]
+LossDivisor = Callable[["int | Tensor"], "float | Tensor"]
 """From a count in this batch (of RoIs, of anchors; a number or a scalar tensor) to what sums over them are divided by.
 
 A batch may be one part of a step's images: others are worked through after it, or by other processes. Then it is
@@ -20,7 +20,7 @@ asked in the same order by every part, also by those that count 0.
 
 
 def own_total(count: int | Tensor) -> float | Tensor:
-    """`Total` where the batch is the whole step."""
+    """`LossDivisor` where the batch is the whole step."""
     return count.clamp(min=1) if isinstance(count, Tensor) else float(max(count, 1))
 
 
@@ -41,7 +41,7 @@ class Focal:
     gamma: float
     alpha: float
 
-    def of_classes(self, logits: Tensor, labels: Tensor, total: Total) -> Tensor:
+    def of_classes(self, logits: Tensor, labels: Tensor, total: LossDivisor) -> Tensor:
         """Over the softmax of C+1 classes, logits [R, C+1], divided by the foreground RoIs."""
         log_p = F.log_softmax(logits, dim=1).gather(1, labels[:, None])[:, 0]
         weight = torch.where(labels > 0, self.alpha, 1 - self.alpha)

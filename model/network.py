@@ -22,7 +22,7 @@ from model.canvas import canvas_side
 from model.detector import Detector, Parts
 from model.inference import Inference
 from model.keypoints.head import KeypointBranch
-from model.losses import Focal, Total, box_loss, class_loss, mask_loss, mask_softmax_loss, own_total
+from model.losses import Focal, LossDivisor, box_loss, class_loss, mask_loss, mask_softmax_loss, own_total
 from model.masks.box_only import BoxOnly, box_only_losses
 from model.masks.targets import mask_targets
 from model.masks.weight_transfer import MaskWeights
@@ -125,7 +125,7 @@ class MaskXRCNN(Detector):
         box_only: BoxOnly | None = None,
         *,
         seeds: Sequence[int] | None = None,
-        total: Total = own_total,
+        total: LossDivisor = own_total,
     ) -> dict[str, Tensor]:
         """Losses of a batch, each a scalar to be added up.
 
@@ -135,7 +135,7 @@ class MaskXRCNN(Detector):
             box_only: what objects without masks teach the mask branch; None, as in the paper: nothing.
             seeds: one per image, from which its anchors and RoIs are drawn, whatever else is in the batch.
                 None: from torch's own generator.
-            total: see `model.losses.Total`.
+            total: see `model.losses.LossDivisor`.
 
         Returns:
             `loss_objectness`, `loss_rpn_box`, `loss_class`, `loss_box` and `loss_mask`; in stage
@@ -180,7 +180,7 @@ class MaskXRCNN(Detector):
         images: list[Tensor],
         targets: list[Target],
         seeds: Sequence[int] | None,
-        total: Total,
+        total: LossDivisor,
     ) -> Batch:
         """The images on one canvas, its features, and the objects on it; see `losses`."""
         sizes = [t.get("size") or self.canvas.size_of(x) for x, t in zip(images, targets, strict=True)]

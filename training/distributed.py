@@ -2,7 +2,7 @@
 
 `torchrun --nproc-per-node 8 -m training.train ...`: each process has its share of every step's images, and
 gradients are averaged (DistributedDataParallel). The losses are divided by counts over all processes, see
-`model.losses.Total`, so the training is that of one process with all the images. The first process alone speaks,
+`model.losses.LossDivisor`, so the training is that of one process with all the images. The first process alone speaks,
 logs and writes.
 """
 
@@ -50,7 +50,7 @@ class Group:
         return list(items[self.rank :: self.size])
 
     def total(self, count: int | Tensor) -> float | Tensor:
-        """What losses are divided by (`model.losses.Total`): the count over all processes, a process's mean."""
+        """What losses are divided by (`model.losses.LossDivisor`): the count over all processes, a process's mean."""
         if self.size == 1:
             return own_total(count)
         if isinstance(count, Tensor):

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 
 from model.host import read
-from model.losses import Total
+from model.losses import LossDivisor
 from model.network import MaskXRCNN
 from model.targets import Target
 from training.distributed import Group
@@ -76,7 +76,7 @@ class Gradients:
             (images[i :: self.parts], targets[i :: self.parts], {**options, "seeds": seeds[i :: self.parts]})
             for i in range(self.parts)
         ]
-        totals: list[Total] = [self.group.total]
+        totals: list[LossDivisor] = [self.group.total]
         if self.parts > 1:
             counts = torch.tensor([self._counts(*share, seed=seed, autocast=autocast) for share in shares])
             whole = self.group.summed(counts.sum(0)).clamp(min=1) / self.group.size
@@ -123,7 +123,7 @@ class Gradients:
 
 
 class _Counted:
-    """A `Total` that was counted before, in the order it is asked in."""
+    """A `LossDivisor` that was counted before, in the order it is asked in."""
 
     def __init__(self, totals: list[float]) -> None:
         self._totals = iter(totals)

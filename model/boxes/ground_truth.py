@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from model.host import moved
-from model.losses import Total
+from model.losses import LossDivisor
 from model.targets import Target, mask_windows
 
 
@@ -58,7 +58,7 @@ class Batch:
     canvas: Tensor  # normalised images [N, 3, H, W]
     features: dict[str, Tensor]  # the pyramid's levels of the canvas
     truth: GroundTruth  # the objects on it
-    total: Total
+    total: LossDivisor
 
 
 def ground_truth(

@@ -14,7 +14,7 @@ from model.boxes.rpn import CrowdAwareRPN
 from model.boxes.sampling import ANCHORS, match_anchors, random_bits, sample
 from model.boxes.suppression import kept_by_rounds, kept_one_by_one
 from model.host import waiting
-from model.losses import Total
+from model.losses import LossDivisor
 
 OVERLAPS_AT_ONCE = 2**26
 """Anchors times objects of so many images are compared together, at least of one: 256 MiB a tensor."""
@@ -116,7 +116,7 @@ def rpn_losses(
     deltas: Tensor,
     anchors: Tensor,
     truth: GroundTruth,
-    total: Total,
+    total: LossDivisor,
 ) -> dict[str, Tensor]:
     """Of sampled anchors (Faster R-CNN, eq. 1), both divided by their number; or with the focal loss of all
     anchors, both divided by the number of foreground ones.
@@ -126,7 +126,7 @@ def rpn_losses(
         deltas: [N, A, 4].
         anchors: [A, 4].
         truth: the objects on the canvas.
-        total: see `model.losses.Total`.
+        total: see `model.losses.LossDivisor`.
     """
     labels, matched = anchor_labels(rpn, anchors, truth)
     if rpn.focal is not None:

@@ -18,7 +18,7 @@ from torchvision.ops import roi_align
 from model.boxes.ground_truth import Batch
 from model.boxes.rois import RoIs
 from model.canvas import Canvas
-from model.losses import Total
+from model.losses import LossDivisor
 
 COLOUR_DISTANCE = 2.0
 """theta of BoxInst: colours so far apart in CIE Lab have a similarity of 1/e."""
@@ -143,7 +143,7 @@ def _dice(predicted: Tensor, wanted: Tensor) -> Tensor:
 
 
 def pairwise_loss(
-    logits: Tensor, colours: Tensor, inside: Tensor, visible: Tensor, threshold: float, total: Total
+    logits: Tensor, colours: Tensor, inside: Tensor, visible: Tensor, threshold: float, total: LossDivisor
 ) -> Tensor:
     """L_pairwise of BoxInst: neighbours of like colour have the same label, both object or both background.
 
