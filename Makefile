@@ -47,7 +47,7 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup data train evaluate archive serve ready predict predict-folder stop versions register set-default unregister demo check test docs tools fetch calibrate experiments bench bench-gpu gpu-check bench-training profile accuracy load image clean FORCE
+.PHONY: help setup data train evaluate archive serve ready predict predict-folder stop versions register set-default unregister demo check test docs tools fetch calibrate experiments bench bench-gpu gpu-check bench-training profile accuracy load wheel image clean FORCE
 
 help:                ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
@@ -163,6 +163,10 @@ accuracy: build/maskx.pt  ## AP of maskx.pt in each precision, decoded whole and
 
 load: build/maskx.pt $(GENERATED)  ## requests/s and latencies beside one process, faults, hostile requests: LOAD_ARGS="--soak 20"
 	@PYTHONWARNINGS=ignore::FutureWarning $(PY) -m benchmarks.load $(LOAD_ARGS)
+
+wheel: setup         ## client and server as a wheel, for machines without the repository -> build/wheel
+	@$(PY) -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel .
+	@ls build/wheel/*.whl
 
 image: build/maskx.mar  ## the serving image and its proxy, with DOCKER=docker or another
 	@$(DOCKER) build --target serve -t maskx-serve:1 $(IMAGE_ARGS) .

@@ -19,6 +19,7 @@ import pytest
 import yaml
 from pycocotools import mask as coco_mask
 
+from client.command import VERBS
 from tests.test_arrows import FOLDERS, modules
 from training.config import load_config
 
@@ -277,3 +278,9 @@ def test_the_licence_is_the_whole_apache_2() -> None:
     text = (ROOT / "LICENSE").read_text()
     assert "Version 2.0, January 2004" in text
     assert "END OF TERMS AND CONDITIONS" in text
+
+
+def test_every_verb_of_the_installed_command_exists() -> None:
+    words = [line.split()[:2] for block in blocks("console") for line in block.splitlines()]
+    verbs = [verb for command, verb in words if command == "maskx"]
+    assert set(verbs) == set(VERBS) and {command for command, _ in words} == {"maskx", "pip"}
