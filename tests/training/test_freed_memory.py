@@ -12,7 +12,6 @@ STEPS = """
 import ctypes
 import resource
 import torch
-from training.process import keep_freed_memory
 
 ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: a huge page is asked for once, whatever its size
 
@@ -24,6 +23,7 @@ def asked_for_anew():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 before = asked_for_anew()
+from training.process import keep_freed_memory  # only now: what its imports leave behind may keep memory by itself
 kept = keep_freed_memory()
 print([before, kept, asked_for_anew()])
 """
