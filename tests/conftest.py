@@ -15,6 +15,8 @@ import hypothesis
 import pytest
 import torch
 
+from tests.served.standin import write_standin
+
 ROOT = Path(__file__).resolve().parent.parent
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"].partition(",")[0]))
@@ -50,6 +52,12 @@ def freed_memory_goes_back() -> Iterator[None]:
 def root() -> Path:
     """The root of the repository."""
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def standin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The maskx.pt of a stand-in for the network, in a folder of its own."""
+    return write_standin(tmp_path_factory.mktemp("standin") / "maskx.pt")
 
 
 @pytest.fixture(scope="session")

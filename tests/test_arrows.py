@@ -6,17 +6,7 @@ from pathlib import Path
 
 import pytest
 
-FOLDERS = (
-    "model",
-    "training",
-    "export",
-    "handler",
-    "server",
-    "client",
-    "offline",
-    "benchmarks",
-    "tests",
-)
+FOLDERS = ("model", "training", "export", "handler", "server", "client", "offline", "benchmarks", "tests")
 LEAVES = ("handler.maskx_image", "handler.maskx_draw")
 """Modules that import nothing of the project; training and client use them, to see and draw what serving does."""
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
@@ -58,9 +48,8 @@ def imports(root: Path) -> dict[str, set[str]]:
                 if "generated" in wanted.split("."):
                     continue  # left out by `modules` too, or it would count as its package
                 full = wanted if wanted.partition(".")[0] in FOLDERS else f"handler.{wanted}"
-                while (
-                    full and full not in known
-                ):  # `from model.config import ModelConfig`: the module is model.config
+                # `from model.config import ModelConfig`: the module is model.config
+                while full and full not in known:
                     full = full.rpartition(".")[0]
                 if full and full != name:
                     graph[name].add(full)
@@ -121,7 +110,7 @@ def graph(root: Path) -> dict[str, set[str]]:
     return imports(root)
 
 
-def test_every_folder_of_the_house_is_seen(graph: dict[str, set[str]]) -> None:
+def test_every_folder_is_seen(graph: dict[str, set[str]]) -> None:
     seen = {name.partition(".")[0] for name in graph}
     assert {"model", "training", "export", "handler", "client", "server", "offline", "tests"} <= seen
     assert "model.network" in graph["model.build"]  # else an empty graph would pass all that follows
@@ -180,9 +169,8 @@ def test_an_import_against_the_arrows_is_found(tmp_path: Path, path: str, line: 
 def test_the_handlers_modules_have_one_name_everywhere(root: Path) -> None:
     for name, path in modules(root).items():
         if name != "tests.test_arrows":
-            assert not re.search(
-                r"(from|import) handler\b|\bhandler\.maskx_", path.read_text(encoding="utf-8")
-            ), name
+            text = path.read_text(encoding="utf-8")
+            assert not re.search(r"(from|import) handler\b|\bhandler\.maskx_", text), name
 
 
 def test_a_circle_of_three_modules_is_found(tmp_path: Path) -> None:

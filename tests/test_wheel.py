@@ -55,13 +55,8 @@ def test_it_holds_client_server_configuration_and_handler_under_names_of_its_own
 
 
 def test_building_leaves_nothing_in_the_tree(root: Path, wheel: Path) -> None:
-    left = [
-        *root.glob("*.egg-info"),
-        *root.glob("*/*.egg-info"),
-        root / "build" / "lib",
-        root / "build" / "bdist*",
-    ]
-    assert not [path for path in left if path.exists()]
+    patterns = ("*.egg-info", "*/*.egg-info", "build/lib", "build/bdist*")
+    assert not [path for pattern in patterns for path in root.glob(pattern)]
 
 
 def test_what_it_asks_for_admits_what_is_pinned_in_a_clone(root: Path) -> None:

@@ -58,9 +58,8 @@ def test_masks_are_one_blob_each_of_about_half_their_box(bench: Bench) -> None:
         masks = bench.peer([decode_to_float(bench.picture)])[0]["masks"][:, 0] > 0.5
     columns = masks.any(dim=1).sum(dim=1)
     begins = (masks[:, 1:] & ~masks[:, :-1]).sum(dim=(1, 2)) + masks[:, 0].sum(dim=1)
-    assert (
-        1.0 <= float((begins / columns.clamp(min=1)).median()) < 1.5
-    )  # speckles would give several to a column
+    # Speckles would give several to a column.
+    assert 1.0 <= float((begins / columns.clamp(min=1)).median()) < 1.5
 
 
 def test_sizes_are_counted_as_if_the_shorter_side_were_cocos() -> None:

@@ -21,25 +21,7 @@ from benchmarks.gpu_check.report import Report
 from benchmarks.gpu_check.running import DONE, FAILED, LEFT_OUT, OVER_TIME, Outcome
 from benchmarks.gpu_check.setting import CheckSetting, Clock, first_line, measured
 from benchmarks.tables import Part
-
-MACHINE: dict[str, Any] = {
-    "date": "2026-01-02 03:04 UTC",
-    "load_before": 0.0,
-    "processor": "p",
-    "cores": 2,
-    "flags": [],
-    "memory_gib": 1.0,
-    "system": "s",
-    "torch": "t",
-    "torchvision": "v",
-    "python": "3",
-    "threads": 1,
-}
-
-
-def setting_in(folder: Path) -> CheckSetting:
-    return CheckSetting(folder=str(folder / "work"), device="cpu", precisions=("float32",), short=True)
-
+from tests.benchmarks.setting import MACHINE, setting_in
 
 # ---- bars
 
@@ -47,12 +29,8 @@ def setting_in(folder: Path) -> CheckSetting:
 def test_a_bar_is_met_at_its_bound_and_missed_beyond() -> None:
     least = Bar(key="a", what="a", at_least=400)
     most = Bar(key="b", what="b", at_most=15)
-    assert [least.judge(value, on_gpu=True) for value in (400.0, 399.9, float("nan"))] == [
-        MET,
-        MISSED,
-        MISSED,
-    ]
-    assert [most.judge(value, on_gpu=True) for value in (15.0, 15.1, float("nan"))] == [MET, MISSED, MISSED]
+    for bar, values in ((least, (400.0, 399.9, float("nan"))), (most, (15.0, 15.1, float("nan")))):
+        assert [bar.judge(value, on_gpu=True) for value in values] == [MET, MISSED, MISSED]
 
 
 def test_a_bar_for_a_gpu_is_not_judged_by_a_cpus_figure() -> None:
@@ -87,6 +65,12 @@ def test_no_two_bars_are_judged_by_one_figure() -> None:
 # ---- minutes
 
 
+def planned(
+    name: str = "a", *, seconds: float = 60, least: float = 1, needs: tuple[str, ...] = ()
+) -> Planned:
+    return Planned(name=name, title=f"Part {name}", seconds=seconds, least=least, needs=needs)
+
+
 def test_parts_that_all_use_up_their_limits_end_within_the_minutes() -> None:
     for minutes in (0.5, 3.0, MINUTES, 20.0):
         left = minutes * 60
@@ -108,25 +92,20 @@ def test_in_eight_minutes_every_part_is_granted_all_its_seconds() -> None:
 
 
 def test_a_part_that_would_not_fit_is_left_out_and_a_smaller_one_after_it_is_not() -> None:
-    large, small = (
-        Planned(name=name, title=name, seconds=60, least=least) for name, least in (("a", 40.0), ("b", 5.0))
-    )
+    large, small = planned(least=40), planned(least=5)
     assert grant(large, minutes=MINUTES, left=40 + SLACK - 1) is None
     granted = grant(small, minutes=MINUTES, left=40 + SLACK - 1)
     assert granted is not None and granted.seconds == 39
 
 
 def test_with_half_the_minutes_a_part_is_told_half_its_seconds_but_never_less_than_it_needs() -> None:
-    part = Planned(name="a", title="a", seconds=60, least=40)
+    part = planned(least=40)
     granted = [grant(part, minutes=minutes, left=1000) for minutes in (MINUTES, MINUTES / 2)]
     assert [one and one.seconds for one in granted] == [60, 40]
 
 
 def test_parts_alone_get_the_time_of_those_that_are_left_out_up_to_twice_their_own() -> None:
-    small, large = (
-        Planned(name=name, title=name, seconds=seconds, least=1)
-        for name, seconds in (("a", 20.0), ("b", 60.0))
-    )
+    small, large = planned("small", seconds=20), planned("large")
     assert worth(8, [small, large], [small, large]) == 8
     assert worth(8, [large], [small, large]) == pytest.approx(8 * 80 / 60)
     assert worth(8, [small], [small, large]) == 16
@@ -175,20 +154,8 @@ def run_check(
 ) -> tuple[list[Outcome], Report]:
     setting = setting_in(folder)
     report = Report(folder / "out", setting, MACHINE, minutes)
-    outcomes = command.check(
-        setting,
-        report,
-        minutes,
-        time.monotonic(),
-        start=script(text),
-        parts=parts,
-        preparations=preparations or [],
-    )
-    return outcomes, report
-
-
-def planned(*names: str, needs: tuple[str, ...] = ()) -> list[Planned]:
-    return [Planned(name=name, title=f"Part {name}", seconds=60, least=1, needs=needs) for name in names]
+    what: dict[str, Any] = {"parts": parts, "preparations": preparations or []}
+    return command.check(setting, report, minutes, time.monotonic(), start=script(text), **what), report
 
 
 def test_a_part_that_fails_or_dies_costs_only_itself(tmp_path: Path) -> None:
@@ -197,7 +164,7 @@ def test_a_part_that_fails_or_dies_costs_only_itself(tmp_path: Path) -> None:
         "if name == 'dies': print('last words'); sys.stdout.flush(); os.kill(os.getpid(), 9)\n"
         "write(True, numbers={'bars': {'engine': 7.0}})\n"
     )
-    outcomes, report = run_check(tmp_path, text, planned("fails", "dies", "good"))
+    outcomes, report = run_check(tmp_path, text, list(map(planned, ("fails", "dies", "good"))))
     assert [one.state for one in outcomes] == [FAILED, FAILED, DONE]
     assert outcomes[0].note == "ValueError: it is so"
     assert "status -9" in outcomes[1].note and outcomes[1].log == ("last words",)
@@ -214,10 +181,7 @@ def test_a_part_over_its_time_is_ended_and_keeps_what_it_had_found(
 ) -> None:
     monkeypatch.setattr("benchmarks.gpu_check.plan.SLACK", 0.0)
     text = "write(name == 'next', numbers={'bars': {name: 1.0}})\nif name == 'hangs': time.sleep(1000)\n"
-    parts = [
-        Planned(name=name, title=name, seconds=seconds, least=0.1)
-        for name, seconds in (("hangs", 1.0), ("next", 60.0))
-    ]
+    parts = [planned("hangs", seconds=1, least=0.1), planned("next")]
     outcomes, _ = run_check(tmp_path, text, parts, minutes=MINUTES)
     assert [one.state for one in outcomes] == [OVER_TIME, DONE]
     assert outcomes[0].part is not None and outcomes[0].part.numbers == {"bars": {"hangs": 1.0}}
@@ -230,7 +194,7 @@ def test_nothing_that_a_part_started_outlives_it(tmp_path: Path) -> None:
         "write(name == 'ends', numbers={'pid': child.pid})\n"
         "if name == 'dies': os.kill(os.getpid(), 9)\n"
     )
-    outcomes, _ = run_check(tmp_path, text, planned("ends", "dies"))
+    outcomes, _ = run_check(tmp_path, text, [planned("ends"), planned("dies")])
     for one in outcomes:
         assert one.part is not None
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -243,7 +207,7 @@ def test_each_result_is_in_the_report_before_the_next_part_begins(tmp_path: Path
         f"found = [p.read_text() for p in pathlib.Path({str(out)!r}).glob('*.md')]\n"
         "write(True, numbers={'seen': 'text of first' in ''.join(found)})\n"
     )
-    outcomes, _ = run_check(tmp_path, text, planned("first", "second"))
+    outcomes, _ = run_check(tmp_path, text, [planned("first"), planned("second")])
     seen = [one.part.numbers["seen"] for one in outcomes if one.part is not None]
     assert seen == [False, True]
 
@@ -258,25 +222,22 @@ def test_what_a_part_has_so_far_is_in_the_report_while_it_runs(tmp_path: Path) -
         "    time.sleep(0.02)\n"
         "write(True, numbers={'running': '| running |' in found})\n"
     )
-    (outcome,), _ = run_check(tmp_path, text, planned("only"))
+    (outcome,), _ = run_check(tmp_path, text, [planned("only")])
     assert outcome.part is not None and outcome.part.numbers == {"running": True}
 
 
 def test_a_part_whose_preparation_failed_is_left_out_and_the_report_says_so(tmp_path: Path) -> None:
     text = "write(name != 'network', error='' if name != 'network' else 'ValueError: none')\n"
-    parts = [*planned("needy", needs=("network",)), *planned("free")]
-    outcomes, report = run_check(tmp_path, text, parts, planned("network"))
-    assert [(one.planned.name, one.state) for one in outcomes] == [
-        ("network", FAILED),
-        ("needy", LEFT_OUT),
-        ("free", DONE),
-    ]
+    parts = [planned("needy", needs=("network",)), planned("free")]
+    outcomes, report = run_check(tmp_path, text, parts, [planned("network")])
+    states = {one.planned.name: one.state for one in outcomes}
+    assert states == {"network": FAILED, "needy": LEFT_OUT, "free": DONE}
     assert "without network" in report.path.read_text()
     assert missing(parts[0], {"network"}) == []
 
 
 def test_parts_without_time_are_left_out_and_nothing_is_started(tmp_path: Path) -> None:
-    outcomes, report = run_check(tmp_path, "raise SystemExit('started')", planned("late"), minutes=0.1)
+    outcomes, report = run_check(tmp_path, "raise SystemExit('started')", [planned("late")], minutes=0.1)
     assert [one.state for one in outcomes] == [LEFT_OUT]
     assert "it needs 1" in report.path.read_text()
 

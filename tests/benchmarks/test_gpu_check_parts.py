@@ -17,13 +17,9 @@ from benchmarks.gpu_check.parts.graphed import measure_trunk, trunk_of
 from benchmarks.gpu_check.parts.photos import photos
 from benchmarks.gpu_check.parts.traced import Span, host_operations, places
 from benchmarks.gpu_check.parts.training_same import relative
-from benchmarks.gpu_check.setting import CheckSetting
 from model.boxes.suppression import nms_by_class
+from tests.benchmarks.setting import setting_in
 from tests.model.small_network import small_network
-
-
-def setting_in(folder: Path) -> CheckSetting:
-    return CheckSetting(folder=str(folder / "work"), device="cpu", precisions=("float32",), short=True)
 
 
 def detection(x: float, *, category: int = 1, score: float = 0.9) -> dict[str, Any]:
@@ -42,23 +38,24 @@ def test_detections_match_by_category_and_box_and_each_only_once() -> None:
 
 
 def served_row(clients: int | None, **changes: Any) -> dict[str, Any]:
-    row: dict[str, Any] = {
+    what = {
         "network": served.LARGE,
         "workers": 0,
         "protocol": "REST",
-        "clients": clients,
-        "sent": 100,
         "device": "cpu",
         "precision": "float32",
-        "client_cpu_ms": 1.0,
-        "requests": 100,
-        "rate": 50.0,
-        "errors": {},
+    }
+    numbers = {"sent": 100, "client_cpu_ms": 1.0, "requests": 100, "rate": 50.0, "errors": {}}
+    seconds = dict.fromkeys(("p50", "p90", "p99", "p99.9", "mean", "max"), 0.02)
+    return {
+        **what,
+        **numbers,
+        **seconds,
+        "clients": clients,
         "busy_percent": None,
         "memory_mib": None,
-        **dict.fromkeys(("p50", "p90", "p99", "p99.9", "mean", "max"), 0.02),
+        **changes,
     }
-    return row | changes
 
 
 def test_bars_of_serving_are_judged_by_rest_alone_and_not_by_the_requests_before_the_first_turn(
@@ -73,11 +70,7 @@ def test_bars_of_serving_are_judged_by_rest_alone_and_not_by_the_requests_before
     ]
     notes = ["gRPC: absent", f"{served.FAILED}it died"]
     numbers = served.shown_part(setting_in(tmp_path), rows, notes).numbers
-    assert numbers["bars"] == {
-        "served": 300.0,
-        "served p50": pytest.approx(20),
-        "served p99": pytest.approx(1.5),
-    }
+    assert numbers["bars"] == pytest.approx({"served": 300.0, "served p50": 20, "served p99": 1.5})
     assert numbers["requests"] == {"asked": 500, "not 200": 4}  # a server that was lost counts too
 
 

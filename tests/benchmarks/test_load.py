@@ -1,6 +1,5 @@
 """The load test's own parts: percentiles, windows, slopes, both loops against a small server, sections joined."""
 
-import http.server
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +14,8 @@ from benchmarks.load.setting import given_images, tiny_network
 from benchmarks.load.soak import rise
 from benchmarks.load.times import Sample, percentile, rate_between, slope_percent, summary
 from benchmarks.pictures import of_coco_sizes
+from tests.benchmarks.setting import MACHINE
+from tests.served.upstream import Answer, Seen, upstream
 
 
 @pytest.mark.parametrize(
@@ -64,38 +65,22 @@ def test_the_rise_of_a_soak_looks_at_the_last_three_quarters_alone() -> None:
     assert rise(seen, "java") == {"mean_mib": 200.0, "min_mib": 200.0, "max_mib": 200.0, "rise_percent": 0.0}
 
 
-class Slow(http.server.BaseHTTPRequestHandler):
-    """Answers one request after the other, each after `SECONDS`; the body "bad" is refused."""
-
-    protocol_version = "HTTP/1.1"
-    SECONDS = 0.05
-    lock = threading.Lock()
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        with self.lock:
-            time.sleep(self.SECONDS)
-        answer = b'{"detections":[]}'
-        self.send_response(400 if body == b"bad" else 200)
-        self.send_header("Content-Length", str(len(answer)))
-        self.end_headers()
-        self.wfile.write(answer)
-
-    def log_message(self, *_: Any) -> None:
-        return
+SECONDS = 0.05
 
 
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Slow)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield server.server_address[1]
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    """Of a server that answers one request after the other, each after `SECONDS`; the body "bad" is refused."""
+    turn = threading.Lock()
+
+    def answer(seen: Seen) -> Answer:
+        with turn:
+            time.sleep(SECONDS)
+        return Answer(400 if seen.body == b"bad" else 200)
+
+    with upstream() as slow:
+        slow.answer = answer
+        yield slow.port
 
 
 def senders(port: int, count: int, *images: bytes) -> list[RestSender]:
@@ -119,7 +104,7 @@ def test_in_an_open_loop_the_wait_behind_slow_answers_counts(port: int) -> None:
     for sender in made:
         sender.close()
     assert [sample.begin for sample in samples] == pytest.approx([i / 100 for i in range(20)])
-    assert samples[-1].seconds > 20 * Slow.SECONDS - 0.2 - Slow.SECONDS
+    assert samples[-1].seconds > 20 * SECONDS - 0.2 - SECONDS
     assert samples[-1].seconds > samples[0].seconds
 
 
@@ -160,13 +145,8 @@ def test_what_is_asked_for_is_what_is_measured() -> None:
 def test_without_a_trained_network_or_images_it_says_so_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for arguments, message in (
-        (
-            ["--tiny", str(tmp_path / "none.pt"), "--folder", str(tmp_path), "--images", str(tmp_path)],
-            "holds no .jpg",
-        ),
-        (["--only", "nothing"], "unknown"),
-    ):
+    nothing = ["--tiny", str(tmp_path / "none.pt"), "--folder", str(tmp_path), "--images", str(tmp_path)]
+    for arguments, message in ((nothing, "holds no .jpg"), (["--only", "nothing"], "unknown")):
         assert load.main(arguments) == 2
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
@@ -182,19 +162,15 @@ def test_drawn_images_have_cocos_sizes_and_are_drawn_once(tmp_path: Path) -> Non
     assert given_images(tmp_path, 2) == tuple(sorted(first)[:2])
 
 
-MACHINE = {
-    "date": "2026-11-21 10:00 UTC", "processor": "P", "cores": 2, "memory_gib": 8, "system": "S", "torch": "T",
-    "torchvision": "V", "python": "3", "load_before": 0.1, "flags": [], "threads": 2,
-}  # fmt: skip
+TIMES: dict[str, Any] = {"rate": 2.0, "requests": 7, "errors": {}, "max": 1.0, "mean": 1.0}
+TIMES |= {"p50": 0.5, "p90": 0.6, "p99": None, "p99.9": None}
 
 
 def test_sections_measured_apart_stand_in_one_report_in_their_order_and_a_new_one_replaces_the_old(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "load.md"
-    times = {"rate": 2.0, "requests": 7, "errors": {}, "max": 1.0, "mean": 1.0}
-    times |= {"p50": 0.5, "p90": 0.6, "p99": None, "p99.9": None}
-    row = {"network": "tiny", "protocol": "REST", "clients": 8, "client_cpu_ms": 1.0, **times}
+    row = {"network": "tiny", "protocol": "REST", "clients": 8, "client_cpu_ms": 1.0, **TIMES}
     fault = {"fault": "SIGKILL", "requests": 9, "lost": {"Busy": 2}, "slowest": 3.0, "recovery": 4.25}
     for name, numbers in (
         ("faults", {"clients": 4, "response_timeout": 5, "rows": []}),
@@ -211,15 +187,7 @@ def test_sections_measured_apart_stand_in_one_report_in_their_order_and_a_new_on
 
 
 def test_the_overhead_says_which_networks_are_below_the_bar_and_which_batch_is_enough() -> None:
-    times = {
-        "rate": 1.0,
-        "requests": 7,
-        "errors": {"503": 1},
-        "max": 1.0,
-        "p50": 0.5,
-        "p90": 0.6,
-        "p99": None,
-    }
+    times = TIMES | {"errors": {"503": 1}}
     rows = [
         {
             "network": "tiny",
@@ -229,7 +197,7 @@ def test_the_overhead_says_which_networks_are_below_the_bar_and_which_batch_is_e
             "rates": {"in process": [10.0, 12.0], "REST": [rate], "gRPC": [11.0]},
             "ratios": {"REST": rate / 11, "gRPC": 1.0},
             "client_cpu_ms": {"REST": 1.0, "gRPC": 2.0},
-            "times": {"REST": {**times, "p99.9": None}, "gRPC": {**times, "p99.9": None}},
+            "times": {"REST": times, "gRPC": times},
         }
         for batch, workers, rate in ((1, 1, 8.8), (4, 1, 10.9), (8, 1, 11.0), (4, 2, 15.0))
     ]

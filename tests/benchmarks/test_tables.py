@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,15 +45,8 @@ def test_seconds_are_shown_in_a_readers_unit(seconds: float, text: str) -> None:
 
 
 def test_markdown_and_json_are_written_beside_each_other(tmp_path: Path) -> None:
-    setting = Setting(
-        folder=tmp_path,
-        device="cpu",
-        precisions=("float32",),
-        min_size=800,
-        max_size=1333,
-        rounds=3,
-        quick=False,
-    )
+    size: dict[str, Any] = {"min_size": 800, "max_size": 1333, "rounds": 3, "quick": False}
+    setting = Setting(folder=tmp_path, device="cpu", precisions=("float32",), **size)
     part = Part(title="A part", text="text", numbers={"x": 1}, ratios={"a / b": 2.0})
     for text in ("another", "the text"):
         path = write(tmp_path / "out", setting, {"date": "2026-01-02 03:04 UTC"}, [part], text, 1.5)

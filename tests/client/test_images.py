@@ -17,16 +17,11 @@ from maskx_image import FORMATS, SUFFIXES, decode
 from maskx_model import ServedModel
 from maskx_service import Service
 from maskx_settings import Limits
-from tests.served.standin import scene, write_standin
+from tests.pictures import encoded, exif
+from tests.served.standin import scene
 
 RED = scene(red=(3, 4, 20, 15))
 RAMP = np.linspace(0, 1, 1200, dtype=np.float32).reshape(30, 40)
-
-
-def saved(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
 
 
 def see_through() -> Image.Image:
@@ -36,28 +31,22 @@ def see_through() -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def turned() -> bytes:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    return saved(Image.fromarray(RED), "JPEG", quality=95, subsampling=0, exif=exif)
-
-
+SHARP: dict[str, Any] = {"quality": 95, "subsampling": 0}
 KINDS = {
-    "RGBA": saved(see_through()),
-    "LA": saved(see_through().convert("LA")),
-    "a transparent colour": saved(Image.fromarray(RED), transparency=(128, 128, 128)),
-    "palette": saved(see_through().quantize(16)),
-    "floating point": saved(Image.fromarray(RAMP), "TIFF"),
-    "16 bits": saved(Image.fromarray((RAMP * 65_535).astype(np.uint16))),
-    "CMYK": saved(Image.fromarray(RED).convert("CMYK"), "JPEG", quality=95, subsampling=0),
-    "turned by EXIF": turned(),
+    "RGBA": encoded(see_through()),
+    "LA": encoded(see_through().convert("LA")),
+    "a transparent colour": encoded(Image.fromarray(RED), transparency=(128, 128, 128)),
+    "palette": encoded(see_through().quantize(16)),
+    "floating point": encoded(Image.fromarray(RAMP), "TIFF"),
+    "16 bits": encoded(Image.fromarray((RAMP * 65_535).astype(np.uint16))),
+    "CMYK": encoded(Image.fromarray(RED).convert("CMYK"), "JPEG", **SHARP),
+    "turned by EXIF": encoded(Image.fromarray(RED), "JPEG", **SHARP, exif=exif(6)),
 }
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Service:
-    path = write_standin(tmp_path_factory.mktemp("standin") / "maskx.pt")
-    served = ServedModel(path, torch.device("cpu"), precision="float32")
+def service(standin: Path) -> Service:
+    served = ServedModel(standin, torch.device("cpu"), precision="float32")
     return Service(served, Limits(), name="maskx", version="1.0")
 
 
@@ -90,7 +79,7 @@ def test_each_suffix_that_is_looked_for_is_of_a_format_that_is_read(suffix: str)
     kind = Image.registered_extensions()[suffix]
     assert kind in FORMATS
     if kind != "AVIF" or features.check("avif"):
-        assert decode(saved(Image.fromarray(RED), kind)).shape == RED.shape
+        assert decode(encoded(Image.fromarray(RED), kind)).shape == RED.shape
 
 
 def test_an_image_of_each_format_is_found_in_a_folder(tmp_path: Path) -> None:

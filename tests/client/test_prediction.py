@@ -1,7 +1,6 @@
 """Answers as typed values: masks in every form, windows, COCO results, overlays."""
 
 import base64
-import io
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from pycocotools import mask as coco_mask
 from client import Detection, Prediction
 from client.prediction import prediction_of
 from tests.client.faulty import ANSWER, DETECTION, MODEL
+from tests.pictures import encoded
 
 HEIGHT, WIDTH = 30, 40
 
@@ -41,9 +41,8 @@ def as_rle(pixels: np.ndarray) -> dict[str, Any]:
 
 
 def as_png(pixels: np.ndarray) -> dict[str, Any]:
-    file = io.BytesIO()
-    Image.fromarray(pixels[4:10, 7:19]).convert("1").save(file, "PNG")
-    return {"png": base64.b64encode(file.getvalue()).decode(), "bbox": [7, 4, 12, 6]}
+    data = encoded(Image.fromarray(pixels[4:10, 7:19]).convert("1"))
+    return {"png": base64.b64encode(data).decode(), "bbox": [7, 4, 12, 6]}
 
 
 def test_run_lengths_and_png_give_the_same_mask_and_window() -> None:

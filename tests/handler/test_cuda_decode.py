@@ -17,6 +17,7 @@ from maskx_image import decode
 from maskx_model import ServedModel
 from maskx_parameters import Parameters
 from maskx_service import Service
+from tests.pictures import encoded, exif
 from tests.served.standin import png, scene
 
 NO_LIMITS = {"max_pixels": 10**9, "max_side": 10**6}
@@ -49,11 +50,7 @@ def photograph(width: int = 60, height: int = 40, mode: str = "RGB") -> Image.Im
 
 
 def jpeg(image: Image.Image | None = None, *, orientation: int = 1, **options: Any) -> bytes:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    file = io.BytesIO()
-    (image or photograph()).save(file, "JPEG", exif=exif, **options)
-    return file.getvalue()
+    return encoded(image or photograph(), "JPEG", exif=exif(orientation), **options)
 
 
 def assert_as_pillow(data: bytes, pixels: np.ndarray) -> None:

@@ -1,6 +1,5 @@
 """A JPEG decoded small for the network: never below what the network wants, and the same picture."""
 
-import io
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from PIL import Image
 
 from maskx_image import DecodedImage, ImageError, decode, decode_to_fit, fitted_size
 from model.canvas import resized_size
+from tests.pictures import encoded, exif
 
 
 def smooth(width: int, height: int) -> Image.Image:
@@ -20,11 +20,7 @@ def smooth(width: int, height: int) -> Image.Image:
 
 
 def jpeg(image: Image.Image, *, orientation: int = 1, **options: Any) -> bytes:
-    block = Image.Exif()
-    block[0x0112] = orientation
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=90, exif=block, **options)
-    return file.getvalue()
+    return encoded(image, "JPEG", quality=90, exif=exif(orientation), **options)
 
 
 def reduced(pixels: np.ndarray, factor: int) -> np.ndarray:
@@ -117,21 +113,17 @@ def test_grey_and_cmyk_and_progressive_pictures_keep_their_colours(
 
 def test_a_phones_file_of_two_pictures_is_drafted_and_the_first_is_taken() -> None:
     """Many phones write MPO, JPEGs one behind the other: the photograph and its depth or preview."""
-    file = io.BytesIO()
-    smooth(320, 240).save(
-        file, "MPO", save_all=True, append_images=[Image.new("RGB", (320, 240))], quality=90
-    )
-    data = file.getvalue()
+    behind = [Image.new("RGB", (320, 240))]
+    data = encoded(smooth(320, 240), "MPO", save_all=True, append_images=behind, quality=90)
     assert_close(decode_to_fit(data, min_size=100, max_size=200), decode(data), 2)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "BMP", "GIF", "JPEG2000"])
 def test_other_formats_are_decoded_in_full(kind: str) -> None:
-    file = io.BytesIO()
-    smooth(160, 120).save(file, kind)
-    decoded = decode_to_fit(file.getvalue(), min_size=10, max_size=20)
+    data = encoded(smooth(160, 120), kind)
+    decoded = decode_to_fit(data, min_size=10, max_size=20)
     assert (decoded.height, decoded.width) == (120, 160)
-    assert np.array_equal(decoded.pixels, decode(file.getvalue()))
+    assert np.array_equal(decoded.pixels, decode(data))
 
 
 @pytest.mark.parametrize(("min_size", "max_size"), [(121, 1000), (240, 161), (800, 1333)])
@@ -139,19 +131,15 @@ def test_a_jpeg_that_the_network_would_not_halve_keeps_every_pixel(min_size: int
     data = jpeg(smooth(320, 240))
     decoded = decode_to_fit(data, min_size=min_size, max_size=max_size)
     assert np.array_equal(decoded.pixels, decode(data))
-    assert decode_to_fit(data, min_size=120, max_size=160).pixels.shape == (
-        120,
-        160,
-        3,
-    )  # else nothing is shown
+    halved = decode_to_fit(data, min_size=120, max_size=160)
+    assert halved.pixels.shape == (120, 160, 3)  # else nothing is shown
 
 
 @pytest.mark.parametrize("min_size", [10, 800])
 def test_what_comes_out_is_contiguous_and_writable(min_size: int) -> None:
     for orientation in range(1, 9):
-        pixels = decode_to_fit(
-            jpeg(smooth(90, 70), orientation=orientation), min_size=min_size, max_size=1333
-        ).pixels
+        data = jpeg(smooth(90, 70), orientation=orientation)
+        pixels = decode_to_fit(data, min_size=min_size, max_size=1333).pixels
         assert pixels.dtype == np.uint8
         assert pixels.flags["C_CONTIGUOUS"] and pixels.flags["WRITEABLE"] and pixels.flags["OWNDATA"]
 

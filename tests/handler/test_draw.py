@@ -27,14 +27,8 @@ def detection(x: int, y: int, w: int, h: int, **more: Any) -> dict[str, Any]:
     mask[y : y + h, x : x + w] = 1
     rle = coco_mask.encode(mask)
     segmentation = {"size": [HEIGHT, WIDTH], "counts": rle["counts"].decode()}
-    about = {
-        "category_id": 1,
-        "category": "thing",
-        "bbox": [x, y, w, h],
-        "score": 0.876,
-        "mask_supervised": True,
-    }
-    return {**about, "segmentation": segmentation, **more}
+    about = {"category_id": 1, "category": "thing", "score": 0.876, "mask_supervised": True}
+    return {**about, "bbox": [x, y, w, h], "segmentation": segmentation, **more}
 
 
 def changed(before: Image.Image, after: Image.Image) -> np.ndarray:
@@ -66,9 +60,8 @@ def test_the_mask_is_tinted_where_it_is_and_nowhere_else() -> None:
 
 def test_a_transferred_mask_is_hatched_in_a_dashed_box_and_starred() -> None:
     supervised, transferred = (detection(20, 40, 60, 40, mask_supervised=kind) for kind in (True, False))
-    plain, hatched = (
-        np.asarray(draw_detections(blank(), [d], min_side=0)) for d in (supervised, transferred)
-    )
+    both = [draw_detections(blank(), [d], min_side=0) for d in (supervised, transferred)]
+    plain, hatched = map(np.asarray, both)
     inside = (slice(45, 75), slice(25, 75))
     assert len(np.unique(plain[inside].reshape(-1, 3), axis=0)) == 1
     assert len(np.unique(hatched[inside].reshape(-1, 3), axis=0)) == 2
@@ -114,10 +107,8 @@ def test_a_detection_without_mask_is_a_box_and_a_name(segmentation: Any) -> None
 
 def test_ground_truth_without_score_or_mark_and_with_polygons_or_plain_counts_is_drawn_too() -> None:
     polygon = {"category_id": 1, "bbox": [20, 40, 60, 40], "segmentation": [[20, 40, 80, 40, 80, 80, 20, 80]]}
-    counts = {
-        **polygon,
-        "segmentation": {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * 20, HEIGHT, HEIGHT * 99]},
-    }
+    column = {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * 20, HEIGHT, HEIGHT * 99]}
+    counts = {**polygon, "segmentation": column}
     drawn = [changed(blank(), draw_detections(blank(), [d], min_side=0)) for d in (polygon, counts)]
     assert drawn[0][43:77, 23:77].all()
     assert drawn[1][:, 20].all()
@@ -131,9 +122,8 @@ def test_boxes_at_and_beyond_the_edge_or_of_no_area_are_drawn_inside_the_image()
 
 
 def test_a_mask_of_another_image_size_is_refused_with_both_sizes() -> None:
-    with pytest.raises(
-        ValueError, match=r"size \[90, 120\] does not fit an image of height 90 and width 121"
-    ):
+    message = r"size \[90, 120\] does not fit an image of height 90 and width 121"
+    with pytest.raises(ValueError, match=message):
         draw_detections(blank(121, 90), [detection(1, 1, 5, 5)])
 
 
@@ -204,9 +194,8 @@ def test_polygons_are_filled_by_the_even_odd_rule_and_their_union_taken(
                 if (x0 <= x + 0.5) != (x1 <= x + 0.5):
                     crossed += y0 + (x + 0.5 - x0) * (y1 - y0) / (x1 - x0) <= y + 0.5
             expected[y, x] |= crossed % 2 == 1
-    assert (
-        pasted(polygons, 30, 40) != expected
-    ).mean() <= 1 / 600  # a centre that lies on an edge may be on either side
+    # A centre that lies on an edge may be on either side.
+    assert (pasted(polygons, 30, 40) != expected).mean() <= 1 / 600
 
 
 def test_a_polygon_that_is_no_number_or_no_polygon_is_refused_or_left_out() -> None:
@@ -218,10 +207,8 @@ def test_a_polygon_that_is_no_number_or_no_polygon_is_refused_or_left_out() -> N
 
 def test_the_three_forms_of_one_mask_are_drawn_alike() -> None:
     one = detection(20, 40, 60, 40)
-    counts, offsets = (
-        np.array([20 * HEIGHT + 40] + [40, 50] * 59 + [40, HEIGHT * 40 + 10]),
-        np.array([0, 121]),
-    )
+    counts = np.array([20 * HEIGHT + 40] + [40, 50] * 59 + [40, HEIGHT * 40 + 10])
+    offsets = np.array([0, 121])
     forms = [
         one["segmentation"],
         {"size": [HEIGHT, WIDTH], "counts": counts.tolist()},
@@ -254,12 +241,10 @@ def test_over_a_scaled_image_masks_and_boxes_lie_where_they_belong(width: int, h
 
 def _tinted(one: dict[str, Any], width: int, height: int) -> np.ndarray:
     """Where the mask alone is drawn; the box and the name are those of a detection without it."""
+    nowhere = {**one, "bbox": [0, 0, 0, 0], "category": "", "score": 0.5}
     with_mask, without = (
         draw_detections(blank(width, height), [d], min_side=0, size=(HEIGHT, WIDTH))
-        for d in (
-            {**one, "bbox": [0, 0, 0, 0], "category": "", "score": 0.5},
-            {**one, "bbox": [0, 0, 0, 0], "category": "", "score": 0.5, "segmentation": None},
-        )
+        for d in (nowhere, {**nowhere, "segmentation": None})
     )
     return changed(with_mask, without)
 

@@ -1,15 +1,12 @@
 """The adapter to TorchServe, with TorchServe's own context and loader."""
 
-import ast
 import gc
 import gzip
-import inspect
 import json
 import logging
 import queue
 import re
 import socket
-import sys
 import threading
 import time
 import warnings
@@ -122,13 +119,6 @@ def test_the_type_of_an_error_stands_in_a_header_for_the_proxy(
     handler.handle([{"body": b"?"}, {"body": png(scene())}], asked_by(context, REST, REST))
     assert context.get_response_headers(0)["x-error-type"] == "InvalidImage"
     assert "x-error-type" not in context.get_response_headers(1)
-
-
-def test_headers_that_steer_other_handlers_change_nothing(handler: MaskXHandler, context: Context) -> None:
-    request = {"body": png(scene(red=(1, 1, 5, 5)))}
-    plain = handler.handle([request], asked_by(context, REST))
-    steered = handler.handle([request], asked_by(context, {**REST, "describe": "True", "explain": "True"}))
-    assert plain == steered
 
 
 def test_a_misspelt_key_of_the_configuration_stops_the_load(model_dir: Path) -> None:
@@ -311,22 +301,10 @@ def test_the_shipped_metrics_yaml_declares_each_metric_as_what_it_is_and_times_i
         assert (one["unit"] == "s") == one["name"].endswith("_seconds")
 
 
-def test_the_modules_of_the_archive_import_nothing_of_the_project_and_only_one_knows_the_server(
-    root: Path,
-) -> None:
-    files = sorted((root / "handler").glob("*.py"))
-    own = {file.stem for file in files}
-    allowed = {"torch", "torchvision", "numpy", "PIL", "pycocotools"} | own | set(sys.stdlib_module_names)
-    for file in files:
-        imported = set()
-        for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.Import):
-                imported |= {alias.name.partition(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom):
-                imported.add((node.module or "").partition(".")[0])
-        server = {"ts"} if file.stem == "maskx_handler" else set()
-        assert imported <= allowed | server, file.name
-    assert "ts" in inspect.getsource(maskx_handler)
+def test_only_one_module_of_the_archive_knows_the_server(root: Path) -> None:
+    modules = (root / "handler").glob("*.py")
+    knowing = [file.stem for file in modules if re.search(r"^\s*(from|import) ts\b", file.read_text(), re.M)]
+    assert knowing == ["maskx_handler"]
 
 
 def test_the_describe_call_is_told_device_and_precision_and_nobody_else_is(
@@ -338,9 +316,9 @@ def test_the_describe_call_is_told_device_and_precision_and_nobody_else_is(
     assert described["fusers"] == "off" and described["decode"] == {"asked": "auto", "by": "cpu"}
     assert described["limits"]["max_images"] == 8 and described["limits"]["max_detections"] == 1000
     assert described["mask_formats"] == ["rle", "polygon", "png", "none"]
-    body = {"body": png(scene())}
-    over_rest = handler.handle([body], asked_by(context, {**REST, "describe": "True"}))[0]
-    assert "detections" in json.loads(over_rest)
+    body = {"body": png(scene(red=(1, 1, 5, 5)))}
+    steered = handler.handle([body], asked_by(context, {**REST, "describe": "True", "explain": "True"}))
+    assert steered == handler.handle([body], asked_by(context, REST))
     without_the_header = handler.handle([{}], asked_by(context, REST))[0]
     assert json.loads(without_the_header)["error"]["code"] == 400
     batch = handler.handle([body, body], asked_by(context, {**REST, "describe": "True"}, REST))

@@ -11,20 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from maskx_image import ImageError, decode, exif_orientation, read_header
+from tests.pictures import encoded, exif
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
-
-
-def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
-
-
-def exif(orientation: int) -> bytes:
-    block = Image.Exif()
-    block[0x0112] = orientation
-    return block.tobytes()
 
 
 def png_chunk(name: bytes, data: bytes) -> bytes:

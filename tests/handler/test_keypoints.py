@@ -18,6 +18,7 @@ from maskx_settings import Limits
 from model.checkpoint import load_network
 from tests.export.keypoints import NAMES, write_keypoint_model
 from tests.export.tiny import CLASSES
+from tests.served.standin import png
 
 SIDE = (70, 90)
 
@@ -37,9 +38,7 @@ def photograph() -> np.ndarray:
 
 
 def asked(service: Service, **parameters: Any) -> Any:
-    file = io.BytesIO()
-    Image.fromarray(photograph()).save(file, "PNG")
-    (answer,) = service.answer([{"data": file.getvalue(), "score_threshold": b"0", **parameters}])
+    (answer,) = service.answer([{"data": png(photograph()), "score_threshold": b"0", **parameters}])
     assert answer.status == 200, answer.body
     return json.loads(answer.body) if answer.content_type == "application/json" else answer.body
 
@@ -67,9 +66,8 @@ def test_an_answer_has_the_keypoints_of_the_network_in_cocos_pixels(exported: Pa
         ):
             total += 1
             same += found == pytest.approx([x - 0.5, y - 0.5, score], abs=0.011)
-    assert (
-        total > 9 and same > 0.9 * total
-    )  # where two places are equally likely, the frozen file may choose otherwise
+    # Where two places are equally likely, the frozen file may choose otherwise.
+    assert total > 9 and same > 0.9 * total
 
 
 @pytest.mark.parametrize("mask_format", ["rle", "polygon", "png", "none"])
@@ -99,13 +97,11 @@ def test_the_server_tells_the_names_of_its_keypoints(served: ServedModel) -> Non
 
 def test_an_overlay_shows_keypoints_and_the_lines_between_them(service: Service) -> None:
     content = asked(service, max_detections=b"1", categories=b"a,c,d")
-    picture = np.asarray(
-        Image.open(io.BytesIO(asked(service, max_detections=b"1", categories=b"a,c,d", output=b"overlay")))
-    )
+    overlay = asked(service, max_detections=b"1", categories=b"a,c,d", output=b"overlay")
+    picture = np.asarray(Image.open(io.BytesIO(overlay)))
     (one,) = content["detections"]
     assert min(one["keypoints"][2::3]) >= 0.1  # else there is nothing to show
-    bare = dict(one)
-    del bare["keypoints"]
+    bare = {name: value for name, value in one.items() if name != "keypoints"}
     image = Image.fromarray(photograph())
     drawn = draw_detections(image, [one], legend=True, lines=((0, 1), (0, 2)))
     assert np.array_equal(picture, np.asarray(drawn))
@@ -115,9 +111,7 @@ def test_an_overlay_shows_keypoints_and_the_lines_between_them(service: Service)
 
 
 def test_keypoints_of_little_score_are_not_drawn() -> None:
-    one = {"category_id": 1, "bbox": [1, 1, 20, 20], "keypoints": [5.0, 5.0, 0.05]}
-    bare = {"category_id": 1, "bbox": [1, 1, 20, 20]}
-    image = Image.new("RGB", (40, 40))
-    assert draw_detections(image, [one]).tobytes() == draw_detections(image, [bare]).tobytes()
-    seen = one | {"keypoints": [5.0, 5.0, 0.5]}
-    assert draw_detections(image, [seen]).tobytes() != draw_detections(image, [bare]).tobytes()
+    bare: dict[str, Any] = {"category_id": 1, "bbox": [1, 1, 20, 20]}
+    few, some = bare | {"keypoints": [5.0, 5.0, 0.05]}, bare | {"keypoints": [5.0, 5.0, 0.5]}
+    drawn = [draw_detections(Image.new("RGB", (40, 40)), [one]).tobytes() for one in (bare, few, some)]
+    assert drawn[0] == drawn[1] != drawn[2]

@@ -125,13 +125,10 @@ def test_what_was_packed_comes_out_with_the_types_of_detections(
 
 def test_an_image_without_masks_has_no_counts_and_offsets_of_zero() -> None:
     boxes = np.arange(8, dtype=np.float32).view(np.int32)
-    (one,) = unpack(
-        np.concatenate([boxes, boxes[:2], np.array([3, 4], np.int32)]), [[2, 0, 8, 10, -1, -1, -1]], 0
-    )
-    assert (
-        one.labels.tolist() == [3, 4] and one.rle_offsets.tolist() == [0, 0, 0] and one.rle_counts.size == 0
-    )
-    assert one.keypoints is None
+    words = np.concatenate([boxes, boxes[:2], np.array([3, 4], np.int32)])
+    (one,) = unpack(words, [[2, 0, 8, 10, -1, -1, -1]], 0)
+    assert one.labels.tolist() == [3, 4] and one.rle_offsets.tolist() == [0, 0, 0]
+    assert one.rle_counts.size == 0 and one.keypoints is None
 
 
 IMAGES = [

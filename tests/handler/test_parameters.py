@@ -38,7 +38,7 @@ INDEX = CategoryIndex(
         ("92", {5}),
     ],
 )
-def test_names_and_ids_are_found_on_every_road(value: Any, labels: set[int]) -> None:
+def test_names_and_ids_are_found_however_they_are_sent(value: Any, labels: set[int]) -> None:
     found = INDEX.labels_of(value, "the header")
     assert found == labels and isinstance(found, frozenset)
 

@@ -9,16 +9,11 @@ from typing import Any
 import pytest
 
 from maskx_errors import IMAGE_TOO_LARGE, INVALID_REQUEST, TOO_MANY_IMAGES, RequestError
-from maskx_parameters import Category, CategoryIndex, Parameters
+from maskx_parameters import CategoryIndex, Parameters
 from maskx_request import ImageRequest, Request, accepts_gzip, header, parse_request, queue_seconds
+from tests.handler.test_answer import CATEGORIES
 
 DEFAULTS = Parameters(score_threshold=0.5, max_detections=100)
-CATEGORIES = CategoryIndex(
-    {
-        1: Category(id=7, name="red", mask_supervised=True),
-        2: Category(id=90, name="bl\u00e9u", mask_supervised=False),
-    }
-)
 IMAGE = b"\x89PNG\r\n\x1a\n and so on"
 SECOND = b"\xff\xd8\xff and so on"
 TEXT = base64.b64encode(IMAGE).decode()
@@ -28,16 +23,9 @@ GZIP = {"Content-Encoding": "gzip"}
 FORM = {"Content-Type": "multipart/form-data; boundary=x"}
 
 
-def parsed(
-    request: dict[str, Any],
-    headers: dict[str, Any] | None = None,
-    *,
-    max_images: int = 4,
-    max_image_bytes: int = 1000,
-) -> Request:
-    return parse_request(
-        request, headers or {}, DEFAULTS, CATEGORIES, max_images=max_images, max_image_bytes=max_image_bytes
-    )
+def parsed(request: dict[str, Any], headers: dict[str, Any] | None = None, **limits: int) -> Request:
+    allowed = {"max_images": 4, "max_image_bytes": 1000} | limits
+    return parse_request(request, headers or {}, DEFAULTS, CategoryIndex(CATEGORIES), **allowed)
 
 
 def typed(kind: str) -> dict[str, str]:
@@ -133,6 +121,8 @@ def test_the_id_of_a_v2_request_comes_back() -> None:
 
 ALL = {"score_threshold": 0.25, "max_detections": 7, "categories": [90], "mask_format": "png"}
 AS_TEXT = {name: str(value) for name, value in ALL.items()} | {"categories": "bl\u00e9u", "output": "json"}
+AS_HEADERS = {n.replace("_", "-").title(): v.encode().decode("latin-1") for n, v in AS_TEXT.items()}
+FEW = {"max_detections": b"7"}
 ASKED = Parameters(score_threshold=0.25, max_detections=7, labels=frozenset([2]), mask_format="png")
 
 
@@ -151,10 +141,7 @@ ASKED = Parameters(score_threshold=0.25, max_detections=7, labels=frozenset([2])
         (body({"inputs": [{"datatype": "BYTES", "data": [TEXT]}], "parameters": ALL}), {}),
         ({"data_1": json.dumps({"image": TEXT, **ALL}).encode()}, {}),
         ({"body": IMAGE}, AS_TEXT),
-        (
-            {"body": IMAGE},
-            {n.replace("_", "-").title(): v.encode().decode("latin-1") for n, v in AS_TEXT.items()},
-        ),
+        ({"body": IMAGE}, AS_HEADERS),
         ({"body": IMAGE, "max_detections": b"7"}, {n: v for n, v in AS_TEXT.items() if n[:3] != "max"}),
     ],
 )
@@ -175,17 +162,9 @@ def test_an_images_own_parameters_go_before_those_of_the_request() -> None:
 @pytest.mark.parametrize(
     ("request_", "headers", "message"),
     [
-        (
-            body({"image": TEXT, "max_detections": 7}) | {"max_detections": b"7"},
-            {},
-            "a field and in the JSON",
-        ),
-        ({"data": IMAGE, "max_detections": b"7"}, {"max-detections": "7"}, "'max-detections' and in a field"),
-        (
-            {"body": IMAGE},
-            {"output": "a", "Output": "b"},
-            "in the header 'output' and in the header 'Output'",
-        ),
+        (body({"image": TEXT, "max_detections": 7}) | FEW, {}, "a field and in the JSON"),
+        ({"data": IMAGE, **FEW}, {"max-detections": "7"}, "'max-detections' and in a field"),
+        ({"body": IMAGE}, {"output": "a", "Output": "b"}, "header 'output' and in the header 'Output'"),
         (body({"instances": [TEXT], "parameters": ALL}), {"mask-format": "rle"}, 'mat\' and in "parameters"'),
     ],
 )
@@ -197,15 +176,10 @@ def test_a_parameter_in_two_places_is_refused_with_both(
 
 
 def test_headers_that_are_no_parameters_and_parts_content_types_are_left_alone() -> None:
-    headers: dict[str, Any] = {
-        "X-Score-Threshold": "9",
-        "explain": "False",
-        "url_path": "",
-        "describe": "True",
-    }
-    headers |= {"score_threshold": {"content-type": ""}, "data": {"content-type": "image/png"}}
-    image = only(parsed({"data": IMAGE, "score_threshold": b"0.25"}, headers))
-    assert image.parameters.score_threshold == 0.25
+    headers = {"X-Score-Threshold": "9", "explain": "False", "url_path": "", "describe": "True"}
+    parts = {"score_threshold": {"content-type": ""}, "data": {"content-type": "image/png"}}
+    image = only(parsed({"data": IMAGE, "score_threshold": b"0.25"}, {**headers, **parts}))
+    assert image.parameters == Parameters(score_threshold=0.25, max_detections=100)
 
 
 @pytest.mark.parametrize(
@@ -305,9 +279,8 @@ def test_one_bad_image_of_several_is_an_error_in_its_place() -> None:
         (7, "images[5] is 7; an object"),
         ({"image": TEXT, "output": "overlay"}, "output is 'overlay'"),
     ]
-    first, *errors, last = parsed(
-        body({"images": [TEXT, *(one for one, _ in bad), TEXT_2]}), max_images=8
-    ).images
+    content = {"images": [TEXT, *(one for one, _ in bad), TEXT_2]}
+    first, *errors, last = parsed(body(content), max_images=8).images
     assert isinstance(first, ImageRequest) and isinstance(last, ImageRequest)
     assert (first.image, last.image) == (IMAGE, SECOND)
     for error, (_, message) in zip(errors, bad, strict=True):
@@ -388,11 +361,6 @@ def test_a_form_that_the_server_kept_only_a_part_of_is_refused() -> None:
     assert "none of its fields" in refused(request, long).message
     assert only(parsed(request, FORM | {"Content-Length": "400"})).image == IMAGE
     assert only(parsed(request, {"Content-Length": "50000"})).image == IMAGE
-
-
-def test_a_default_that_a_request_does_not_name_stays() -> None:
-    parameters = only(parsed({"body": IMAGE, "mask_format": b"none"})).parameters
-    assert parameters == Parameters(score_threshold=0.5, max_detections=100, mask_format="none")
 
 
 def test_gzip_is_accepted_where_the_standard_says_so() -> None:

@@ -76,7 +76,7 @@ def http(
 
 
 def form(
-    parts: Sequence[tuple[str | bytes, bytes]], *, boundary: str = "b0undary", end: bool = True
+    *parts: tuple[str | bytes, bytes], boundary: str = "b0undary", end: bool = True
 ) -> tuple[bytes, list[tuple[str | bytes, str | bytes]]]:
     """Body and headers of a multipart form; each part is the text of its headers and its content."""
     pieces = [

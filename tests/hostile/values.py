@@ -30,45 +30,23 @@ WRONG_TEXTS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """As text, which is how form fields, headers and entries of gRPC carry them; JSON may, too."""
 
+HUGE = "1" + "0" * 400
 WRONG_JSON = {
-    "score_threshold": (
-        "null",
-        "true",
-        "[]",
-        "{}",
-        "[0.5]",
-        "1e400",
-        "-1",
-        "1" + "0" * 400,
-        '{"a": {"b": []}}',
-    ),
-    "max_detections": ("null", "true", "[]", "{}", "[10]", "1e400", "0.5", "1" + "0" * 400, "-0"),
+    "score_threshold": ("null", "true", "[]", "{}", "[0.5]", "1e400", "-1", HUGE, '{"a": {"b": []}}'),
+    "max_detections": ("null", "true", "[]", "{}", "[10]", "1e400", "0.5", HUGE, "-0"),
     "categories": (
-        "null",
-        "true",
-        "{}",
-        "1.5",
-        "[]",
-        "[[]]",
-        "[null]",
-        '["unicorn"]',
-        "1" + "0" * 400,
-        '[{"id": 1}]',
+        "null", "true", "{}", "1.5", "[]", "[[]]", "[null]", '["unicorn"]', HUGE, '[{"id": 1}]',
     ),
     "mask_format": ("null", "true", "[]", "{}", "1", '["rle"]', '{"rle": 1}'),
     "output": ("null", "true", "[]", "{}", "1", '["json"]', '{"overlay": true}'),
-}
+}  # fmt: skip
 """As JSON's own types."""
 
 
 def cases() -> Iterator[Case]:
     """All of this file."""
-    yield from wrong_texts()
-    yield from wrong_types()
-    yield from unknown_and_twice()
-    yield from wrong_json()
-    yield from wrong_envelopes()
-    yield from wrong_base64()
+    for part in (wrong_texts, wrong_types, unknown_and_twice, wrong_json, wrong_envelopes, wrong_base64):
+        yield from part()
 
 
 def wrong_texts() -> Iterator[Case]:
@@ -78,7 +56,7 @@ def wrong_texts() -> Iterator[Case]:
         for place, value in enumerate(values):
             label = f"{name} = {ascii(value)[:40]}"
             data = value.encode()
-            body, headers = form([(field(name), data), (field("data", "a.png"), image)])
+            body, headers = form((field(name), data), (field("data", "a.png"), image))
             yield refused("wrong value, form", label, http(body, headers), {"data": image, name: data})
             spelt = name.replace("_", "-").title() if place % 2 else name
             yield refused("wrong value, header", label, http(image, [(spelt, value)]))
@@ -94,14 +72,11 @@ def wrong_types() -> Iterator[Case]:
             label = f"{name} = {value[:40]}"
             yield refused("wrong value, JSON", label, _posted(f'{{"image": "{image}", "{name}": {value}}}'))
         first = values[0]
+        tensor = f'{{"name": "i", "shape": [1], "datatype": "BYTES", "data": ["{image}"]}}'
         for what, text in (
             ("v1", f'{{"instances": [{{"b64": "{image}"}}], "parameters": {{"{name}": {first}}}}}'),
             ("several", f'{{"images": ["{image}"], "{name}": {first}}}'),
-            (
-                "v2",
-                f'{{"inputs": [{{"name": "i", "shape": [1], "datatype": "BYTES", "data": ["{image}"]}}], '
-                f'"parameters": {{"{name}": {first}}}}}',
-            ),
+            ("v2", f'{{"inputs": [{tensor}], "parameters": {{"{name}": {first}}}}}'),
         ):
             yield refused("wrong value, JSON", f"{name} = {first}, {what}", _posted(text))
 
@@ -109,27 +84,18 @@ def wrong_types() -> Iterator[Case]:
 def unknown_and_twice() -> Iterator[Case]:
     """Names that mean nothing, and parameters that are sent twice."""
     image = encoded("png")
-    for name in (
-        "scoer_threshold",
-        "Score_Threshold",
-        "threshold",
-        "url",
-        "__class__",
-        "\u540d",
-        "a" * 5_000,
-        "data_x",
-    ):
-        body, headers = form([(field("data"), image), (field(name), b"0.5")])
-        yield refused(
-            "unknown name", f"form {ascii(name)[:40]}", http(body, headers), {"data": image, name: b"0.5"}
-        )
+    misspelt = ("scoer_threshold", "Score_Threshold", "threshold", "data_x")
+    for name in (*misspelt, "url", "__class__", "\u540d", "a" * 5_000):
+        body, headers = form((field("data"), image), (field(name), b"0.5"))
+        entries = {"data": image, name: b"0.5"}
+        yield refused("unknown name", f"form {ascii(name)[:40]}", http(body, headers), entries)
         text = json.dumps({"image": _text(image), name: 0.5}, ensure_ascii=False)
         yield refused("unknown name", f"JSON {ascii(name)[:40]}", _posted(text))
-    body, headers = form([(field("data"), image), (field("score_threshold"), b"0.5")])
+    body, headers = form((field("data"), image), (field("score_threshold"), b"0.5"))
     yield refused("given twice", "form and header", http(body, [*headers, ("score-threshold", "0.5")]))
     text = json.dumps({"image": _text(image), "max_detections": 5})
     yield refused("given twice", "JSON and header", _posted(text, ("Max-Detections", "5")))
-    body, headers = form([(field("data"), text.encode()), (field("max_detections"), b"5")])
+    body, headers = form((field("data"), text.encode()), (field("max_detections"), b"5"))
     entries = {"data": text.encode(), "max_detections": b"5"}
     yield refused("given twice", "JSON and form", http(body, headers), entries)
     twice = [("score_threshold", "0.5"), ("score-threshold", "0.6")]
@@ -176,13 +142,8 @@ def wrong_json() -> Iterator[Case]:
     ):
         kind = {"types": ("InvalidRequest", "InvalidImage")} if name == "spaces alone" else {}
         yield refused("wrong JSON", name, _posted(text), {"data": text.encode()}, **kind)
-    for name, text in (
-        ("a number", "5"),
-        ("a string", '"image"'),
-        ("null", "null"),
-        ("true", "true"),
-        ("nothing", ""),
-    ):
+    alone = {"a number": "5", "a string": '"image"', "null": "null", "true": "true", "nothing": ""}
+    for name, text in alone.items():
         yield refused("wrong JSON", f"{name}, said to be JSON", _posted(text))
     for name, data in (
         ("UTF-16 cut by a byte", good.encode("utf-16")[:-1]),

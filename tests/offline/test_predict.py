@@ -14,7 +14,7 @@ from offline.on_ray import has_ray
 from offline.plan import Image, listed_images, numbered
 from offline.predict import main
 from offline.store import Store
-from tests.served.standin import DEVICE_FAULT, NETWORK_FAULT, plain, png, scene, write_standin
+from tests.served.standin import DEVICE_FAULT, NETWORK_FAULT, plain, png, scene
 
 Said = pytest.CaptureFixture[str]
 
@@ -23,11 +23,6 @@ RAY = [
     pytest.mark.filterwarnings("ignore"),  # Ray warns of its own settings' ends
 ]
 ENGINES = ["plain", pytest.param("ray", marks=RAY)]
-
-
-@pytest.fixture(scope="module")
-def torchscript(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_standin(tmp_path_factory.mktemp("standin") / "maskx.pt")
 
 
 @pytest.fixture
@@ -46,9 +41,9 @@ def images(tmp_path: Path) -> Path:
 class Command:
     """The command line over one folder, archive and output."""
 
-    def __init__(self, torchscript: Path, images: Path, out: Path) -> None:
+    def __init__(self, standin: Path, images: Path, out: Path) -> None:
         self.out = out
-        self.words = [f"--archive={torchscript}", f"--images={images}", f"--out={out}", "--device=cpu"]
+        self.words = [f"--archive={standin}", f"--images={images}", f"--out={out}", "--device=cpu"]
 
     def __call__(self, *more: str, engine: str = "plain") -> int:
         return main([*self.words, "--engine", engine, "--part-images", "2", *more])
@@ -58,8 +53,8 @@ class Command:
 
 
 @pytest.fixture
-def command(torchscript: Path, images: Path, tmp_path: Path) -> Command:
-    return Command(torchscript, images, tmp_path / "out")
+def command(standin: Path, images: Path, tmp_path: Path) -> Command:
+    return Command(standin, images, tmp_path / "out")
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -99,9 +94,9 @@ def test_the_results_become_annotations_without_naming_their_images(command: Com
 
 
 def test_an_archive_gives_what_its_model_gives_and_says_how_it_is_run(
-    command: Command, torchscript: Path, images: Path, tmp_path: Path
+    command: Command, standin: Path, images: Path, tmp_path: Path
 ) -> None:
-    build_archive(torchscript, tmp_path / "maskx.mar")
+    build_archive(standin, tmp_path / "maskx.mar")
     of_archive = Command(tmp_path / "maskx.mar", images, tmp_path / "other")
     assert command("--precision", "float32") == of_archive("--precision", "float32") == 0
     assert (tmp_path / "other" / "results.json").read_bytes() == (command.out / "results.json").read_bytes()
@@ -109,10 +104,10 @@ def test_an_archive_gives_what_its_model_gives_and_says_how_it_is_run(
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_run_that_was_killed_goes_on_and_ends_with_the_same_bytes(
-    command: Command, torchscript: Path, images: Path, tmp_path: Path, engine: str
+    command: Command, standin: Path, images: Path, tmp_path: Path, engine: str
 ) -> None:
     assert command() == 0
-    killed = Command(torchscript, images, tmp_path / "killed")
+    killed = Command(standin, images, tmp_path / "killed")
     script = (
         "import os, sys\n"
         "from offline import predict, predictor\n"
@@ -128,9 +123,8 @@ def test_a_run_that_was_killed_goes_on_and_ends_with_the_same_bytes(
     done = subprocess.run([sys.executable, "-c", script, *words], cwd=Path(__file__).parents[2], check=False)
     assert done.returncode == -9
     assert sorted(path.name for path in (killed.out / "parts").iterdir()) == ["000000.json"]
-    (killed.out / "parts" / "000002.json.unfinished").write_text(
-        "[{"
-    )  # as a kill in the middle of a write leaves it
+    # As a kill in the middle of a write leaves it.
+    (killed.out / "parts" / "000002.json.unfinished").write_text("[{")
     first = (killed.out / "parts" / "000000.json").stat().st_mtime_ns
     assert killed(engine=engine) == 0
     assert (killed.out / "parts" / "000000.json").stat().st_mtime_ns == first
@@ -210,14 +204,12 @@ def test_the_images_of_an_annotation_file_have_its_ids_and_a_missing_one_is_an_e
     assert (error["id"], error["error"]["type"]) == (5, "Unreadable")
 
 
-def test_a_bucket_is_read_and_written_as_a_folder_is(
-    command: Command, images: Path, torchscript: Path
-) -> None:
+def test_a_bucket_is_read_and_written_as_a_folder_is(command: Command, images: Path, standin: Path) -> None:
     assert command() == 0
     bucket = Store("memory://bucket")
     for path in images.rglob("*.*"):
         bucket.write(f"photos/{path.relative_to(images).as_posix()}", [path.read_bytes()])
-    words = [f"--archive={torchscript}", "--images=memory://bucket/photos", "--out=memory://bucket/out"]
+    words = [f"--archive={standin}", "--images=memory://bucket/photos", "--out=memory://bucket/out"]
     assert main([*words, "--device=cpu", "--engine=plain"]) == 0
     assert bucket.read("out/results.json") == (command.out / "results.json").read_bytes()
 

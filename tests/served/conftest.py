@@ -9,14 +9,13 @@ import yaml
 
 from export.archive import ROOT, build_archive
 from tests.served.machine import Machine, serving
-from tests.served.standin import write_standin
+from tests.served.upstream import Answer, Upstream, upstream
 
 
 @pytest.fixture(scope="session")
-def standin_archive(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def standin_archive(standin: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Packs the stand-in with the shipped model-config.yaml, changed by the keys given."""
-    folder = tmp_path_factory.mktemp("standin")
-    torchscript = write_standin(folder / "maskx.pt")
+    folder = tmp_path_factory.mktemp("archives")
 
     def pack(name: str, *, version: str = "1.0", **changes: Any) -> Path:
         config = yaml.safe_load((ROOT / "serve_config" / "model-config.yaml").read_text())
@@ -24,7 +23,7 @@ def standin_archive(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
         configuration = folder / name / "model-config.yaml"
         configuration.write_text(yaml.safe_dump({**config, **changes}))
         archive = folder / name / "maskx.mar"
-        build_archive(torchscript, archive, version=version, configuration=configuration)
+        build_archive(standin, archive, version=version, configuration=configuration)
         return archive
 
     return pack
@@ -48,3 +47,17 @@ def batched(
     archive = standin_archive("batched", batchSize=8, maxBatchDelay=300)
     with serving(tmp_path_factory.mktemp("batched"), archive) as machine:
         yield machine
+
+
+@pytest.fixture(scope="module")
+def behind() -> Iterator[Upstream]:
+    """A server in TorchServe's place."""
+    with upstream() as made:
+        yield made
+
+
+@pytest.fixture
+def fresh(behind: Upstream) -> None:
+    """It has seen nothing, and answers as at first."""
+    behind.seen.clear()
+    behind.answer = lambda _: Answer()

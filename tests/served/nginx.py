@@ -23,6 +23,8 @@ from export.archive import ROOT
 from server.processes import free_ports
 
 SECRET = "5ecre7-Of.the~test/client+with=odd_signs"
+HEAD = f"POST /predictions/maskx HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {SECRET}\r\n"
+"""How a request begins that is written by hand."""
 NOBODY = 65534
 SIGNS_OF_LIFE = 60.0
 """Seconds that nginx may take for what it does at once; a limit for waits, not a measure."""
@@ -107,20 +109,14 @@ class Proxy:
                 **_nobody(),
             )
         ports = [self.port] if self.settings.get("TLS") == "on" else [self.port, self.grpc_port]
-        pid = (
-            self.folder / "run" / "nginx.pid"
-        )  # empty while nginx only checks its files, listening as it does
-        wait_until(
-            lambda: (
-                process.poll() is not None
-                or (
-                    pid.is_file()
-                    and pid.read_text()
-                    and len(self.workers()) == 2
-                    and all(map(takes_connections, ports))
-                )
-            )
-        )
+        pid = self.folder / "run" / "nginx.pid"
+
+        def runs() -> bool:
+            # The file is empty while nginx only checks its files, listening as it does.
+            begun = pid.is_file() and pid.read_text() and len(self.workers()) == 2
+            return bool(begun) and all(map(takes_connections, ports))
+
+        wait_until(lambda: process.poll() is not None or runs())
         assert process.poll() is None, (self.folder / "stderr").read_text()
 
     def workers(self) -> set[int]:

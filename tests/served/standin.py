@@ -13,7 +13,6 @@ An image of one of these colours from edge to edge makes the network fail:
 * `DEVICE_FAULT`: the error of a GPU that answers nothing more until the process is restarted.
 """
 
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+
+from tests.pictures import encoded
 
 NETWORK_FAULT = (255, 255, 0)
 OUT_OF_MEMORY_ABOVE_TWO = (0, 255, 255)
@@ -153,6 +154,4 @@ def plain(colour: tuple[int, int, int], *, width: int = 40, height: int = 30) ->
 
 def png(pixels: np.ndarray) -> bytes:
     """The image as a PNG file."""
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
+    return encoded(Image.fromarray(pixels))

@@ -69,24 +69,16 @@ def test_the_config_of_a_start_differs_from_the_shipped_one_in_ports_folders_bat
     shipped: str, tmp_path: Path
 ) -> None:
     batching = Batching(batch_size=3, batch_delay=2, workers=1)
-    made = properties(
-        effective_config(shipped, PORTS, state=tmp_path, with_tokens=False, version="7", batching=batching)
+    config = effective_config(
+        shipped, PORTS, state=tmp_path, with_tokens=False, version="7", batching=batching
     )
+    made = properties(config)
     before = properties(shipped)
     assert made.keys() == before.keys()
     changed = {key: made[key] for key in made if made[key] != before[key]}
-    assert json.loads(changed.pop("models")) == {
-        "maskx": {
-            "7": {
-                "defaultVersion": True,
-                "marName": "maskx.mar",
-                "minWorkers": 1,
-                "maxWorkers": 1,
-                "batchSize": 3,
-                "maxBatchDelay": 2,
-            }
-        }
-    }
+    numbers = {"minWorkers": 1, "maxWorkers": 1, "batchSize": 3, "maxBatchDelay": 2}
+    version = {"defaultVersion": True, "marName": "maskx.mar", **numbers}
+    assert json.loads(changed.pop("models")) == {"maskx": {"7": version}}
     assert changed == {
         "inference_address": "http://127.0.0.1:1",
         "management_address": "http://127.0.0.1:2",
@@ -126,13 +118,9 @@ def test_a_shipped_config_without_the_key_that_turns_tokens_on_is_refused(
 
 def test_of_the_environment_only_what_is_needed_is_handed_down() -> None:
     kept = {"PATH": "p", "HOME": "h", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "0", "LC_ALL": "C"}
-    dropped = {
-        "PYTHONPATH": "p",
-        "TS_CONFIG_FILE": "x",
-        "AWS_PROFILE": "me",
-        "DATABASE_URL": "u",
-        "KUBECONFIG": "k",
-    }
+    dropped = dict.fromkeys(
+        ("PYTHONPATH", "TS_CONFIG_FILE", "AWS_PROFILE", "DATABASE_URL", "KUBECONFIG"), "x"
+    )
     assert handed_down(kept | dropped) == kept
 
 
@@ -167,7 +155,7 @@ def test_ports_that_are_no_five_numbers_are_refused_in_one_line(
     assert "expected `free`, or five numbers" in capsys.readouterr().err
 
 
-def test_an_archive_that_is_not_there_or_not_the_one_of_its_sha256_is_refused(
+def test_an_archive_that_is_not_there_or_not_the_one_of_its_sha256_is_refused_and_another_copied(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     archive, state = tmp_path / "maskx.mar", tmp_path / "state"
@@ -175,20 +163,12 @@ def test_an_archive_that_is_not_there_or_not_the_one_of_its_sha256_is_refused(
     assert server.main(arguments) == 2
     assert "make archive" in capsys.readouterr().err
     archive.write_bytes(b"changed on the way")
-    (tmp_path / "maskx.mar.sha256").write_text(
-        f"{hashlib.sha256(b'as it was made').hexdigest()}  maskx.mar\n"
-    )
+    digest = hashlib.sha256(b"as it was made").hexdigest()
+    (tmp_path / "maskx.mar.sha256").write_text(f"{digest}  maskx.mar\n")
     assert server.main(arguments) == 2
     assert "it was changed or not copied whole" in capsys.readouterr().err
     assert server_processes(state) == [] and load_running(state) is None
-
-
-def test_an_archive_that_agrees_with_its_sha256_is_copied(tmp_path: Path) -> None:
-    archive = tmp_path / "maskx.mar"
     archive.write_bytes(b"as it was made")
-    (tmp_path / "maskx.mar.sha256").write_text(
-        f"{hashlib.sha256(b'as it was made').hexdigest()}  maskx.mar\n"
-    )
     checked_copy(archive, tmp_path / "copy.mar")
     assert (tmp_path / "copy.mar").read_bytes() == b"as it was made"
 
@@ -238,10 +218,8 @@ def test_stopping_what_never_ran_and_asking_it_are_no_errors(
 ) -> None:
     assert server.main(["stop", "--state", str(tmp_path)]) == 0
     assert server.main(["ready", "--state", str(tmp_path)]) == 1
-    assert (
-        capsys.readouterr().out
-        == f"no server was running\nnot ready: no server was started from {tmp_path}\n"
-    )
+    said = f"no server was running\nnot ready: no server was started from {tmp_path}\n"
+    assert capsys.readouterr().out == said
 
 
 @pytest.mark.parametrize("content", [None, "", '{"management": {"key'])

@@ -23,6 +23,7 @@ from maskx_service import Service
 from maskx_settings import Limits
 from tests.export.keypoints import NAMES, write_keypoint_model
 from tests.export.tiny import CLASSES, CONFIG, tiny_network
+from tests.pictures import encoded
 from tests.served.machine import Machine, make_machine, serving
 from tests.served.standin import png
 
@@ -32,9 +33,7 @@ CHOSEN = {"score_threshold": 0.01, "max_detections": 20}
 def photo(seed: int, width: int, height: int) -> bytes:
     """Soft noise: enough for random weights to detect something in."""
     rough = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(rough).resize((width, height), Image.Resampling.BICUBIC).save(file, "JPEG")
-    return file.getvalue()
+    return encoded(Image.fromarray(rough).resize((width, height), Image.Resampling.BICUBIC), "JPEG")
 
 
 def archive_of(torchscript: Path, version: str = "1.0") -> Path:

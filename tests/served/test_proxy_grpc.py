@@ -62,7 +62,7 @@ def front(behind: GrpcUpstream) -> Iterator[Proxy]:
 
 
 @pytest.fixture(autouse=True)
-def fresh(behind: GrpcUpstream) -> None:
+def unseen(behind: GrpcUpstream) -> None:
     behind.seen.clear()
 
 

@@ -5,19 +5,14 @@ import os
 import socket
 import ssl
 import subprocess
-from collections.abc import Iterator
 
 import pytest
 
 from export.archive import ROOT
 from tests.served.nginx import NOBODY, make_proxy, proxy
-from tests.served.upstream import Upstream, upstream
+from tests.served.upstream import Upstream
 
-
-@pytest.fixture
-def behind() -> Iterator[Upstream]:
-    with upstream() as made:
-        yield made
+pytestmark = pytest.mark.usefixtures("fresh")
 
 
 def test_tls_is_1_3_alone_and_http_2_is_offered(behind: Upstream) -> None:

@@ -30,7 +30,7 @@ def front(server: Machine) -> Iterator[Proxy]:
         yield made
 
 
-def test_every_road_gives_the_bytes_that_torchserve_gives_without_the_proxy(
+def test_however_it_is_sent_an_image_is_answered_with_the_bytes_that_torchserve_gives_without_the_proxy(
     front: Proxy, server: Machine
 ) -> None:
     expected = server.rest().predict(IMAGE)
