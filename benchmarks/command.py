@@ -1,7 +1,5 @@
 """What the command lines of the benchmarks share: options, progress, and the two files of a result."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -1,7 +1,5 @@
 """Memory of this process, as Linux counts it: what is held now, and the most it ever was."""
 
-from __future__ import annotations
-
 import ctypes
 import gc
 import resource

@@ -3,8 +3,6 @@
 One JSON object a line: `{"method", "arguments"}` in, `{"answer"}` or `{"error"}` out. Only one side runs at a time.
 """
 
-from __future__ import annotations
-
 import importlib
 import json
 import os
@@ -13,7 +11,6 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any, Self
 
 from benchmarks import ROOT
@@ -57,9 +54,7 @@ class Remote:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
             self._process.kill()
         self.close()

@@ -4,8 +4,6 @@ python -m client photo.jpg --overlay overlay.png
 python -m client photos/ --coco results.json --overlays drawn/
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import json

@@ -2,15 +2,12 @@
 values.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import threading
 from collections.abc import Coroutine, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import TypedDict, TypeVar, Unpack
+from typing import Self, TypedDict, TypeVar, Unpack
 
 from .errors import ServerRefused, ServerUnreachable, TimedOut, error_of
 from .images import ImageLike, encoded
@@ -191,12 +188,10 @@ class AsyncClient:
         """Closes all connections."""
         await self._transport.aclose()
 
-    async def __aenter__(self) -> AsyncClient:
+    async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
 
@@ -260,12 +255,10 @@ class Client:
         await asyncio.gather(*others, return_exceptions=True)
         await self._remote.aclose()
 
-    def __enter__(self) -> Client:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

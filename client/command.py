@@ -1,7 +1,5 @@
 """`maskx`, the command of the wheel: each verb is one of the command lines of client/ and server/."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from importlib import import_module

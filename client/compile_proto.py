@@ -3,8 +3,6 @@
 python -m client.compile_proto
 """
 
-from __future__ import annotations
-
 import sys
 from importlib import import_module, resources
 from pathlib import Path

@@ -1,7 +1,5 @@
 """One attempt over gRPC; the answers are the same bytes as over REST."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import ssl

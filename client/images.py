@@ -1,7 +1,5 @@
 """Images as they are sent, and as they are drawn on."""
 
-from __future__ import annotations
-
 import io
 import os
 from pathlib import Path

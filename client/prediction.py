@@ -1,7 +1,5 @@
 """An answer as typed values, whose masks become arrays only when they are asked for, and as a table for people."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass

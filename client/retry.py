@@ -3,8 +3,6 @@
 Knows no protocol and does no waiting itself; errors say by `transient` whether another attempt can help.
 """
 
-from __future__ import annotations
-
 import random
 import time
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """One attempt over REST or gRPC: the bytes of images and parameters there, the answer's bytes back; and REST."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import ssl

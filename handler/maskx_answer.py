@@ -18,8 +18,6 @@ The picture is the one that the client draws from the same answer, up to scale.
 Knows nothing of the server. handler/README.md tells callers about both.
 """
 
-from __future__ import annotations
-
 import gzip
 import io
 import json

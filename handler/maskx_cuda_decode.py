@@ -8,8 +8,6 @@ decoded in full, not scaled down as on a CPU.
 Knows nothing of the server.
 """
 
-from __future__ import annotations
-
 import logging
 import struct
 import warnings

@@ -8,8 +8,6 @@ Imports nothing of the project, only Pillow and NumPy, so that the server, the c
 code. No mask is drawn larger than the window that holds it.
 """
 
-from __future__ import annotations
-
 import base64
 import colorsys
 import io

@@ -23,8 +23,6 @@ where the network would shrink it at least that much: 2 bytes per pixel of the o
 4 to 7, for its coefficients are needed whole).
 """
 
-from __future__ import annotations
-
 import io
 import struct
 from dataclasses import dataclass

@@ -10,8 +10,6 @@ No input, however ill meant, makes these functions slow, big or raise anything b
 server; the standard library is all it needs.
 """
 
-from __future__ import annotations
-
 import base64
 import binascii
 import json

@@ -4,8 +4,6 @@ Each sample costs a line of the worker's output, which the server reads, so what
 Knows nothing of the server.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass

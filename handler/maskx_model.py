@@ -7,8 +7,6 @@ Knows nothing of the server and nothing of the project that made the file: torch
 file's own metadata.json says what its labels mean.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """What a request may choose besides its image, by the same names wherever they stand; and the model's categories."""
 
-from __future__ import annotations
-
 import difflib
 import json
 import re

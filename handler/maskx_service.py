@@ -5,8 +5,6 @@ those of the other requests, and one that fails there fails alone. Knows nothing
 only its own small adapter.
 """
 
-from __future__ import annotations
-
 import itertools
 import logging
 import time

@@ -3,8 +3,6 @@
 Keys are those that TorchServe 0.12 reads for a model, and one section of this handler's own, `maskx`.
 """
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields

@@ -4,8 +4,6 @@ First the network alone, then requests that go the whole way of a real one: thre
 photographs come in, the forms of masks, the overlay's font, compression. On a GPU it is also seen who decodes faster.
 """
 
-from __future__ import annotations
-
 import io
 import logging
 import time

@@ -16,8 +16,6 @@ server writes lies in its state folder, which may be a tmpfs, so several can run
 and ports of its own.
 """
 
-from __future__ import annotations
-
 import argparse
 import http.client
 import sys

@@ -5,8 +5,6 @@ away. TorchServe does neither by itself: ended, it resets what is in flight; unr
 who wait for it without an answer for ever.
 """
 
-from __future__ import annotations
-
 import contextlib
 import http.client
 import signal

@@ -1,7 +1,5 @@
 """Starting TorchServe from a state folder until the model answers, and stopping it so that nothing is left."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import os

@@ -6,8 +6,6 @@ stands in the same queue as every request, so under load it takes as long as the
 requests take 0.4 s, 20 s with 60).
 """
 
-from __future__ import annotations
-
 import contextlib
 import http.client
 import io

@@ -5,8 +5,6 @@ worker, it survives the death of any of them, and no other process has it. So st
 nobody else.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

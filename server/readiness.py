@@ -6,8 +6,6 @@ server with nothing to do is sent a describe call, since that would stand in the
 saturation changes nothing, and a worker that hangs without being stopped is found out too.
 """
 
-from __future__ import annotations
-
 import http.client
 import http.server
 import json

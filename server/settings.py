@@ -5,8 +5,6 @@ parameters of a registration, the archive's model-config.yaml, `models=` in conf
 (1 image, 100 ms). So the shipped model-config.yaml leaves them out, and a start sets them here, for its machine.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

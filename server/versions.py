@@ -4,8 +4,6 @@ Only with a server that was started with --model-api, on this machine, out of it
 when the new version answers; `unregister` first waits until every request sent to that version is answered.
 """
 
-from __future__ import annotations
-
 import contextlib
 import http.client
 import time

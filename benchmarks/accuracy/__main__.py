@@ -5,8 +5,6 @@
 Every figure goes through the handler's own model and decoder.
 """
 
-from __future__ import annotations
-
 import argparse
 import io
 import sys

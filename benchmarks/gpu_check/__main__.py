@@ -1,7 +1,5 @@
 """The command line of `make gpu-check`."""
 
-from __future__ import annotations
-
 import argparse
 import shutil
 import signal

@@ -1,7 +1,5 @@
 """The bars that the check judges by, each met, missed or not measured."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -3,8 +3,6 @@
 python -m benchmarks.gpu_check.one_part NAME SECONDS RESULT SETTING
 """
 
-from __future__ import annotations
-
 import importlib
 import json
 import sys

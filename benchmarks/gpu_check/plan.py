@@ -1,7 +1,5 @@
 """Which parts there are, in which order, and how the minutes are dealt out to them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

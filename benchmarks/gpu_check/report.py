@@ -1,7 +1,5 @@
 """The report in Markdown and JSON, written anew after every result."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Parts as processes: started, watched, ended when their time is up, whatever they do."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

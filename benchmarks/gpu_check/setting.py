@@ -1,7 +1,5 @@
 """What one run of the check is about, as every part's own process reads it."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -88,7 +86,7 @@ class CheckSetting:
         return json.dumps(asdict(self))
 
     @staticmethod
-    def from_json(text: str) -> CheckSetting:
+    def from_json(text: str) -> "CheckSetting":
         """What `to_json` wrote."""
         content: dict[str, Any] = json.loads(text)
         plain: dict[str, Any] = {

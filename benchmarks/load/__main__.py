@@ -8,8 +8,6 @@ starts TorchServe on loopback itself and writes Markdown and JSON to benchmarks/
 runs of their own on one day are joined in one report. The machine should do nothing else meanwhile.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import signal

@@ -7,8 +7,6 @@ connections are busy, the wait for one counts too, so that no request that a slo
 Threads with http.client or grpc: they wait nearly all the time, and what they cost is reported ("cpu").
 """
 
-from __future__ import annotations
-
 import http.client
 import itertools
 import threading

@@ -4,8 +4,6 @@ The clients are `client.Client` with its retries where a fault must not be seen 
 where the server itself promises that no request fails (a swap of versions, a drain).
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil

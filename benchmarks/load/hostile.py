@@ -1,7 +1,5 @@
 """The section of hostile requests: each of them against TorchServe with the tiny network, and how long each took."""
 
-from __future__ import annotations
-
 import threading
 import time
 import warnings

@@ -4,8 +4,6 @@ Each has a `..._numbers` that measures and gives plain values, and a `..._text` 
 were measured apart can stand in one report.
 """
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Sequence
 from typing import Any

@@ -1,15 +1,12 @@
 """The server under test: an archive packed with the batch size asked for, started on loopback, and its processes."""
 
-from __future__ import annotations
-
 import contextlib
 import http.client
 import json
 import os
 import signal
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import psutil
 import yaml
@@ -44,14 +41,12 @@ class Served:
         self.archive, self.state, self._settings = archive, state, settings
         self.ports = Ports()
 
-    def __enter__(self) -> Served:
+    def __enter__(self) -> Self:
         self.ports = free_ports()
         start(archive=self.archive, state=self.state, ports=self.ports, **self._settings)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         stop(state=self.state)
 
     @property

@@ -1,7 +1,5 @@
 """What one load test is about: the networks, the images, how long each turn takes."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The soak: saturation for many minutes; errors, and whether the memory of Java and of the worker stays flat."""
 
-from __future__ import annotations
-
 import threading
 import time
 from typing import Any

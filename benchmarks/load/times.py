@@ -1,7 +1,5 @@
 """What a load test's samples say: rates of a window, and latencies by percentile."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Sequence

@@ -6,8 +6,6 @@
 writes Markdown and JSON to benchmarks/results. The machine should do nothing else meanwhile.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 import time

@@ -1,7 +1,5 @@
 """Batches through the network while the next ones are decoded: how busy it keeps the device."""
 
-from __future__ import annotations
-
 import itertools
 import queue
 import threading

@@ -1,7 +1,5 @@
 """The floor: floating-point operations of the network over the best matrix-multiplication rate of this machine."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 

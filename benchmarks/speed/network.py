@@ -3,8 +3,6 @@
 `prepare` writes a folder with `peer.pt` (torchvision's state dict), `maskx.pt` (what is served) and `about.json`.
 """
 
-from __future__ import annotations
-
 import io
 import json
 from dataclasses import asdict, replace

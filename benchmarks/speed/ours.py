@@ -1,7 +1,5 @@
 """Our side: the handler's own modules around maskx.pt, image bytes -> JSON bytes, the very code that is served."""
 
-from __future__ import annotations
-
 import time
 from collections import defaultdict
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The parts about time: stages and whole, image sizes, batches, masks alone, and the floor."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from benchmarks.machine import available_gib

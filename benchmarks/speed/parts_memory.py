@@ -1,7 +1,5 @@
 """The parts about classes and memory; every figure of memory is a fresh process's."""
 
-from __future__ import annotations
-
 from contextlib import ExitStack
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What one run of the bench is about, and the sides that it starts."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field

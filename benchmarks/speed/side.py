@@ -1,7 +1,5 @@
 """What both sides of the comparison can be asked, each in its own process: files in, plain values out."""
 
-from __future__ import annotations
-
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Throughput: images a second, how long a batch takes its callers, and how busy that keeps the device."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

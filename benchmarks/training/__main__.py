@@ -5,8 +5,6 @@
 writes Markdown and JSON to benchmarks/results. The machine should do nothing else meanwhile.
 """
 
-from __future__ import annotations
-
 import argparse
 import statistics
 import sys

@@ -4,8 +4,6 @@ Each lives in a process of its own (`benchmarks.worker`). Images, objects, sched
 same; what differs is the code between them.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from pathlib import Path

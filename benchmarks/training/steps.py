@@ -1,7 +1,5 @@
 """Steps of a training, timed one by one, and the memory they take."""
 
-from __future__ import annotations
-
 import time
 from abc import ABC, abstractmethod
 

@@ -4,8 +4,6 @@ python -m client.annotation.convert results.json --to cvat --out annotations.xml
 python -m client.annotation.convert results.json --to labelstudio --out tasks.json --url-prefix '/data/local-files/?d='
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

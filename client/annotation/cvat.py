@@ -4,8 +4,6 @@ A mask is the run lengths of its window, row by row, background first. The parts
 group. `score` and `transferred` are attributes; CVAT keeps them where the task's labels have attributes of these names.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from xml.etree import ElementTree as ET
 

@@ -6,8 +6,6 @@ one value, not single values), 2 bits (which of the four sizes its length has), 
 are the bytes of an RGBA image, row by row; those of the mask are 255, all others 0.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Answers as COCO results, with the list of images beside that tells what the ids mean."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path

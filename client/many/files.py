@@ -1,7 +1,5 @@
 """The images of a run over many: which files, their names, and their ids in COCO results."""
 
-from __future__ import annotations
-
 import glob
 import json
 from collections import Counter

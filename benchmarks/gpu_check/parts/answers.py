@@ -1,8 +1,6 @@
 """A trained network served right: the answers of every precision beside the CPU's in float32, and what hides errors
 from a random network: images without objects, sizes never seen, batches of mixed sizes and wishes."""
 
-from __future__ import annotations
-
 import io
 import itertools
 import json

@@ -1,7 +1,5 @@
 """Answers of two devices or precisions beside each other: which detections of the one the other has too."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

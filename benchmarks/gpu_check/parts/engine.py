@@ -1,7 +1,5 @@
 """The engine: 1080p JPEGs in, JSON out, in this process, and how busy that keeps the device."""
 
-from __future__ import annotations
-
 import statistics
 from functools import partial
 from typing import Any

@@ -1,8 +1,6 @@
 """The card's memory taken by somebody else: a batch that does not fit is answered in halves, an image that does not fit
 alone with 507; once the memory is free again, all is well."""
 
-from __future__ import annotations
-
 import gc
 from typing import Any
 

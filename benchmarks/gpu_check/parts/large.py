@@ -1,7 +1,5 @@
 """The network of the bench (ResNet-50-FPN with calibrated random weights), and the photographs, made on the CPU."""
 
-from __future__ import annotations
-
 import multiprocessing
 import time
 from concurrent.futures import ProcessPoolExecutor

@@ -1,7 +1,5 @@
 """Average precision of the trained network on the drawn set, in every precision of the device."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

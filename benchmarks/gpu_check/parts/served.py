@@ -1,7 +1,5 @@
 """TorchServe on this machine: the trained network, then ResNet-50, over REST and gRPC with 1, 8, 24 and 96 clients."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import threading
@@ -9,7 +7,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from benchmarks.gpu_check.parts.answers import empty_images, of_sizes
@@ -59,9 +56,7 @@ class Watch:
             self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._ended.set()
         if self._thread is not None:
             self._thread.join(timeout=20)

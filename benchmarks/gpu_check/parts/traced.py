@@ -1,7 +1,5 @@
 """A trace of one piece of work in numbers: kernels, launches, copies, and every wait of the host with its place."""
 
-from __future__ import annotations
-
 import statistics
 import traceback
 import warnings

@@ -1,7 +1,5 @@
 """The trained network of the check: the one that was given, else one trained here on the drawn set; and that set."""
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import os

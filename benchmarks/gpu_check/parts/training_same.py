@@ -1,7 +1,5 @@
 """100 steps of one seed on the GPU beside the CPU, loss by loss; a run on the GPU stopped and taken up again."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import os

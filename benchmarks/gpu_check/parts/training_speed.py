@@ -1,8 +1,6 @@
 """Images a second of training: EfficientNet-Lite0 with its readers, and ResNet-50-FPN beside torchvision's reference
 step in the same precision."""
 
-from __future__ import annotations
-
 import itertools
 import statistics
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Where the host waits for the device, each with its place, and what one batch and one training step are made of."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
