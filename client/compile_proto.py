@@ -13,8 +13,7 @@ HERE = Path(__file__).resolve().parent
 def compile_proto(root: Path = HERE.parent, package: str = HERE.name) -> None:
     """Writes inference_pb2.py and inference_pb2_grpc.py into generated/ of the package, which lies below `root`.
 
-    Raises:
-        ValueError: grpcio-tools is not installed, or refuses the file.
+    Raises ValueError: grpcio-tools is not installed, or refuses the file.
     """
     try:
         protoc = import_module("grpc_tools.protoc")

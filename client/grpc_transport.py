@@ -114,10 +114,7 @@ def checked(body: bytes) -> bytes:
     """The body where it is an answer.
 
     TorchServe gives a true gRPC status to a bad image only where it was alone in its batch; else the error stands in
-    the body.
-
-    Raises:
-        ServerRefused: the body is an error.
+    the body. Raises ServerRefused: the body is an error.
     """
     if body.startswith(b'{"error"') and (found := error_in(body)) is not None:
         raise found

@@ -40,8 +40,7 @@ def encoded(image: ImageLike) -> bytes:
 def upright(data: bytes) -> Image.Image:
     """The image that an answer is about, decoded as the server does it: upright, 8 bits RGB, transparency over white.
 
-    Raises:
-        ValueError: this machine cannot read it.
+    Raises ValueError: this machine cannot read it.
     """
     # only here, for it lifts Pillow's own limit on pixels for the whole process
     from maskx_image import ImageError, decode

@@ -84,8 +84,7 @@ class Prediction:
     def coco(self, image_id: int) -> list[dict[str, Any]]:
         """The detections as COCO results, which pycocotools' `loadRes` takes.
 
-        Raises:
-            ValueError: masks as PNG, which COCO does not know.
+        Raises ValueError: masks as PNG, which COCO does not know.
         """
         return coco_results(self.content(), image_id)
 
@@ -97,8 +96,7 @@ class Prediction:
 def prediction_of(content: Mapping[str, Any], model: Mapping[str, Any]) -> Prediction:
     """The typed form of one image's content, `{"image", "detections"}`.
 
-    Raises:
-        ValueError: it has another form, as the answer of another model or another version has.
+    Raises ValueError: it has another form, as the answer of another model or another version has.
     """
     try:
         height, width = int(content["image"]["height"]), int(content["image"]["width"])
@@ -134,11 +132,7 @@ ANOTHER = "is it another model or server that answers?"
 
 
 def parsed(body: bytes) -> Mapping[str, Any]:
-    """The body of an answer as JSON.
-
-    Raises:
-        ValueError: it is not a JSON object.
-    """
+    """The body of an answer as JSON. Raises ValueError: it is not a JSON object."""
     try:
         content = json.loads(body)
     except ValueError as error:
@@ -151,8 +145,7 @@ def parsed(body: bytes) -> Mapping[str, Any]:
 def coco_results(content: Mapping[str, Any], image_id: int) -> list[dict[str, Any]]:
     """The detections of a content as COCO results: each with its `image_id`, all else as the server gave it.
 
-    Raises:
-        ValueError: masks as PNG, which COCO does not know.
+    Raises ValueError: masks as PNG, which COCO does not know.
     """
     for one in content["detections"]:
         if "png" in (one.get("segmentation") or ()):

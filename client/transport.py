@@ -75,11 +75,7 @@ class Target:
         return "/".join(parts + ([urllib.parse.quote(self.version, safe="")] if self.version else []))
 
     def tls(self) -> ssl.SSLContext:
-        """What the server's certificate is checked with over HTTPS.
-
-        Raises:
-            ValueError: `ca` holds no certificates.
-        """
+        """What the server's certificate is checked with over HTTPS. Raises ValueError: `ca` holds no certificates."""
         try:
             return ssl.create_default_context(cafile=self.ca)
         except (ssl.SSLError, OSError) as error:

@@ -167,8 +167,7 @@ def answer_body(
 def mask_areas(counts: np.ndarray, offsets: np.ndarray, *, height: int, width: int) -> np.ndarray:
     """Pixels of each mask, int64 [D], from run lengths as `Detections` has them.
 
-    Raises:
-        ValueError: run lengths of a mask that do not cover the image exactly.
+    Raises ValueError: run lengths of a mask that do not cover the image exactly.
     """
     # Of the places before i, i // 2 are odd ones and (i + 1) // 2 even ones.
     odd = np.diff(_sums(counts[1::2])[offsets // 2])

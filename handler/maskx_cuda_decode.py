@@ -80,8 +80,7 @@ class CudaDecoder:
 def cuda_decoder(device: torch.device) -> CudaDecoder:
     """torchvision's, by nvJPEG.
 
-    Raises:
-        ValueError: this torchvision has no decoder for GPUs, or the device is not a CUDA device.
+    Raises ValueError: this torchvision has no decoder for GPUs, or the device is not a CUDA device.
     """
     if device.type != "cuda":
         raise ValueError(f"images can be decoded on a CUDA device, and this one is {device}")

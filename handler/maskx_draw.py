@@ -134,8 +134,7 @@ def mask_window(segmentation: Any, *, height: int, width: int) -> Window | None:
 def run_lengths(counts: str | bytes | Sequence[int]) -> np.ndarray:
     """Run lengths, int64, of COCO's compressed text or of a list; the text's form is told in maskx_masks.
 
-    Raises:
-        ValueError: text that is not of this form.
+    Raises ValueError: text that is not of this form.
     """
     if not isinstance(counts, str | bytes):
         return np.asarray(counts, dtype=np.int64)

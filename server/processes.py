@@ -153,8 +153,7 @@ def server_processes(state: Path) -> list[psutil.Process]:
 def end_processes(state: Path, *, patience: float = 10.0) -> int:
     """Ends them all, gently, then after `patience` seconds by force; returns how many there were.
 
-    Raises:
-        ValueError: some are still there.
+    Raises ValueError: some are still there.
     """
     seen: set[int] = set()
     begin = time.monotonic()

@@ -147,8 +147,7 @@ class Watch(threading.Thread):
 def endpoint(address: tuple[str, int], health: Callable[[], Health]) -> http.server.ThreadingHTTPServer:
     """An HTTP server with GET /ready and /live, 200 or 503 with the reason in JSON; bound, and not yet serving.
 
-    Raises:
-        ValueError: the address cannot be had.
+    Raises ValueError: the address cannot be had.
     """
 
     class Handler(http.server.BaseHTTPRequestHandler):

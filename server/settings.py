@@ -78,8 +78,7 @@ class Contents:
 def checked_copy(archive: Path, copy: Path) -> bool:
     """Copies the archive and compares the copy with the sha256 beside the archive; False where there is none.
 
-    Raises:
-        ValueError: there is no archive, or the two do not agree; then there is no copy either.
+    Raises ValueError: there is no archive, or the two do not agree; then there is no copy either.
     """
     if not archive.is_file():
         raise ValueError(f"there is no {archive}; make it with make archive, or name one with --archive")

@@ -21,8 +21,7 @@ def register(archive: Path, *, state: Path, timeout: float = 180.0) -> str:
 
     Where a file of the archive's name and `.sha256` lies beside it, the two must agree.
 
-    Raises:
-        ValueError: what is wrong and what to do; the server goes on as it was.
+    Raises ValueError: what is wrong and what to do; the server goes on as it was.
     """
     running = _with_model_api(state)
     server = Management(state, running)
@@ -75,8 +74,7 @@ def set_default(name: str, *, state: Path) -> None:
 def unregister(name: str, *, state: Path, drain: float = 150.0) -> None:
     """Removes a version that is not the default, once every request sent to it is answered.
 
-    Raises:
-        ValueError: it is the default or not registered, or still had requests after `drain` seconds; it then stays.
+    Raises ValueError: it is the default or not registered, or still had requests after `drain` seconds; it then stays.
     """
     server = Management(state, _with_model_api(state))
     _require_registered(server, name)

@@ -127,8 +127,7 @@ def measure(
 ) -> Accuracy:
     """AP of one precision and one way of decoding.
 
-    Raises:
-        ValueError: a model, annotations or an image that cannot be used, or a precision that the device has not.
+    Raises ValueError: a model, annotations or an image that cannot be used, or a precision that the device has not.
     """
     if not path.is_file():
         raise ValueError(f"there is no {path}; export one first (make archive)")

@@ -88,8 +88,7 @@ def strike(served: Served, made: Traffic, how: signal.Signals) -> dict[str, floa
 
     "recovery": seconds until a request that was sent afterwards was answered by a new worker.
 
-    Raises:
-        ValueError: not within PATIENCE.
+    Raises ValueError: not within PATIENCE.
     """
     before = served.kill_worker(how)
     moment = time.monotonic()
