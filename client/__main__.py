@@ -188,53 +188,35 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         metavar="IMAGE",
         help=f"{', '.join(FORMATS)}; a folder, with all below; or a pattern, 'photos/*.jpg'",
     )
-    output = parser.add_argument_group("what comes out")
-    output.add_argument(
-        "--overlay", "--out", type=Path, metavar="PNG", help="the image with the detections drawn on it"
-    )
-    output.add_argument(
-        "--json", action="store_true", help="the answer as it came; a line for each of several"
-    )
-    output.add_argument(
-        "--coco", type=Path, metavar="FILE", help="COCO results of all images, and their list beside"
-    )
-    output.add_argument(
-        "--images", type=Path, metavar="FILE", help="a COCO file whose ids --coco takes, by file name"
-    )
-    output.add_argument("--overlays", type=Path, metavar="FOLDER", help="an overlay of every image")
-    asked = parser.add_argument_group("what is asked for (else the server's defaults)")
-    asked.add_argument("--score-threshold", metavar="0..1", help="leaves out detections of a lower score")
-    asked.add_argument("--max-detections", metavar="N", help="at most so many, the best first")
-    asked.add_argument("--categories", metavar="NAMES", help="only these; names or ids with commas between")
-    asked.add_argument("--mask-format", choices=("rle", "polygon", "png", "none"), help="form of the masks")
-    server = parser.add_argument_group("whom is asked")
-    server.add_argument(
+    add = parser.add_argument_group("what comes out").add_argument
+    add("--overlay", "--out", type=Path, metavar="PNG", help="the image with the detections drawn on it")
+    add("--json", action="store_true", help="the answer as it came; a line for each of several")
+    add("--coco", type=Path, metavar="FILE", help="COCO results of all images, and their list beside")
+    add("--images", type=Path, metavar="FILE", help="a COCO file whose ids --coco takes, by file name")
+    add("--overlays", type=Path, metavar="FOLDER", help="an overlay of every image")
+    add = parser.add_argument_group("what is asked for (else the server's defaults)").add_argument
+    add("--score-threshold", metavar="0..1", help="leaves out detections of a lower score")
+    add("--max-detections", metavar="N", help="at most so many, the best first")
+    add("--categories", metavar="NAMES", help="only these; names or ids with commas between")
+    add("--mask-format", choices=("rle", "polygon", "png", "none"), help="form of the masks")
+    add = parser.add_argument_group("whom is asked").add_argument
+    add(
         "--url", default=DEFAULT_URL, help="http(s)://host:port or grpc(s)://host:port (default: %(default)s)"
     )
-    server.add_argument(
-        "--grpc", metavar="HOST:PORT", help="short for --url grpc://HOST:PORT (127.0.0.1:7070)"
-    )
-    server.add_argument(
-        "--model", default="maskx", help="the model's name on the server (default: %(default)s)"
-    )
-    server.add_argument("--version", default="", help="the model's version (default: the server's)")
-    server.add_argument("--token", help=f"for a server that asks for one (default: ${TOKEN_VARIABLE})")
-    server.add_argument("--ca", type=Path, metavar="PEM", help="authority of the server's certificate")
-    server.add_argument(
-        "--timeout", type=float, default=120.0, help="seconds of an attempt (default: %(default)s)"
-    )
-    server.add_argument(
+    add("--grpc", metavar="HOST:PORT", help="short for --url grpc://HOST:PORT (127.0.0.1:7070)")
+    add("--model", default="maskx", help="the model's name on the server (default: %(default)s)")
+    add("--version", default="", help="the model's version (default: the server's)")
+    add("--token", help=f"for a server that asks for one (default: ${TOKEN_VARIABLE})")
+    add("--ca", type=Path, metavar="PEM", help="authority of the server's certificate")
+    add("--timeout", type=float, default=120.0, help="seconds of an attempt (default: %(default)s)")
+    add(
         "--deadline",
         type=float,
         default=300.0,
         help="seconds of all attempts at an image (default: %(default)s)",
     )
-    server.add_argument(
-        "--retries", type=int, metavar="N", help="further attempts (default: 3; 9 for many images)"
-    )
-    server.add_argument(
-        "--jobs", type=_jobs, default=4, metavar="N", help="requests at a time (default: %(default)s)"
-    )
+    add("--retries", type=int, metavar="N", help="further attempts (default: 3; 9 for many images)")
+    add("--jobs", type=_jobs, default=4, metavar="N", help="requests at a time (default: %(default)s)")
     return parser
 
 

@@ -169,26 +169,25 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_start_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--archive", type=Path, default=ARCHIVE)
-    parser.add_argument(
+    add = parser.add_argument
+    add("--archive", type=Path, default=ARCHIVE)
+    add(
         "--ports",
         nargs="+",
         metavar="PORT",
         help="`free`, or five numbers: REST inference, management, metrics, gRPC inference, gRPC management "
         f"(default: {' '.join(map(str, astuple(Ports())))})",
     )
-    parser.add_argument("--tokens", action="store_true", help="ask for TorchServe's own tokens")
-    parser.add_argument(
-        "--model-api", action="store_true", help="versions can be registered and removed while it runs"
-    )
-    parser.add_argument("--batch-size", type=int, help="requests in a batch (default: 4, with a GPU 8)")
-    parser.add_argument("--batch-delay", type=int, help="milliseconds to wait for them (default: 1)")
-    parser.add_argument(
+    add("--tokens", action="store_true", help="ask for TorchServe's own tokens")
+    add("--model-api", action="store_true", help="versions can be registered and removed while it runs")
+    add("--batch-size", type=int, help="requests in a batch (default: 4, with a GPU 8)")
+    add("--batch-delay", type=int, help="milliseconds to wait for them (default: 1)")
+    add(
         "--workers",
         type=int,
         help="handler processes, which share the cores (default: 1; for each GPU 1 to 4, by cores and memory)",
     )
-    parser.add_argument("--timeout", type=float, default=180.0, help="seconds until the model must answer")
+    add("--timeout", type=float, default=180.0, help="seconds until the model must answer")
 
 
 def _do(options: argparse.Namespace) -> int:

@@ -95,21 +95,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = parser_of("benchmarks.accuracy", __doc__)
+    add = made.add_argument
     build, shapes = ROOT / "build", ROOT / "build" / "shapes"
-    made.add_argument("--model", type=Path, default=build / "maskx.pt", help="(default: build/maskx.pt)")
-    made.add_argument("--images", type=Path, default=shapes / "val", help="(default: the drawn ones)")
-    made.add_argument("--annotations", type=Path, default=shapes / "val.json", help="a COCO file of them")
-    made.add_argument("--precisions", nargs="+", help="(default: those that the device computes by itself)")
-    made.add_argument(
-        "--enlarge", type=int, default=4, help="of the enlarged rows, 1 for none (default: %(default)s)"
-    )
+    add("--model", type=Path, default=build / "maskx.pt", help="(default: build/maskx.pt)")
+    add("--images", type=Path, default=shapes / "val", help="(default: the drawn ones)")
+    add("--annotations", type=Path, default=shapes / "val.json", help="a COCO file of them")
+    add("--precisions", nargs="+", help="(default: those that the device computes by itself)")
+    add("--enlarge", type=int, default=4, help="of the enlarged rows, 1 for none (default: %(default)s)")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    made.add_argument("--device", default=device, help="(default: %(default)s)")
-    made.add_argument("--batch-size", type=int, default=8, help="images at a time (default: %(default)s)")
-    made.add_argument("--max-images", type=int, help="only the first so many")
-    made.add_argument(
-        "--name", default="shapes", help="of the data, for the result's name (default: %(default)s)"
-    )
+    add("--device", default=device, help="(default: %(default)s)")
+    add("--batch-size", type=int, default=8, help="images at a time (default: %(default)s)")
+    add("--max-images", type=int, help="only the first so many")
+    add("--name", default="shapes", help="of the data, for the result's name (default: %(default)s)")
     return made
 
 

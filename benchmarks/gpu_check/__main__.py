@@ -176,21 +176,22 @@ def parser() -> argparse.ArgumentParser:
         "benchmarks.gpu_check",
         "Whether all of it works on a GPU, and how fast; without one a short form on the CPU.",
     )
+    add = made.add_argument
     told = f"for all of it (default: {MINUTES:g}, on a CPU {CPU_MINUTES:g})"
-    made.add_argument("--minutes", type=float, help=told)
-    made.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
+    add("--minutes", type=float, help=told)
+    add("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
     told = "of a trained network (default: a small one is trained here)"
-    made.add_argument("--checkpoint", type=Path, help=told)
+    add("--checkpoint", type=Path, help=told)
     told = "the same, exported (default: the checkpoint is exported)"
-    made.add_argument("--maskx-pt", type=Path, help=told)
-    made.add_argument("--only", nargs="+", default=[], metavar="PART", help="these parts alone")
+    add("--maskx-pt", type=Path, help=told)
+    add("--only", nargs="+", default=[], metavar="PART", help="these parts alone")
     told = "TorchServe's workers, a server for each number; 0: as it chooses (default)"
-    made.add_argument("--workers", type=int, nargs="+", default=[0], help=told)
-    made.add_argument("--short", action="store_true", help="few of everything, as on a CPU")
+    add("--workers", type=int, nargs="+", default=[0], help=told)
+    add("--short", action="store_true", help="few of everything, as on a CPU")
     told = "the engine's trace beside the report, for a browser"
-    made.add_argument("--keep-trace", action="store_true", help=told)
-    made.add_argument("--min-size", type=int, help="of the bench's network (default: 800, on a CPU 160)")
-    made.add_argument("--max-size", type=int, help="of the bench's network (default: 1333, on a CPU 256)")
+    add("--keep-trace", action="store_true", help=told)
+    add("--min-size", type=int, help="of the bench's network (default: 800, on a CPU 160)")
+    add("--max-size", type=int, help="of the bench's network (default: 1333, on a CPU 256)")
     add_folder(made, "gpu-check")
     made.set_defaults(out=None)
     return made

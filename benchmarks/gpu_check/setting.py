@@ -15,7 +15,6 @@ from benchmarks.tables import Part
 Keep = Callable[[Part], None]
 """Writes what a part has found so far, so that it is not lost if the part gets no further."""
 
-
 NO_TIME = "no time was left"
 
 say = partial(progress, "gpu-check")
@@ -89,10 +88,7 @@ class CheckSetting:
     def from_json(text: str) -> "CheckSetting":
         """What `to_json` wrote."""
         content: dict[str, Any] = json.loads(text)
-        plain: dict[str, Any] = {
-            key: tuple(one) if isinstance(one, list) else one for key, one in content.items()
-        }
-        return CheckSetting(**plain)
+        return CheckSetting(**{k: tuple(one) if isinstance(one, list) else one for k, one in content.items()})
 
 
 class Clock:
@@ -125,10 +121,12 @@ def each(
     least: float | None,
     work: Callable[[str], None],
     failed: Callable[[str, str], None],
-    news: Callable[[], None],
-) -> None:
+    keep: Keep,
+    shown: Callable[[], Part],
+) -> Part:
     """Does `work` for each of the names, the first in any case, others where `least` seconds are left (None: as many as
-    the longest took); none costs the others: why one failed goes to `failed`. `news` is told after each."""
+    the longest took); none costs the others: why one failed goes to `failed`. What is `shown` is kept after each, and
+    returned at the end."""
     longest = 0.0
     for number, name in enumerate(names):
         before = clock.left
@@ -140,7 +138,8 @@ def each(
         except Exception as error:
             failed(name, f"failed: {first_line(error)}")
         longest = max(longest, before - clock.left)
-        news()
+        keep(shown())
+    return shown()
 
 
 def measured(

@@ -108,16 +108,15 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     names = ",".join(name for name in sections(0.0) if name != "soak")
     made = parser_of("benchmarks.load", __doc__, quick="short turns: to see that it works")
-    made.add_argument("--only", metavar="SECTION,...", help=f"(default: {names})")
-    made.add_argument("--soak", type=float, metavar="MINUTES", help="the soak, alone or with --only")
-    made.add_argument("--faults", action="store_true", help="the faults, alone or with --only")
+    add = made.add_argument
+    add("--only", metavar="SECTION,...", help=f"(default: {names})")
+    add("--soak", type=float, metavar="MINUTES", help="the soak, alone or with --only")
+    add("--faults", action="store_true", help="the faults, alone or with --only")
     sent = f"folder; its first {IMAGES} are sent (default: drawn ones)"
-    made.add_argument("--images", type=Path, help=sent)
+    add("--images", type=Path, help=sent)
     trained = ROOT / "build" / "maskx.pt"
-    made.add_argument(
-        "--tiny", type=Path, default=trained, help="the trained maskx.pt (default: build/maskx.pt)"
-    )
-    made.add_argument("--without-large", action="store_true", help="leave ResNet-50 out")
+    add("--tiny", type=Path, default=trained, help="the trained maskx.pt (default: build/maskx.pt)")
+    add("--without-large", action="store_true", help="leave ResNet-50 out")
     add_network_options(made, "ResNet-50")
     add_folder(made, "load")
     return made

@@ -79,13 +79,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = parser_of("benchmarks.speed", __doc__, quick="one run of each, fewer sizes: to see that it works")
-    made.add_argument("--gpu", action="store_true", help="on a GPU; without one a short form on the CPU")
-    made.add_argument("--parts", nargs="+", choices=list(PARTS), help=f"(default: {' '.join(ON_CPU)})")
-    made.add_argument("--precisions", nargs="+", help="(default: those that the device computes by itself)")
-    made.add_argument("--device", help="(default: cpu)")
-    made.add_argument(
-        "--rounds", type=int, help="timed runs of each slow thing (default: 3, on a GPU 10, --quick 1)"
-    )
+    add = made.add_argument
+    add("--gpu", action="store_true", help="on a GPU; without one a short form on the CPU")
+    add("--parts", nargs="+", choices=list(PARTS), help=f"(default: {' '.join(ON_CPU)})")
+    add("--precisions", nargs="+", help="(default: those that the device computes by itself)")
+    add("--device", help="(default: cpu)")
+    add("--rounds", type=int, help="timed runs of each slow thing (default: 3, on a GPU 10, --quick 1)")
     add_network_options(made)
     add_folder(made, "bench")
     return made
