@@ -74,8 +74,3 @@ def worth(minutes: float, chosen: Sequence[Planned], parts: Sequence[Planned]) -
     """What `minutes` are worth to each of the chosen parts: more, up to twice as many, where others are left out."""
     whole, some = (sum(part.seconds for part in of) for of in (parts, chosen))
     return minutes * min(whole / some, 2.0) if some else minutes
-
-
-def missing(part: Planned, prepared: set[str]) -> list[str]:
-    """The preparations that a part needs and that are not there."""
-    return [name for name in part.needs if name not in prepared]
