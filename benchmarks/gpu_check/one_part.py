@@ -11,9 +11,9 @@ import warnings
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.command import write_whole
 from benchmarks.gpu_check.setting import CheckSetting, first_line
 from benchmarks.tables import Part
+from model.files import write_whole
 
 
 def main(arguments: list[str]) -> int:

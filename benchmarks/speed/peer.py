@@ -78,9 +78,8 @@ class Peer(Side):
         """The bodies of a batch."""
         images = [decode_to_float(one) for one in data]
         found = self.predict(images)
-        return [
-            self.body(image, one, self.encode(one["masks"])) for image, one in zip(images, found, strict=True)
-        ]
+        pairs = zip(images, found, strict=True)
+        return [self.body(image, one, self.encode(one["masks"])) for image, one in pairs]
 
     @torch.inference_mode()
     def predict(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
