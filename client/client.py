@@ -81,13 +81,9 @@ class AsyncClient:
     ) -> None:
         if timeout <= 0 or deadline <= 0:
             raise ValueError(f"timeout is {timeout} and deadline {deadline}; both are seconds above 0")
-        self._target = Target(
-            url=url,
-            model=model,
-            version=version,
-            token=token_or_environment(token),
-            ca=None if ca is None else Path(ca),
-        )
+        authority = None if ca is None else Path(ca)
+        token = token_or_environment(token)
+        self._target = Target(url=url, model=model, version=version, token=token, ca=authority)
         self._timeout = timeout
         self._deadline = deadline
         self._retries = retries or Retries()

@@ -24,8 +24,7 @@ MAX_MESSAGE_BYTES = 64 * 2**20
 """gRPC's own limit of 4 MiB is less than the server may send."""
 
 OPTIONS = [
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    *((f"grpc.max_{way}_message_length", MAX_MESSAGE_BYTES) for way in ("send", "receive")),
     # asking again is decided in client/retry.py alone; a server that is back must then be found at once
     ("grpc.enable_retries", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -153,16 +152,5 @@ def _refusal(
 
 def _of_the_network(details: str) -> bool:
     """Whether gRPC itself says UNAVAILABLE, not the server."""
-    signs = (
-        "connect",
-        "Socket",
-        "socket",
-        "GOAWAY",
-        "recvmsg",
-        "sendmsg",
-        "DNS",
-        "reset",
-        "closed",
-        "handshake",
-    )
-    return any(sign in details for sign in signs)
+    connection = ("connect", "Socket", "socket", "reset", "closed", "handshake")
+    return any(sign in details for sign in (*connection, "GOAWAY", "recvmsg", "sendmsg", "DNS"))

@@ -48,6 +48,5 @@ def upright(data: bytes) -> Image.Image:
     try:
         return Image.fromarray(decode(data, max_pixels=NO_LIMIT, max_side=NO_LIMIT))
     except ImageError as error:
-        raise ValueError(
-            f"the overlay cannot be drawn, for the image cannot be read here: {error}"
-        ) from error
+        why = f"the image cannot be read here: {error}"
+        raise ValueError(f"the overlay cannot be drawn, for {why}") from error

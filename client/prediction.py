@@ -50,14 +50,9 @@ class Detection:
 
     def content(self) -> dict[str, Any]:
         """The detection in the form of the server's answer."""
-        found: dict[str, Any] = {
-            "category_id": self.category_id,
-            "category": self.category,
-            "bbox": list(self.bbox),
-            "score": self.score,
-            "area": self.area,
-            "mask_supervised": self.mask_supervised,
-        }
+        found: dict[str, Any] = {"category_id": self.category_id, "category": self.category}
+        found |= {"bbox": list(self.bbox), "score": self.score, "area": self.area}
+        found["mask_supervised"] = self.mask_supervised
         if self.segmentation is not None:
             found["segmentation"] = self.segmentation
         return found if self.keypoints is None else {**found, "keypoints": list(self.keypoints)}
@@ -115,17 +110,11 @@ def prediction_of(content: Mapping[str, Any], model: Mapping[str, Any]) -> Predi
             )
             for one in content["detections"]
         )
-        return Prediction(
-            model_name=str(model["name"]),
-            model_version=str(model["version"]),
-            height=height,
-            width=width,
-            detections=detections,
-        )
+        about = {"model_name": str(model["name"]), "model_version": str(model["version"])}
+        return Prediction(height=height, width=width, detections=detections, **about)
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"the answer is not one of maskx ({type(error).__name__}: {error}); {ANOTHER}"
-        ) from error
+        what = f"{type(error).__name__}: {error}"
+        raise ValueError(f"the answer is not one of maskx ({what}); {ANOTHER}") from error
 
 
 ANOTHER = "is it another model or server that answers?"

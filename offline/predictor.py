@@ -79,14 +79,9 @@ class Wanted:
 
     def parameters(self) -> dict[str, str]:
         """The fields that go with each image, as in a request."""
-        given = {
-            "score_threshold": self.score_threshold,
-            "max_detections": self.max_detections,
-            "categories": self.categories,
-        }
-        return {name: str(value) for name, value in given.items() if value is not None} | {
-            "mask_format": "rle"
-        }
+        names = ("score_threshold", "max_detections", "categories")
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return {name: str(value) for name, value in given.items()} | {"mask_format": "rle"}
 
 
 def check(model: Model, wanted: Wanted) -> None:

@@ -209,6 +209,5 @@ def _all_idle(server: Management, seconds: float) -> bool:
         versions = server.versions()
     except (OSError, http.client.HTTPException, ValueError):
         return False
-    return all(
-        wait_until_idle(server, version.name, seconds=deadline - time.monotonic()) for version in versions
-    )
+    names = [version.name for version in versions]
+    return all(wait_until_idle(server, name, seconds=deadline - time.monotonic()) for name in names)

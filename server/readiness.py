@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .management import Management, Version
+from .management import Management, Version, none_ready
 
 EVERY = 1.0
 """Seconds between two looks."""
@@ -68,10 +68,9 @@ class Readiness:
             self.health = Health(not_ready=reason, dead=reason if now - self._java_seen > SILENT_FOR else "")
             return
         self._java_seen = now
-        troubles = [worker.trouble() for worker in version.workers]
         living = frozenset(worker.pid for worker in version.workers if worker.lives())
         if not living:
-            reason = f"no worker is ready ({', '.join(troubles) or 'none started'})"
+            reason = none_ready(version.workers)
             self._pids = frozenset()
             self.health = Health(not_ready=reason, dead=reason if now - self._worker_seen > DEAD_FOR else "")
             return

@@ -38,7 +38,7 @@ def register(archive: Path, *, state: Path, timeout: float = 180.0) -> str:
     before = failed_loads(logs)
     try:
         server.register(copy.name, timeout=timeout)
-        _wait_for_worker(server, name, logs, failed_before=before, timeout=timeout)
+        _wait_for_worker(server, name, logs, before, timeout)
         server.worker_answers(name, timeout=timeout)
     except BaseException as error:
         with contextlib.suppress(OSError, http.client.HTTPException, Refused):
@@ -51,9 +51,7 @@ def register(archive: Path, *, state: Path, timeout: float = 180.0) -> str:
     return name
 
 
-def _wait_for_worker(
-    server: Management, name: str, logs: Path, *, failed_before: int, timeout: float
-) -> None:
+def _wait_for_worker(server: Management, name: str, logs: Path, failed_before: int, timeout: float) -> None:
     """Returns when a worker of the version is READY. Raises TimeoutError where it is not, or failed to load."""
     deadline = time.monotonic() + timeout
     while not any(worker.lives() for worker in server.version(name).workers):

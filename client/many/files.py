@@ -48,9 +48,8 @@ def find_images(inputs: Sequence[str]) -> list[tuple[Path, str]]:
             raise ValueError(f"there is no file {given}")
     twice = [name for name, count in Counter(found.values()).items() if count > 1]
     if twice:
-        raise ValueError(
-            f"{len(twice)} names belong to several files, {twice[0]} is one; give their folder instead"
-        )
+        names = f"{len(twice)} names belong to several files, {twice[0]} is one"
+        raise ValueError(f"{names}; give their folder instead")
     return sorted(found.items(), key=lambda one: one[1])
 
 
