@@ -175,9 +175,8 @@ def mask_areas(counts: np.ndarray, offsets: np.ndarray, *, height: int, width: i
     covered = odd + even
     wrong = covered[covered != height * width]
     if len(wrong) > 0:
-        raise ValueError(
-            f"run lengths cover {wrong[0]} pixels of an image of {height} x {width} = {height * width}"
-        )
+        image = f"an image of {height} x {width} = {height * width}"
+        raise ValueError(f"run lengths cover {wrong[0]} pixels of {image}")
     return np.where(offsets[:-1] % 2 == 0, odd, even)
 
 
@@ -244,14 +243,10 @@ def _drawn(
 ) -> bytes:
     scale = side / max(image.size)
     if scale < 1:
-        image = image.resize(
-            (max(round(image.width * scale), 1), max(round(image.height * scale), 1)),
-            Image.Resampling.BILINEAR,
-            reducing_gap=2.0,
-        )
-    drawn = draw_detections(
-        image, content["detections"], min_side=enlarged_to, legend=True, size=size, lines=lines
-    )
+        smaller = max(round(image.width * scale), 1), max(round(image.height * scale), 1)
+        image = image.resize(smaller, Image.Resampling.BILINEAR, reducing_gap=2.0)
+    found = content["detections"]
+    drawn = draw_detections(image, found, min_side=enlarged_to, legend=True, size=size, lines=lines)
     file = io.BytesIO()
     drawn.save(file, "PNG", compress_level=_PNG_LEVEL)
     return file.getvalue()

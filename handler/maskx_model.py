@@ -256,11 +256,9 @@ class InPlace:
     """`Copies` for a CPU: the very pixels, the very words."""
 
     def inwards(self, images: Sequence[Pixels]) -> list[Tensor]:
-        """See `Copies`."""
         return [image if isinstance(image, Tensor) else torch.from_numpy(image) for image in images]
 
     def outwards(self, words: Tensor) -> np.ndarray:
-        """See `Copies`."""
         array: np.ndarray = words.numpy()
         return array
 
@@ -303,7 +301,6 @@ class KeptCopies:
         return [image if isinstance(image, Tensor) else next(copied) for image in images]
 
     def outwards(self, words: Tensor) -> np.ndarray:
-        """See `Copies`."""
         on_host = self._out.memory(4 * words.numel()).view(torch.int32)
         on_host.copy_(words, non_blocking=True)
         self._mark()()

@@ -88,7 +88,8 @@ class CheckSetting:
     def from_json(text: str) -> "CheckSetting":
         """What `to_json` wrote."""
         content: dict[str, Any] = json.loads(text)
-        return CheckSetting(**{k: tuple(one) if isinstance(one, list) else one for k, one in content.items()})
+        content |= {key: tuple(one) for key, one in content.items() if isinstance(one, list)}
+        return CheckSetting(**content)
 
 
 class Clock:
