@@ -1,7 +1,5 @@
 """Seconds of what runs, its device waited for."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 

@@ -1,11 +1,8 @@
 """What the command lines of the benchmarks share: options, progress, and the two files of a result."""
 
-from __future__ import annotations
-
-import argparse
 import json
-import os
 import sys
+from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,17 +10,15 @@ from typing import Any
 from benchmarks import ROOT
 from benchmarks.tables import Part
 from benchmarks.worker import apart
+from model.files import write_whole
 
+Json = Mapping[str, Any]
 RESULTS = ROOT / "benchmarks" / "results"
 
 
-def parser_of(
-    module: str, description: str | None, *, quick: str = "", out: Path = RESULTS
-) -> argparse.ArgumentParser:
-    """For `python -m MODULE`: the description's first line, --out, and --quick where it says what that does."""
-    made = argparse.ArgumentParser(
-        prog=f"python -m {module}", description=(description or "").splitlines()[0]
-    )
+def parser_of(module: str, text: str | None, *, quick: str = "", out: Path = RESULTS) -> ArgumentParser:
+    """For `python -m MODULE`: the text's first line, --out, and --quick where it says what that does."""
+    made = ArgumentParser(prog=f"python -m {module}", description=(text or "").splitlines()[0])
     if quick:
         made.add_argument("--quick", action="store_true", help=quick)
     told = f"folder of the result (default: {out.relative_to(ROOT)})"
@@ -31,17 +26,14 @@ def parser_of(
     return made
 
 
-def add_network_options(made: argparse.ArgumentParser, of: str = "the bench's network") -> None:
+def add_network_options(made: ArgumentParser, of: str = "the bench's network") -> None:
     """The network's size."""
-    made.add_argument(
-        "--min-size", type=int, default=800, help=f"shorter side of {of} (default: %(default)s)"
-    )
-    made.add_argument(
-        "--max-size", type=int, default=1333, help="bound of its longer side (default: %(default)s)"
-    )
+    add = made.add_argument
+    add("--min-size", type=int, default=800, help=f"shorter side of {of} (default: %(default)s)")
+    add("--max-size", type=int, default=1333, help="bound of its longer side (default: %(default)s)")
 
 
-def add_folder(made: argparse.ArgumentParser, name: str) -> None:
+def add_folder(made: ArgumentParser, name: str) -> None:
     """Where things are made on the way."""
     path = ROOT / "build" / name
     made.add_argument("--folder", type=Path, default=path, help=f"for what is made on the way (build/{name})")
@@ -69,28 +61,14 @@ def progress(bench: str, line: str) -> None:
     print(f"{bench}: {line}", file=sys.stderr, flush=True)
 
 
-def numbers_of(
-    machine: Mapping[str, Any], minutes: float, parts: Sequence[Part], **more: Any
-) -> dict[str, Any]:
+def numbers_of(machine: Json, minutes: float, parts: Sequence[Part], **more: Any) -> dict[str, Any]:
     """The JSON beside a document of parts."""
-    return {
-        "machine": machine,
-        "minutes": minutes,
-        **more,
-        "ratios": {name: value for part in parts for name, value in part.ratios.items()},
-        "parts": {part.title: part.numbers for part in parts},
-    }
+    ratios = {name: value for part in parts for name, value in part.ratios.items()}
+    found = {part.title: part.numbers for part in parts}
+    return {"machine": machine, "minutes": minutes, **more, "ratios": ratios, "parts": found}
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Whole or not at all: whoever reads meanwhile, or after a kill, finds the last whole one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
-
-
-def write_result(path: Path, text: str, content: Mapping[str, Any]) -> None:
+def write_result(path: Path, text: str, content: Json) -> None:
     """The Markdown `path` and its .json."""
     write_whole(path, text)
     write_whole(path.with_suffix(".json"), json.dumps(content, indent=1) + "\n")

@@ -1,7 +1,5 @@
 """What a result was measured on: processor, cores, memory, versions, threads, date."""
 
-from __future__ import annotations
-
 import datetime
 import os
 import platform

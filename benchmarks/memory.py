@@ -1,11 +1,11 @@
 """Memory of this process, as Linux counts it: what is held now, and the most it ever was."""
 
-from __future__ import annotations
-
 import ctypes
 import gc
 import resource
 from pathlib import Path
+
+import torch
 
 
 def resident_mib() -> float:
@@ -27,6 +27,17 @@ def forget_peak() -> None:
     path = Path("/proc/self/clear_refs")
     if path.exists():
         path.write_text("5", encoding="ascii")
+
+
+def cuda_peak_mib(device: torch.device) -> float | None:
+    """The most of a GPU's memory that tensors took since `forget_cuda_peak`; None on a CPU."""
+    return torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else None
+
+
+def forget_cuda_peak(device: torch.device) -> None:
+    """Lets `cuda_peak_mib` begin anew, where the device is a GPU."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def settle() -> None:

@@ -1,7 +1,5 @@
 """JPEGs with a photograph's statistics, drawn: no file has to be found to run a benchmark."""
 
-from __future__ import annotations
-
 import io
 import math
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Measured times, their ratios, and Markdown tables of them."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -3,8 +3,6 @@
 One JSON object a line: `{"method", "arguments"}` in, `{"answer"}` or `{"error"}` out. Only one side runs at a time.
 """
 
-from __future__ import annotations
-
 import importlib
 import json
 import os
@@ -13,7 +11,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
-from types import TracebackType
+from pathlib import Path
 from typing import Any, Self
 
 from benchmarks import ROOT
@@ -25,14 +23,10 @@ class Remote:
     def __init__(self, target: str, **options: Any) -> None:
         """Starts the process. `target` is "module:name" of a class or function, `options` its keyword arguments."""
         self.target = target
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.worker", target, json.dumps(options)],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONWARNINGS": "ignore"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        command = [sys.executable, "-m", "benchmarks.worker", target, json.dumps(options)]
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+        self._process = subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
         try:
             self.answer = self._read()
         except RuntimeError:
@@ -57,9 +51,7 @@ class Remote:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
             self._process.kill()
         self.close()
@@ -80,6 +72,13 @@ def apart(function: str, **arguments: Any) -> Any:
     """What the function "module:name" answers in a process of its own. Raises RuntimeError where it fails."""
     with Remote(function, **arguments) as remote:
         return remote.answer
+
+
+def prepared_apart(folder: Path, picture: str, classes: int, **sizes: int) -> dict[str, Any]:
+    """`benchmarks.speed.network.prepare` in a process of its own."""
+    where = {"folder": str(folder), "picture": picture, "classes": classes}
+    about: dict[str, Any] = apart("benchmarks.speed.network:prepare", **where, **sizes)
+    return about
 
 
 def found(target: str) -> Callable[..., Any]:

@@ -4,8 +4,6 @@ python -m client photo.jpg --overlay overlay.png
 python -m client photos/ --coco results.json --overlays drawn/
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import json
@@ -16,6 +14,7 @@ from pathlib import Path
 from maskx_image import FORMATS
 
 from .client import AsyncClient, Client, Connection, Parameters
+from .command import parser_of
 from .errors import ServerRefused, ServerUnreachable, TimedOut
 from .images import upright
 from .many.batch import Outcome, run
@@ -28,6 +27,7 @@ from .transport import DEFAULT_URL, TOKEN_VARIABLE
 
 INTERRUPTED = 130
 FAILED_SHOWN = 20
+IDS_ALONE = "--images gives the ids of --coco; name a file for the results: --coco results.json"
 
 
 def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m client") -> int:
@@ -43,9 +43,7 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m clien
         if many:
             return _many(options, found)
         if options.images is not None:
-            raise ValueError(
-                "--images gives the ids of --coco; name a file for the results: --coco results.json"
-            )
+            raise ValueError(IDS_ALONE)
         if len(found) > 1 and options.overlay is not None:
             raise ValueError(f"--overlay is for one image, {len(found)} were given; take --overlays FOLDER")
         if len(found) > 1 and not options.json:
@@ -99,7 +97,7 @@ def _many(options: argparse.Namespace, found: Sequence[tuple[Path, str]]) -> int
     if options.json or options.overlay is not None:
         raise ValueError("--coco and --overlays are for many images, --overlay and --json for looking at one")
     if options.images is not None and options.coco is None:
-        raise ValueError("--images gives the ids of --coco; name a file for the results: --coco results.json")
+        raise ValueError(IDS_ALONE)
     if options.coco is not None and options.mask_format == "png":
         raise ValueError("COCO knows no masks as PNG; with --coco the mask format is rle, polygon or none")
     images = numbered(found)
@@ -112,12 +110,10 @@ def _many(options: argparse.Namespace, found: Sequence[tuple[Path, str]]) -> int
     with Journal(output.with_name(output.name + ".journal"), asked) as journal:
 
         async def ask() -> Outcome:
-            async with AsyncClient(
-                _url(options), **_connection(options, attempts=Retries().attempts)
-            ) as client:
-                return await run(
-                    client, images, parameters, journal, jobs=options.jobs, overlays=options.overlays
-                )
+            connection = _connection(options, attempts=Retries().attempts)
+            wanted = {"jobs": options.jobs, "overlays": options.overlays}
+            async with AsyncClient(_url(options), **connection) as client:
+                return await run(client, images, parameters, journal, **wanted)
 
         outcome = asyncio.run(ask())
         before = f", {outcome.kept} of them in an earlier run" if outcome.kept else ""
@@ -177,66 +173,34 @@ def _parameters(options: argparse.Namespace) -> Parameters:
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
-    first, *examples = (__doc__ or "").replace("python -m client", prog).split("\n")
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description=first,
-        epilog="\n".join(examples),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "images_or_folders",
-        nargs="+",
-        metavar="IMAGE",
-        help=f"{', '.join(FORMATS)}; a folder, with all below; or a pattern, 'photos/*.jpg'",
-    )
-    output = parser.add_argument_group("what comes out")
-    output.add_argument(
-        "--overlay", "--out", type=Path, metavar="PNG", help="the image with the detections drawn on it"
-    )
-    output.add_argument(
-        "--json", action="store_true", help="the answer as it came; a line for each of several"
-    )
-    output.add_argument(
-        "--coco", type=Path, metavar="FILE", help="COCO results of all images, and their list beside"
-    )
-    output.add_argument(
-        "--images", type=Path, metavar="FILE", help="a COCO file whose ids --coco takes, by file name"
-    )
-    output.add_argument("--overlays", type=Path, metavar="FOLDER", help="an overlay of every image")
-    asked = parser.add_argument_group("what is asked for (else the server's defaults)")
-    asked.add_argument("--score-threshold", metavar="0..1", help="leaves out detections of a lower score")
-    asked.add_argument("--max-detections", metavar="N", help="at most so many, the best first")
-    asked.add_argument("--categories", metavar="NAMES", help="only these; names or ids with commas between")
-    asked.add_argument("--mask-format", choices=("rle", "polygon", "png", "none"), help="form of the masks")
-    server = parser.add_argument_group("whom is asked")
-    server.add_argument(
+    parser = parser_of(__doc__, "client", prog)
+    told = f"{', '.join(FORMATS)}; a folder, with all below; or a pattern, 'photos/*.jpg'"
+    parser.add_argument("images_or_folders", nargs="+", metavar="IMAGE", help=told)
+    add = parser.add_argument_group("what comes out").add_argument
+    add("--overlay", "--out", type=Path, metavar="PNG", help="the image with the detections drawn on it")
+    add("--json", action="store_true", help="the answer as it came; a line for each of several")
+    add("--coco", type=Path, metavar="FILE", help="COCO results of all images, and their list beside")
+    add("--images", type=Path, metavar="FILE", help="a COCO file whose ids --coco takes, by file name")
+    add("--overlays", type=Path, metavar="FOLDER", help="an overlay of every image")
+    add = parser.add_argument_group("what is asked for (else the server's defaults)").add_argument
+    add("--score-threshold", metavar="0..1", help="leaves out detections of a lower score")
+    add("--max-detections", metavar="N", help="at most so many, the best first")
+    add("--categories", metavar="NAMES", help="only these; names or ids with commas between")
+    add("--mask-format", choices=("rle", "polygon", "png", "none"), help="form of the masks")
+    add = parser.add_argument_group("whom is asked").add_argument
+    add(
         "--url", default=DEFAULT_URL, help="http(s)://host:port or grpc(s)://host:port (default: %(default)s)"
     )
-    server.add_argument(
-        "--grpc", metavar="HOST:PORT", help="short for --url grpc://HOST:PORT (127.0.0.1:7070)"
-    )
-    server.add_argument(
-        "--model", default="maskx", help="the model's name on the server (default: %(default)s)"
-    )
-    server.add_argument("--version", default="", help="the model's version (default: the server's)")
-    server.add_argument("--token", help=f"for a server that asks for one (default: ${TOKEN_VARIABLE})")
-    server.add_argument("--ca", type=Path, metavar="PEM", help="authority of the server's certificate")
-    server.add_argument(
-        "--timeout", type=float, default=120.0, help="seconds of an attempt (default: %(default)s)"
-    )
-    server.add_argument(
-        "--deadline",
-        type=float,
-        default=300.0,
-        help="seconds of all attempts at an image (default: %(default)s)",
-    )
-    server.add_argument(
-        "--retries", type=int, metavar="N", help="further attempts (default: 3; 9 for many images)"
-    )
-    server.add_argument(
-        "--jobs", type=_jobs, default=4, metavar="N", help="requests at a time (default: %(default)s)"
-    )
+    add("--grpc", metavar="HOST:PORT", help="short for --url grpc://HOST:PORT (127.0.0.1:7070)")
+    add("--model", default="maskx", help="the model's name on the server (default: %(default)s)")
+    add("--version", default="", help="the model's version (default: the server's)")
+    add("--token", help=f"for a server that asks for one (default: ${TOKEN_VARIABLE})")
+    add("--ca", type=Path, metavar="PEM", help="authority of the server's certificate")
+    add("--timeout", type=float, default=120.0, help="seconds of an attempt (default: %(default)s)")
+    told = "seconds of all attempts at an image (default: %(default)s)"
+    add("--deadline", type=float, default=300.0, help=told)
+    add("--retries", type=int, metavar="N", help="further attempts (default: 3; 9 for many images)")
+    add("--jobs", type=_jobs, default=4, metavar="N", help="requests at a time (default: %(default)s)")
     return parser
 
 

@@ -2,15 +2,12 @@
 values.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import threading
 from collections.abc import Coroutine, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import TypedDict, TypeVar, Unpack
+from typing import Self, TypedDict, TypeVar, Unpack
 
 from .errors import ServerRefused, ServerUnreachable, TimedOut, error_of
 from .images import ImageLike, encoded
@@ -84,13 +81,9 @@ class AsyncClient:
     ) -> None:
         if timeout <= 0 or deadline <= 0:
             raise ValueError(f"timeout is {timeout} and deadline {deadline}; both are seconds above 0")
-        self._target = Target(
-            url=url,
-            model=model,
-            version=version,
-            token=token_or_environment(token),
-            ca=None if ca is None else Path(ca),
-        )
+        authority = None if ca is None else Path(ca)
+        token = token_or_environment(token)
+        self._target = Target(url=url, model=model, version=version, token=token, ca=authority)
         self._timeout = timeout
         self._deadline = deadline
         self._retries = retries or Retries()
@@ -191,12 +184,10 @@ class AsyncClient:
         """Closes all connections."""
         await self._transport.aclose()
 
-    async def __aenter__(self) -> AsyncClient:
+    async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
 
@@ -260,12 +251,10 @@ class Client:
         await asyncio.gather(*others, return_exceptions=True)
         await self._remote.aclose()
 
-    def __enter__(self) -> Client:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

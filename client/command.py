@@ -1,7 +1,6 @@
 """`maskx`, the command of the wheel: each verb is one of the command lines of client/ and server/."""
 
-from __future__ import annotations
-
+import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -25,38 +24,38 @@ class Verb(NamedTuple):
     packages: tuple[str, ...] = ()
 
 
-ALL_SERVERS_NEED = ("psutil", "yaml")
+SERVER, ALL_SERVERS_NEED = "server.__main__", ("psutil", "yaml")
 VERBS = {
     "predict": Verb("send images to a server: a table, overlays, COCO results", "client.__main__"),
     "convert": Verb("COCO results for CVAT or Label Studio", "client.annotation.convert"),
     "serve": Verb(
         "start TorchServe with an archive and wait until the model answers",
-        "server.__main__",
+        SERVER,
         ("start",),
         (*ALL_SERVERS_NEED, "torch", "torchvision", "ts"),
     ),
-    "stop": Verb("stop that server", "server.__main__", ("stop",), ALL_SERVERS_NEED),
-    "ready": Verb("say whether it answers a prediction now", "server.__main__", ("ready",), ALL_SERVERS_NEED),
-    "versions": Verb(
-        "list the versions that it has loaded", "server.__main__", ("versions",), ALL_SERVERS_NEED
-    ),
+    "stop": Verb("stop that server", SERVER, ("stop",), ALL_SERVERS_NEED),
+    "ready": Verb("say whether it answers a prediction now", SERVER, ("ready",), ALL_SERVERS_NEED),
+    "versions": Verb("list the versions that it has loaded", SERVER, ("versions",), ALL_SERVERS_NEED),
 }
+
+
+def parser_of(text: str | None, module: str, prog: str) -> argparse.ArgumentParser:
+    """A command line under the name `prog`, told by the docstring of its module: a line, then examples."""
+    first, *examples = (text or "").replace(f"python -m {module}", prog).split("\n")
+    raw = argparse.RawDescriptionHelpFormatter
+    epilog = "\n".join(examples)
+    return argparse.ArgumentParser(prog=prog, description=first, epilog=epilog, formatter_class=raw)
 
 
 def usage() -> str:
     """All verbs, a line each."""
     lines = [f"  {name:<10}{verb.says}" for name, verb in VERBS.items()]
-    return "\n".join(
-        [
-            "usage: maskx VERB ...",
-            "",
-            "Asks and serves Mask^X R-CNN. `maskx VERB --help` tells what a verb takes.",
-            "",
-            *lines,
-            "",
-            f"More about the server, in the foreground and with several versions: python -m {PREFIX}server --help",
-        ]
+    head = "usage: maskx VERB ...\n\nAsks and serves Mask^X R-CNN. `maskx VERB --help` tells what a verb takes.\n"
+    more = (
+        f"More about the server, in the foreground and with several versions: python -m {PREFIX}server --help"
     )
+    return "\n".join([head, *lines, "", more])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,9 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verb = VERBS[name]
     missing = [package for package in verb.packages if find_spec(package) is None]
     if missing:
-        print(
-            f'error: maskx {name} needs {", ".join(missing)}; run pip install "maskx[serve]"', file=sys.stderr
-        )
+        lacks = ", ".join(missing)
+        print(f'error: maskx {name} needs {lacks}; run pip install "maskx[serve]"', file=sys.stderr)
         return 2
     command = import_module(PREFIX + verb.module)
     own_name = {} if verb.first else {"prog": f"maskx {name}"}

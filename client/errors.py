@@ -1,7 +1,5 @@
 """What can go wrong between a client and the server, and whether asking again can help."""
 
-from __future__ import annotations
-
 import json
 
 START = "make serve" if __package__ == "client" else "maskx serve"

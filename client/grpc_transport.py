@@ -1,7 +1,5 @@
 """One attempt over gRPC; the answers are the same bytes as over REST."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import ssl
@@ -26,8 +24,7 @@ MAX_MESSAGE_BYTES = 64 * 2**20
 """gRPC's own limit of 4 MiB is less than the server may send."""
 
 OPTIONS = [
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    *((f"grpc.max_{way}_message_length", MAX_MESSAGE_BYTES) for way in ("send", "receive")),
     # asking again is decided in client/retry.py alone; a server that is back must then be found at once
     ("grpc.enable_retries", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -116,10 +113,7 @@ def checked(body: bytes) -> bytes:
     """The body where it is an answer.
 
     TorchServe gives a true gRPC status to a bad image only where it was alone in its batch; else the error stands in
-    the body.
-
-    Raises:
-        ServerRefused: the body is an error.
+    the body. Raises ServerRefused: the body is an error.
     """
     if body.startswith(b'{"error"') and (found := error_in(body)) is not None:
         raise found
@@ -158,16 +152,5 @@ def _refusal(
 
 def _of_the_network(details: str) -> bool:
     """Whether gRPC itself says UNAVAILABLE, not the server."""
-    signs = (
-        "connect",
-        "Socket",
-        "socket",
-        "GOAWAY",
-        "recvmsg",
-        "sendmsg",
-        "DNS",
-        "reset",
-        "closed",
-        "handshake",
-    )
-    return any(sign in details for sign in signs)
+    connection = ("connect", "Socket", "socket", "reset", "closed", "handshake")
+    return any(sign in details for sign in (*connection, "GOAWAY", "recvmsg", "sendmsg", "DNS"))

@@ -1,7 +1,5 @@
 """Images as they are sent, and as they are drawn on."""
 
-from __future__ import annotations
-
 import io
 import os
 from pathlib import Path
@@ -42,8 +40,7 @@ def encoded(image: ImageLike) -> bytes:
 def upright(data: bytes) -> Image.Image:
     """The image that an answer is about, decoded as the server does it: upright, 8 bits RGB, transparency over white.
 
-    Raises:
-        ValueError: this machine cannot read it.
+    Raises ValueError: this machine cannot read it.
     """
     # only here, for it lifts Pillow's own limit on pixels for the whole process
     from maskx_image import ImageError, decode
@@ -51,6 +48,5 @@ def upright(data: bytes) -> Image.Image:
     try:
         return Image.fromarray(decode(data, max_pixels=NO_LIMIT, max_side=NO_LIMIT))
     except ImageError as error:
-        raise ValueError(
-            f"the overlay cannot be drawn, for the image cannot be read here: {error}"
-        ) from error
+        why = f"the image cannot be read here: {error}"
+        raise ValueError(f"the overlay cannot be drawn, for {why}") from error

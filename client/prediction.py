@@ -1,7 +1,5 @@
 """An answer as typed values, whose masks become arrays only when they are asked for, and as a table for people."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -52,14 +50,9 @@ class Detection:
 
     def content(self) -> dict[str, Any]:
         """The detection in the form of the server's answer."""
-        found: dict[str, Any] = {
-            "category_id": self.category_id,
-            "category": self.category,
-            "bbox": list(self.bbox),
-            "score": self.score,
-            "area": self.area,
-            "mask_supervised": self.mask_supervised,
-        }
+        found: dict[str, Any] = {"category_id": self.category_id, "category": self.category}
+        found |= {"bbox": list(self.bbox), "score": self.score, "area": self.area}
+        found["mask_supervised"] = self.mask_supervised
         if self.segmentation is not None:
             found["segmentation"] = self.segmentation
         return found if self.keypoints is None else {**found, "keypoints": list(self.keypoints)}
@@ -86,8 +79,7 @@ class Prediction:
     def coco(self, image_id: int) -> list[dict[str, Any]]:
         """The detections as COCO results, which pycocotools' `loadRes` takes.
 
-        Raises:
-            ValueError: masks as PNG, which COCO does not know.
+        Raises ValueError: masks as PNG, which COCO does not know.
         """
         return coco_results(self.content(), image_id)
 
@@ -99,8 +91,7 @@ class Prediction:
 def prediction_of(content: Mapping[str, Any], model: Mapping[str, Any]) -> Prediction:
     """The typed form of one image's content, `{"image", "detections"}`.
 
-    Raises:
-        ValueError: it has another form, as the answer of another model or another version has.
+    Raises ValueError: it has another form, as the answer of another model or another version has.
     """
     try:
         height, width = int(content["image"]["height"]), int(content["image"]["width"])
@@ -119,28 +110,18 @@ def prediction_of(content: Mapping[str, Any], model: Mapping[str, Any]) -> Predi
             )
             for one in content["detections"]
         )
-        return Prediction(
-            model_name=str(model["name"]),
-            model_version=str(model["version"]),
-            height=height,
-            width=width,
-            detections=detections,
-        )
+        about = {"model_name": str(model["name"]), "model_version": str(model["version"])}
+        return Prediction(height=height, width=width, detections=detections, **about)
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"the answer is not one of maskx ({type(error).__name__}: {error}); {ANOTHER}"
-        ) from error
+        what = f"{type(error).__name__}: {error}"
+        raise ValueError(f"the answer is not one of maskx ({what}); {ANOTHER}") from error
 
 
 ANOTHER = "is it another model or server that answers?"
 
 
 def parsed(body: bytes) -> Mapping[str, Any]:
-    """The body of an answer as JSON.
-
-    Raises:
-        ValueError: it is not a JSON object.
-    """
+    """The body of an answer as JSON. Raises ValueError: it is not a JSON object."""
     try:
         content = json.loads(body)
     except ValueError as error:
@@ -153,8 +134,7 @@ def parsed(body: bytes) -> Mapping[str, Any]:
 def coco_results(content: Mapping[str, Any], image_id: int) -> list[dict[str, Any]]:
     """The detections of a content as COCO results: each with its `image_id`, all else as the server gave it.
 
-    Raises:
-        ValueError: masks as PNG, which COCO does not know.
+    Raises ValueError: masks as PNG, which COCO does not know.
     """
     for one in content["detections"]:
         if "png" in (one.get("segmentation") or ()):

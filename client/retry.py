@@ -3,8 +3,6 @@
 Knows no protocol and does no waiting itself; errors say by `transient` whether another attempt can help.
 """
 
-from __future__ import annotations
-
 import random
 import time
 from collections.abc import Callable
@@ -35,9 +33,8 @@ class Retries:
         if self.attempts < 1:
             raise ValueError(f"attempts is {self.attempts}; at least 1 is needed, and 1 never asks again")
         if not 0 <= self.first <= self.longest:
-            raise ValueError(
-                f"first is {self.first} and longest {self.longest}; expected 0 <= first <= longest"
-            )
+            seen = f"first is {self.first} and longest {self.longest}"
+            raise ValueError(f"{seen}; expected 0 <= first <= longest")
 
 
 @dataclass

@@ -1,7 +1,5 @@
 """One attempt over REST or gRPC: the bytes of images and parameters there, the answer's bytes back; and REST."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import ssl
@@ -77,11 +75,7 @@ class Target:
         return "/".join(parts + ([urllib.parse.quote(self.version, safe="")] if self.version else []))
 
     def tls(self) -> ssl.SSLContext:
-        """What the server's certificate is checked with over HTTPS.
-
-        Raises:
-            ValueError: `ca` holds no certificates.
-        """
+        """What the server's certificate is checked with over HTTPS. Raises ValueError: `ca` holds no certificates."""
         try:
             return ssl.create_default_context(cafile=self.ca)
         except (ssl.SSLError, OSError) as error:

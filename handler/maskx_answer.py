@@ -18,8 +18,6 @@ The picture is the one that the client draws from the same answer, up to scale.
 Knows nothing of the server. handler/README.md tells callers about both.
 """
 
-from __future__ import annotations
-
 import gzip
 import io
 import json
@@ -169,8 +167,7 @@ def answer_body(
 def mask_areas(counts: np.ndarray, offsets: np.ndarray, *, height: int, width: int) -> np.ndarray:
     """Pixels of each mask, int64 [D], from run lengths as `Detections` has them.
 
-    Raises:
-        ValueError: run lengths of a mask that do not cover the image exactly.
+    Raises ValueError: run lengths of a mask that do not cover the image exactly.
     """
     # Of the places before i, i // 2 are odd ones and (i + 1) // 2 even ones.
     odd = np.diff(_sums(counts[1::2])[offsets // 2])
@@ -178,9 +175,8 @@ def mask_areas(counts: np.ndarray, offsets: np.ndarray, *, height: int, width: i
     covered = odd + even
     wrong = covered[covered != height * width]
     if len(wrong) > 0:
-        raise ValueError(
-            f"run lengths cover {wrong[0]} pixels of an image of {height} x {width} = {height * width}"
-        )
+        image = f"an image of {height} x {width} = {height * width}"
+        raise ValueError(f"run lengths cover {wrong[0]} pixels of {image}")
     return np.where(offsets[:-1] % 2 == 0, odd, even)
 
 
@@ -247,14 +243,10 @@ def _drawn(
 ) -> bytes:
     scale = side / max(image.size)
     if scale < 1:
-        image = image.resize(
-            (max(round(image.width * scale), 1), max(round(image.height * scale), 1)),
-            Image.Resampling.BILINEAR,
-            reducing_gap=2.0,
-        )
-    drawn = draw_detections(
-        image, content["detections"], min_side=enlarged_to, legend=True, size=size, lines=lines
-    )
+        smaller = max(round(image.width * scale), 1), max(round(image.height * scale), 1)
+        image = image.resize(smaller, Image.Resampling.BILINEAR, reducing_gap=2.0)
+    found = content["detections"]
+    drawn = draw_detections(image, found, min_side=enlarged_to, legend=True, size=size, lines=lines)
     file = io.BytesIO()
     drawn.save(file, "PNG", compress_level=_PNG_LEVEL)
     return file.getvalue()

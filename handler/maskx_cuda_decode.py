@@ -8,8 +8,6 @@ decoded in full, not scaled down as on a CPU.
 Knows nothing of the server.
 """
 
-from __future__ import annotations
-
 import logging
 import struct
 import warnings
@@ -82,8 +80,7 @@ class CudaDecoder:
 def cuda_decoder(device: torch.device) -> CudaDecoder:
     """torchvision's, by nvJPEG.
 
-    Raises:
-        ValueError: this torchvision has no decoder for GPUs, or the device is not a CUDA device.
+    Raises ValueError: this torchvision has no decoder for GPUs, or the device is not a CUDA device.
     """
     if device.type != "cuda":
         raise ValueError(f"images can be decoded on a CUDA device, and this one is {device}")

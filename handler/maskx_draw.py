@@ -8,8 +8,6 @@ Imports nothing of the project, only Pillow and NumPy, so that the server, the c
 code. No mask is drawn larger than the window that holds it.
 """
 
-from __future__ import annotations
-
 import base64
 import colorsys
 import io
@@ -83,13 +81,8 @@ def draw_detections(
     line = max(2, round(max(drawn.size) / 400))
     scale = drawn.width / width, drawn.height / height
     for one in order:
-        _box(
-            pen,
-            _corners(one, scale, drawn.size),
-            color_of(int(one["category_id"])),
-            line,
-            not _supervised(one),
-        )
+        color, corners = color_of(int(one["category_id"])), _corners(one, scale, drawn.size)
+        _box(pen, corners, color, line, dashed=not _supervised(one))
     for one in order:
         _keypoints(pen, one.get("keypoints") or (), scale, color_of(int(one["category_id"])), line, lines)
     taken: list[tuple[float, float, float, float]] = []
@@ -136,8 +129,7 @@ def mask_window(segmentation: Any, *, height: int, width: int) -> Window | None:
 def run_lengths(counts: str | bytes | Sequence[int]) -> np.ndarray:
     """Run lengths, int64, of COCO's compressed text or of a list; the text's form is told in maskx_masks.
 
-    Raises:
-        ValueError: text that is not of this form.
+    Raises ValueError: text that is not of this form.
     """
     if not isinstance(counts, str | bytes):
         return np.asarray(counts, dtype=np.int64)
@@ -156,9 +148,8 @@ def run_lengths(counts: str | bytes | Sequence[int]) -> np.ndarray:
         or lengths.max() > 12
     ):
         raise ValueError(f"a segmentation whose counts are no compressed run lengths: {text[:40]!r}")
-    numbers = np.add.reduceat(
-        (groups & 31) << 5 * (np.arange(groups.size) - np.repeat(first, lengths)), first
-    )
+    place = np.arange(groups.size) - np.repeat(first, lengths)
+    numbers = np.add.reduceat((groups & 31) << 5 * place, first)
     numbers -= np.where(groups[last] & 16, np.int64(1) << 5 * lengths, 0)
     numbers[1::2] = np.cumsum(numbers[1::2])
     numbers[2::2] = np.cumsum(numbers[2::2])
@@ -184,9 +175,8 @@ def _run_window(runs: np.ndarray, height: int, width: int) -> Window | None:
 
 def _polygon_window(polygons: Sequence[Sequence[float]], height: int, width: int) -> Window | None:
     """Pixels whose centre lies within any polygon, by the even-odd rule; what lies outside the image is left out."""
-    outlines = [
-        np.asarray(one, np.float64)[: len(one) // 2 * 2].reshape(-1, 2) for one in polygons if len(one) >= 6
-    ]
+    drawable = [np.asarray(one, np.float64) for one in polygons if len(one) >= 6]
+    outlines = [one[: len(one) // 2 * 2].reshape(-1, 2) for one in drawable]
     if not outlines:
         return None
     points = np.concatenate(outlines)
@@ -211,13 +201,11 @@ def _filled(outline: np.ndarray, columns: int, rows: int) -> np.ndarray:
     count = np.ceil(end[:, 0] - 0.5).clip(0, columns).astype(np.int64) - first
     column = np.arange(int(count.sum())) + np.repeat(first - (np.cumsum(count) - count), count)
     slope = (end[:, 1] - begin[:, 1]) / np.where(count > 0, end[:, 0] - begin[:, 0], 1.0)
-    y = np.repeat(begin[:, 1], count) + (column + 0.5 - np.repeat(begin[:, 0], count)) * np.repeat(
-        slope, count
-    )
+    run = column + 0.5 - np.repeat(begin[:, 0], count)
+    y = np.repeat(begin[:, 1], count) + run * np.repeat(slope, count)
     row = np.ceil(y - 0.5).clip(0, rows).astype(np.int64)
-    changes = np.bincount(column * (rows + 1) + row, minlength=columns * (rows + 1)).reshape(
-        columns, rows + 1
-    )
+    changes = np.bincount(column * (rows + 1) + row, minlength=columns * (rows + 1))
+    changes = changes.reshape(columns, rows + 1)
     inside: np.ndarray = np.cumsum(changes[:, :rows], axis=1) % 2 == 1
     return inside
 

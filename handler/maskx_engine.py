@@ -4,8 +4,6 @@ how many cores there are to run on.
 The file is float32 and not frozen, for a frozen module has no weights left to cast. Knows nothing of the server.
 """
 
-from __future__ import annotations
-
 import ctypes
 import logging
 import math

@@ -5,8 +5,6 @@ always 400, so that a proxy can let 400 through and give TorchServe's own errors
 handler/README.md holds the table for callers.
 """
 
-from __future__ import annotations
-
 import reprlib
 from dataclasses import dataclass
 from typing import Any

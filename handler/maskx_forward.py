@@ -5,8 +5,6 @@ quotes the source; so the last message in the text tells whether memory ran out,
 fault.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Sequence

@@ -3,8 +3,6 @@
 It opens no network connection and writes no file. TorchServe wants exactly one class here.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -23,8 +23,6 @@ where the network would shrink it at least that much: 2 bytes per pixel of the o
 4 to 7, for its coefficients are needed whole).
 """
 
-from __future__ import annotations
-
 import io
 import struct
 from dataclasses import dataclass
@@ -175,9 +173,8 @@ def decode_to_fit(
     height, width = fitted_size(header.height, header.width, min_size=min_size, max_size=max_size)
     image.draft(None, (width, height))  # does nothing where the format is not JPEG or the image is too small
     upright_width, upright_height = header.upright_size
-    return DecodedImage(
-        pixels=_pixels(image, header, header.orientation), height=upright_height, width=upright_width
-    )
+    pixels = _pixels(image, header, header.orientation)
+    return DecodedImage(pixels=pixels, height=upright_height, width=upright_width)
 
 
 def fitted_size(height: int, width: int, *, min_size: int, max_size: int) -> tuple[int, int]:

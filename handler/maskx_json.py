@@ -10,8 +10,6 @@ No input, however ill meant, makes these functions slow, big or raise anything b
 server; the standard library is all it needs.
 """
 
-from __future__ import annotations
-
 import base64
 import binascii
 import json
@@ -60,9 +58,14 @@ class ImageLimits:
     max_image_bytes: int
 
 
-def open_envelope(
-    content: Mapping[str, Any], given: GivenParameters, limits: ImageLimits
-) -> tuple[Envelope, list[Item | RequestError]]:
+Content = Mapping[str, Any]
+"""A JSON object."""
+Items = list[Item | RequestError]
+"""Images in order, or in the place of one the error that it is."""
+Opened = tuple[Envelope, Items]
+
+
+def open_envelope(content: Content, given: GivenParameters, limits: ImageLimits) -> Opened:
     """The images of a JSON object in order, a bad one as its error; what holds for all of them goes into `given`.
 
     Raises RequestError where the object as a whole is wrong; a "single" bad image is that, too.
@@ -77,9 +80,7 @@ def open_envelope(
     return _OPENERS[kinds[0]](content, given, limits)
 
 
-def read_item(
-    content: Mapping[str, Any], what: str, limits: ImageLimits, names: Iterable[str] = ("image",)
-) -> Item:
+def read_item(content: Content, what: str, limits: ImageLimits, names: Iterable[str] = ("image",)) -> Item:
     """One image in a JSON object of its own, under one of `names`, with parameters beside it.
 
     Raises RequestError: no image or several, text that is not base64, or an unknown key.
@@ -106,33 +107,25 @@ def require_few(count: int, limits: ImageLimits) -> None:
         )
 
 
-def _single(
-    content: Mapping[str, Any], given: GivenParameters, limits: ImageLimits
-) -> tuple[Envelope, list[Item | RequestError]]:
+def _single(content: Content, given: GivenParameters, limits: ImageLimits) -> Opened:
     _take(content, given, place="the JSON", others=["image"])
     image = decoded_base64(content["image"], '"image"', max_bytes=limits.max_image_bytes)
     return Envelope(kind="single"), [Item(image=image, given=GivenParameters())]
 
 
-def _several(
-    content: Mapping[str, Any], given: GivenParameters, limits: ImageLimits
-) -> tuple[Envelope, list[Item | RequestError]]:
+def _several(content: Content, given: GivenParameters, limits: ImageLimits) -> Opened:
     _take(content, given, place="the JSON", others=["images"])
     return Envelope(kind="several"), _each(content, "images", limits, ["image"])
 
 
-def _instances(
-    content: Mapping[str, Any], given: GivenParameters, limits: ImageLimits
-) -> tuple[Envelope, list[Item | RequestError]]:
+def _instances(content: Content, given: GivenParameters, limits: ImageLimits) -> Opened:
     _take_from_parameters(content, given, ["instances", "parameters"])
     return Envelope(kind="v1"), _each(content, "instances", limits, ["b64", "image"])
 
 
-def _each(
-    content: Mapping[str, Any], key: str, limits: ImageLimits, image_keys: list[str]
-) -> list[Item | RequestError]:
+def _each(content: Content, key: str, limits: ImageLimits, image_keys: list[str]) -> Items:
     """The images of the list under `key`; one that cannot be read is an error in its place."""
-    items: list[Item | RequestError] = []
+    items: Items = []
     for number, one in enumerate(_list(content[key], f'"{key}"', limits)):
         try:
             items.append(_bare_or_object(one, f"{key}[{number}]", limits, image_keys))
@@ -141,11 +134,9 @@ def _each(
     return items
 
 
-def _inputs(
-    content: Mapping[str, Any], given: GivenParameters, limits: ImageLimits
-) -> tuple[Envelope, list[Item | RequestError]]:
+def _inputs(content: Content, given: GivenParameters, limits: ImageLimits) -> Opened:
     _take_from_parameters(content, given, ["inputs", "id", "outputs", "parameters"])
-    items: list[Item | RequestError] = []
+    items: Items = []
     for number, tensor in enumerate(_list(content["inputs"], '"inputs"', limits)):
         what = f"inputs[{number}]"
         texts = _tensor(tensor, what)
@@ -204,7 +195,7 @@ def _bare_or_object(one: Any, what: str, limits: ImageLimits, names: list[str]) 
     return read_item(_object(one, what), what, limits, names)
 
 
-def _take_from_parameters(content: Mapping[str, Any], given: GivenParameters, known: list[str]) -> None:
+def _take_from_parameters(content: Content, given: GivenParameters, known: list[str]) -> None:
     """The parameters of one of KServe's envelopes, which has them in an object of their own."""
     for name in content:
         if name in PARAMETERS:
@@ -214,9 +205,7 @@ def _take_from_parameters(content: Mapping[str, Any], given: GivenParameters, kn
     _take(_object(content.get("parameters", {}), '"parameters"'), given, place='"parameters"')
 
 
-def _take(
-    content: Mapping[str, Any], given: GivenParameters, *, place: str, others: Iterable[str] = ()
-) -> None:
+def _take(content: Content, given: GivenParameters, *, place: str, others: Iterable[str] = ()) -> None:
     """Puts every parameter of an object into `given`; `others` are the keys that mean something else."""
     others = list(others)
     for name, value in content.items():
@@ -259,23 +248,20 @@ def json_object(value: bytes | bytearray | str, what: str) -> dict[str, Any]:
 
     Raises RequestError: no JSON, no object, a key that is there twice, NaN, or more parts than MOST_JSON_PARTS.
     """
-    parts = sum(
-        value.count(sign) if isinstance(value, str) else value.count(sign.encode()) for sign in ",:{["
-    )
+    signs: Iterable[Any] = ",:{[" if isinstance(value, str) else (b",", b":", b"{", b"[")
+    parts = sum(value.count(sign) for sign in signs)
     if parts > MOST_JSON_PARTS:
         raise RequestError(f"{what} is JSON of {parts} parts; at most {MOST_JSON_PARTS} are read")
     try:
-        content = json.loads(
-            value, object_pairs_hook=_without_repeats, parse_constant=_no_number, parse_int=_short_integer
-        )
+        numbers: dict[str, Any] = {"parse_constant": _no_number, "parse_int": _short_integer}
+        content = json.loads(value, object_pairs_hook=_without_repeats, **numbers)
     except RecursionError as error:
         raise RequestError(f"{what} is not valid JSON: too many levels inside each other") from error
     except ValueError as error:
         raise RequestError(f"{what} is not valid JSON: {_reason(error)}") from error
     if not isinstance(content, dict):
-        raise RequestError(
-            f'{what} is JSON, but not an object: {shown(content)}; expected {{"image": "<base64>"}}'
-        )
+        seen = f"{what} is JSON, but not an object: {shown(content)}"
+        raise RequestError(f'{seen}; expected {{"image": "<base64>"}}')
     return content
 
 

@@ -3,8 +3,6 @@
 No mask is drawn for the strings; for a PNG only the smallest window that holds the mask is.
 """
 
-from __future__ import annotations
-
 import base64
 import itertools
 import struct

@@ -4,8 +4,6 @@ Each sample costs a line of the worker's output, which the server reads, so what
 Knows nothing of the server.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -53,12 +51,8 @@ def samples_of(
         queued: seconds that each request waited, None where nobody knows.
     """
     timings = answers[0].timings
-    samples = [
-        Sample("maskx_requests_total", count, (protocol, str(status)))
-        for (protocol, status), count in Counter(
-            (protocol, answer.status) for protocol, answer in zip(protocols, answers, strict=True)
-        ).items()
-    ]
+    asked = Counter((by, str(answer.status)) for by, answer in zip(protocols, answers, strict=True))
+    samples = [Sample("maskx_requests_total", count, labels) for labels, count in asked.items()]
     errors = Counter(kind for answer in answers for kind in answer.errors)
     samples += [Sample("maskx_errors_total", count, (kind,)) for kind, count in errors.items()]
     for name, count in (

@@ -7,8 +7,6 @@ Knows nothing of the server and nothing of the project that made the file: torch
 file's own metadata.json says what its labels mean.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -258,11 +256,9 @@ class InPlace:
     """`Copies` for a CPU: the very pixels, the very words."""
 
     def inwards(self, images: Sequence[Pixels]) -> list[Tensor]:
-        """See `Copies`."""
         return [image if isinstance(image, Tensor) else torch.from_numpy(image) for image in images]
 
     def outwards(self, words: Tensor) -> np.ndarray:
-        """See `Copies`."""
         array: np.ndarray = words.numpy()
         return array
 
@@ -305,7 +301,6 @@ class KeptCopies:
         return [image if isinstance(image, Tensor) else next(copied) for image in images]
 
     def outwards(self, words: Tensor) -> np.ndarray:
-        """See `Copies`."""
         on_host = self._out.memory(4 * words.numel()).view(torch.int32)
         on_host.copy_(words, non_blocking=True)
         self._mark()()

@@ -1,7 +1,5 @@
 """What a request may choose besides its image, by the same names wherever they stand; and the model's categories."""
 
-from __future__ import annotations
-
 import difflib
 import json
 import re
@@ -120,9 +118,8 @@ def _items(value: Any, where: str) -> list[Any]:
     try:
         items = json.loads(value)
     except (ValueError, RecursionError) as error:
-        raise RequestError(
-            f"{where} is {shown(value)}, which begins like a JSON list but is not one"
-        ) from error
+        wrong = "which begins like a JSON list but is not one"
+        raise RequestError(f"{where} is {shown(value)}, {wrong}") from error
     assert isinstance(items, list)  # what begins with a bracket
     return items
 
@@ -211,9 +208,8 @@ def _score_threshold(name: str, value: Any, place: str) -> float:
 def _max_detections(name: str, value: Any, place: str) -> int:
     number = _number(value)
     if number is None or number != int(number) or not 1 <= number <= MAX_DETECTIONS:
-        raise RequestError(
-            f"{name} is {shown(value)} in {place}; a whole number from 1 to {MAX_DETECTIONS} is allowed"
-        )
+        allowed = f"a whole number from 1 to {MAX_DETECTIONS} is allowed"
+        raise RequestError(f"{name} is {shown(value)} in {place}; {allowed}")
     return int(number)
 
 

@@ -21,8 +21,6 @@ one before and one after it, and all lie in rings, clockwise around what is insi
 around holes. Pixels that touch at a corner only belong together, as for OpenCV.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,6 +45,26 @@ NO_PIXELS: list[Polygon] = [[0, 0, 0, 0, 0, 0]]
 
 _FARTHEST = 2.0
 """Pixels that a corner may move to where its sides meet; farther, it moves to the middle of its feet on both."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outlines:
+    """R rings of the corners where an outline turns, at whole pixels; of each ring one after the other, not repeated.
+
+    x, y: int64 [P]. starts: int64 [R + 1], from 0 to P; the corners of ring r are starts[r]:starts[r + 1]. Its first is
+    the upper of its leftmost ones.
+    masks: int64 [R], which mask a ring belongs to; never falls.
+    outer: int64 [R], the ring around the whole piece that a ring bounds: itself, or for a hole the one around it.
+    areas: int64 [R], pixels within, below 0 for a hole. lengths: int64 [R], pixel edges.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    starts: np.ndarray
+    masks: np.ndarray
+    outer: np.ndarray
+    areas: np.ndarray
+    lengths: np.ndarray
 
 
 def polygons(counts: np.ndarray, offsets: np.ndarray, *, height: int, width: int) -> list[list[Polygon]]:
@@ -209,26 +227,6 @@ def _with_hole(outline: np.ndarray, hole: np.ndarray) -> np.ndarray:
     start = nearest * step
     there = np.concatenate([outline[: place + 1], hole[start:], hole[: start + 1]])
     return np.concatenate([there, outline[place:]])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outlines:
-    """R rings of the corners where an outline turns, at whole pixels; of each ring one after the other, not repeated.
-
-    x, y: int64 [P]. starts: int64 [R + 1], from 0 to P; the corners of ring r are starts[r]:starts[r + 1]. Its first is
-    the upper of its leftmost ones.
-    masks: int64 [R], which mask a ring belongs to; never falls.
-    outer: int64 [R], the ring around the whole piece that a ring bounds: itself, or for a hole the one around it.
-    areas: int64 [R], pixels within, below 0 for a hole. lengths: int64 [R], pixel edges.
-    """
-
-    x: np.ndarray
-    y: np.ndarray
-    starts: np.ndarray
-    masks: np.ndarray
-    outer: np.ndarray
-    areas: np.ndarray
-    lengths: np.ndarray
 
 
 def outlines(intervals: Intervals) -> Outlines:

@@ -15,8 +15,6 @@ back only if it has the form that is expected.
 Knows nothing else of the server; the standard library is all it needs.
 """
 
-from __future__ import annotations
-
 import re
 import zlib
 from collections.abc import Mapping

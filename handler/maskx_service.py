@@ -5,8 +5,6 @@ those of the other requests, and one that fails there fails alone. Knows nothing
 only its own small adapter.
 """
 
-from __future__ import annotations
-
 import itertools
 import logging
 import time
@@ -103,6 +101,7 @@ class Service:
     def __init__(self, model: ServedModel, limits: Limits, *, name: str, version: str) -> None:
         self._model = model
         self._limits = limits
+        self._largest = {"max_pixels": limits.max_pixels, "max_side": limits.max_side}
         self._name = name
         self._version = version
         self._categories = CategoryIndex(model.categories)
@@ -131,9 +130,8 @@ class Service:
         answers = []
         for request in parsed:
             if isinstance(request, Request):
-                answers.append(
-                    self._answer(request, list(itertools.islice(of_each, len(request.images))), timings)
-                )
+                results = list(itertools.islice(of_each, len(request.images)))
+                answers.append(self._answer(request, results, timings))
             else:
                 answers.append(_refusal(request, timings))
         timings.encode += time.perf_counter() - begin
@@ -141,13 +139,8 @@ class Service:
 
     def _parse(self, request: tuple[Mapping[str, Any], Mapping[str, str]]) -> Request | MaskxError:
         try:
-            return parse_request(
-                *request,
-                self._model.defaults,
-                self._categories,
-                max_images=self._limits.max_images,
-                max_image_bytes=self._limits.max_image_bytes,
-            )
+            most = {"max_images": self._limits.max_images, "max_image_bytes": self._limits.max_image_bytes}
+            return parse_request(*request, self._model.defaults, self._categories, **most)
         except RequestError as error:
             return error
         except Exception as error:
@@ -172,9 +165,7 @@ class Service:
         if self.cuda_decoder is None:
             return self._map(self._decode, images)
         files = [b"" if isinstance(image, RequestError) else image.image for image in images]
-        on_device = self.cuda_decoder.images(
-            files, max_pixels=self._limits.max_pixels, max_side=self._limits.max_side
-        )
+        on_device = self.cuda_decoder.images(files, **self._largest)
         both = list(zip(images, on_device, strict=True))
         rest = iter(self._map(self._decode, [image for image, done in both if done is None]))
         return [
@@ -186,13 +177,8 @@ class Service:
         if isinstance(image, RequestError):
             return image
         try:
-            decoded = decode_to_fit(
-                image.image,
-                min_size=self._model.min_size,
-                max_size=self._model.max_size,
-                max_pixels=self._limits.max_pixels,
-                max_side=self._limits.max_side,
-            )
+            target = {"min_size": self._model.min_size, "max_size": self._model.max_size}
+            decoded = decode_to_fit(image.image, **target, **self._largest)
         except ImageTooLarge as error:
             return MaskxError(IMAGE_TOO_LARGE, str(error))
         except ImageError as error:
@@ -204,9 +190,8 @@ class Service:
     def _predict(self, images: Sequence[Decoded]) -> Sequence[Detections | MaskxError]:
         if images and not self.lost:
             try:
-                return predict_each(
-                    self._model, [image for image, _ in images], [parameters for _, parameters in images]
-                )
+                alone, parameters = [image for image, _ in images], [wished for _, wished in images]
+                return predict_each(self._model, alone, parameters)
             except DeviceLost:
                 self.lost = True
         return [MaskxError(RESTARTING, RESTARTING_MESSAGE)] * len(images)
@@ -216,23 +201,13 @@ class Service:
         if isinstance(detections, MaskxError):
             return detections
         try:
-            content = image_content(
-                detections,
-                self._model.categories,
-                height=image.height,
-                width=image.width,
-                mask_format=parameters.mask_format,
-            )
+            size, form = {"height": image.height, "width": image.width}, parameters.mask_format
+            content = image_content(detections, self._model.categories, mask_format=form, **size)
             if parameters.output != "overlay":
                 return content
-            return overlay_png(
-                image.pixels if isinstance(image, DecodedImage) else image.on_host(),
-                content,
-                height=image.height,
-                width=image.width,
-                max_bytes=self._limits.max_answer_bytes,
-                lines=self._model.keypoint_lines,
-            )
+            pixels = image.pixels if isinstance(image, DecodedImage) else image.on_host()
+            most, lines = self._limits.max_answer_bytes, self._model.keypoint_lines
+            return overlay_png(pixels, content, max_bytes=most, lines=lines, **size)
         except MaskxError as error:
             return error
         except Exception as error:

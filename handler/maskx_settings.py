@@ -3,10 +3,8 @@
 Keys are those that TorchServe 0.12 reads for a model, and one section of this handler's own, `maskx`.
 """
 
-from __future__ import annotations
-
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -70,16 +68,13 @@ class Settings:
 def read_settings(config: Mapping[str, Any] | None) -> Settings:
     """Checks model-config.yaml, already parsed, and takes out what concerns the handler.
 
-    Raises:
-        ValueError: an unknown key or a value that is not allowed, with what is.
+    Raises ValueError: an unknown key or a value that is not allowed, with what is.
     """
     config = config or {}
     _refuse_unknown(config, {*SERVER_KEYS, "maskx"}, "model-config.yaml")
     device_type = config.get("deviceType", "")
-    if device_type not in ("", *DEVICE_TYPES):
-        raise ValueError(
-            f"model-config.yaml: deviceType is {device_type!r}; allowed are {', '.join(DEVICE_TYPES)}"
-        )
+    if device_type != "":
+        _one_of(DEVICE_TYPES, device_type, "deviceType")
     for key in ("batchSize", "maxBatchDelay", "minWorkers", "maxWorkers", "jobQueueSize"):
         if key in config:
             _positive(config[key], f"model-config.yaml: {key}")
@@ -88,22 +83,18 @@ def read_settings(config: Mapping[str, Any] | None) -> Settings:
         raise ValueError(f"model-config.yaml: maskx is {section!r}; a section of keys and values is expected")
     limits = {field.name for field in fields(Limits)}
     _refuse_unknown(section, {"precision", "decode", *limits}, "model-config.yaml, section maskx")
-    precision = section.get("precision", "auto")
-    if precision not in PRECISIONS:
-        raise ValueError(
-            f"model-config.yaml: maskx.precision is {precision!r}; allowed are {', '.join(PRECISIONS)}"
-        )
-    decode = section.get("decode", "auto")
-    if decode not in DECODES:
-        raise ValueError(f"model-config.yaml: maskx.decode is {decode!r}; allowed are {', '.join(DECODES)}")
-    for key in limits & section.keys():
-        _positive(section[key], f"model-config.yaml: maskx.{key}")
-    return Settings(
-        device_type=device_type,
-        precision=precision,
-        decode=decode,
-        limits=Limits(**{key: section[key] for key in limits & section.keys()}),
-    )
+    precision = _one_of(PRECISIONS, section.get("precision", "auto"), "maskx.precision")
+    decode = _one_of(DECODES, section.get("decode", "auto"), "maskx.decode")
+    given = {key: section[key] for key in limits & section.keys()}
+    for key, value in given.items():
+        _positive(value, f"model-config.yaml: maskx.{key}")
+    return Settings(device_type=device_type, precision=precision, decode=decode, limits=Limits(**given))
+
+
+def _one_of(allowed: Sequence[str], value: Any, key: str) -> str:
+    if value not in allowed:
+        raise ValueError(f"model-config.yaml: {key} is {value!r}; allowed are {', '.join(allowed)}")
+    return str(value)
 
 
 def _refuse_unknown(given: Mapping[str, Any], known: Collection[str], where: str) -> None:

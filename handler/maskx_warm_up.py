@@ -4,8 +4,6 @@ First the network alone, then requests that go the whole way of a real one: thre
 photographs come in, the forms of masks, the overlay's font, compression. On a GPU it is also seen who decodes faster.
 """
 
-from __future__ import annotations
-
 import io
 import logging
 import time
@@ -58,9 +56,8 @@ def warm_up_network(model: ServedModel, batch_size: int = 1) -> int:
     """
     runs = first_runs(batch_size if model.device.type == "cuda" else 1, model.defaults.max_detections)
     for done, ((height, width), parameters) in enumerate(runs):
-        image = drawn(
-            round(height * model.min_size), min(round(width * model.min_size), round(1.25 * model.max_size))
-        )
+        widest = round(1.25 * model.max_size)
+        image = drawn(round(height * model.min_size), min(round(width * model.min_size), widest))
         try:
             model.predict([image] * len(parameters), parameters)
             continue
@@ -82,9 +79,7 @@ def first_runs(batch_size: int, max_detections: int) -> list[Run]:
         runs += [(shape, [objects]) for shape in SHAPES[1:]]
         for together in range(2, min(batch_size, MOST_TOGETHER) + 1):
             unequal = [(nothing, objects, no_masks)[number % 3] for number in range(together)]
-            runs += [
-                (shape, parameters) for shape in SHAPES for parameters in ([objects] * together, unequal)
-            ]
+            runs += [(shape, wished) for shape in SHAPES for wished in ([objects] * together, unequal)]
     return runs
 
 
@@ -102,8 +97,7 @@ def drawn(height: int, width: int) -> np.ndarray:
 def warm_up_service(service: Service) -> None:
     """Answers a batch of a landscape and a portrait, and an overlay, which has run lengths drawn.
 
-    Raises:
-        ValueError: one failed; the message says with what. One that the settings' limits refuse is no failure.
+    Raises ValueError: one failed; the message says with what. One that the settings' limits refuse is no failure.
     """
     noise = np.random.default_rng(0).integers(0, 256, (PHOTOGRAPH[1], PHOTOGRAPH[0], 3), dtype=np.uint8)
     landscape, portrait = _encoded(noise, "JPEG"), _encoded(np.rot90(noise), "PNG")
@@ -144,21 +138,17 @@ def choose_decoding(
     report: dict[str, Any] = {"asked": asked, "by": "cpu"}
     if asked == "cpu" or (asked == "auto" and model.device.type == "cpu"):
         return report
-    photographs = [
-        ImageRequest(image=_photograph(), parameters=Parameters(score_threshold=0.0, max_detections=1))
-    ]
-    photographs *= together
+    wished = Parameters(score_threshold=0.0, max_detections=1)
+    photographs = [ImageRequest(image=_photograph(), parameters=wished)] * together
     try:
         decoder = make(model.device)
-        if None in decoder.images(
-            [one.image for one in photographs], max_pixels=LARGE[0] * LARGE[1], max_side=LARGE[0]
-        ):
+        files = [one.image for one in photographs]
+        if None in decoder.images(files, max_pixels=LARGE[0] * LARGE[1], max_side=LARGE[0]):
             raise ValueError("it failed on a photograph; the log says why")
     except ValueError as error:
         if asked == "gpu":
-            raise ValueError(
-                f"maskx.decode is gpu, but the GPU cannot decode: {error}; set auto or cpu"
-            ) from error
+            cannot = f"the GPU cannot decode: {error}"
+            raise ValueError(f"maskx.decode is gpu, but {cannot}; set auto or cpu") from error
         return report | {"reason": str(error)}
     report["images"] = together
     for way, one in (("cpu", None), ("gpu", decoder)):

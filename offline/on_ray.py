@@ -49,8 +49,7 @@ def predict_on_ray(
 ) -> Iterator[int]:
     """Predict the parts `todo` of the plan by `workers` actors; the number of each as it is done and kept.
 
-    Raises:
-        RuntimeError: an actor failed for another reason than its machine's death, from which Ray recovers.
+    Raises RuntimeError: an actor failed for another reason than its machine's death, from which Ray recovers.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray

@@ -36,14 +36,12 @@ def predict_here(
     The files of the next part are read while one is predicted.
     """
     predictor = Predictor(model, wanted)
+    names = [[one.name for one in plan.parts[number]] for number in todo]
     with ThreadPoolExecutor(1) as ahead:
-        coming = [
-            ahead.submit(images.read_each, [one.name for one in plan.parts[number]]) for number in todo[:1]
-        ]
+        coming = [ahead.submit(images.read_each, of) for of in names[:1]]
         for position, number in enumerate(todo):
             contents = coming.pop().result()
-            for following in todo[position + 1 : position + 2]:
-                coming.append(ahead.submit(images.read_each, [one.name for one in plan.parts[following]]))
+            coming += [ahead.submit(images.read_each, of) for of in names[position + 1 : position + 2]]
             out.write_json(part_name(number), predictor.predict(plan.parts[number], contents))
             yield number
 
@@ -69,12 +67,8 @@ def run(options: argparse.Namespace) -> Summary:
         device=options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu",
     )
     check(model, wanted)
-    settings = {
-        "images": options.images,
-        "model": hashlib.sha256(data).hexdigest(),
-        "precision": wanted.precision,
-        **wanted.parameters(),
-    }
+    about = {"images": options.images, "model": hashlib.sha256(data).hexdigest()}
+    settings = {**about, "precision": wanted.precision, **wanted.parameters()}
     if options.restart:
         for name in out.names():
             if name == PLAN or name.startswith(PARTS):
@@ -127,31 +121,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m offline.predict", description="Predict all images of a folder or bucket."
     )
-    parser.add_argument(
-        "--archive", default="build/maskx.mar", help="a .mar or maskx.pt (default: %(default)s)"
-    )
-    parser.add_argument("--images", required=True, help="folder, or address such as s3://bucket/photos")
-    parser.add_argument("--out", default="build/offline", help="folder or address (default: %(default)s)")
-    parser.add_argument("--annotations", type=Path, help="COCO file: its images alone, with its ids")
-    parser.add_argument(
-        "--score-threshold", type=float, help="(default: the model's; COCO's evaluation: 0.05)"
-    )
-    parser.add_argument("--max-detections", type=int, help="of an image (default: the model's)")
-    parser.add_argument("--categories", help="names or ids with commas between (default: all)")
-    parser.add_argument("--precision", help="auto, float32, bfloat16, float16 (default: as in the archive)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda (default: %(default)s)")
-    parser.add_argument(
-        "--engine",
-        choices=("auto", "ray", "plain"),
-        default="auto",
-        help="plain: in this process (default: Ray where it is installed)",
-    )
-    parser.add_argument("--workers", type=int, default=0, help="of Ray (default: one a GPU, or one)")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--archive", default="build/maskx.mar", help="a .mar or maskx.pt (default: %(default)s)")
+    add("--images", required=True, help="folder, or address such as s3://bucket/photos")
+    add("--out", default="build/offline", help="folder or address (default: %(default)s)")
+    add("--annotations", type=Path, help="COCO file: its images alone, with its ids")
+    add("--score-threshold", type=float, help="(default: the model's; COCO's evaluation: 0.05)")
+    add("--max-detections", type=int, help="of an image (default: the model's)")
+    add("--categories", help="names or ids with commas between (default: all)")
+    add("--precision", help="auto, float32, bfloat16, float16 (default: as in the archive)")
+    add("--device", default="auto", help="auto, cpu, cuda (default: %(default)s)")
+    told = "plain: in this process (default: Ray where it is installed)"
+    add("--engine", choices=("auto", "ray", "plain"), default="auto", help=told)
+    add("--workers", type=int, default=0, help="of Ray (default: one a GPU, or one)")
+    add(
         "--part-images", type=int, default=32, help="images kept together, all or none (default: %(default)s)"
     )
-    parser.add_argument("--retry-failed", action="store_true", help="do parts with errors again")
-    parser.add_argument("--restart", action="store_true", help="forget what is done")
+    add("--retry-failed", action="store_true", help="do parts with errors again")
+    add("--restart", action="store_true", help="forget what is done")
     options = parser.parse_args(arguments)
     try:
         if options.part_images < 1 or options.workers < 0:

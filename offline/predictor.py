@@ -45,8 +45,7 @@ class Model:
 def read_model(data: bytes, source: str) -> Model:
     """The model in an archive (.mar), or in a maskx.pt alone, which is run with the handler's default settings.
 
-    Raises:
-        ValueError: it is neither.
+    Raises ValueError: it is neither.
     """
     configuration: Any = None
     try:
@@ -80,14 +79,9 @@ class Wanted:
 
     def parameters(self) -> dict[str, str]:
         """The fields that go with each image, as in a request."""
-        given = {
-            "score_threshold": self.score_threshold,
-            "max_detections": self.max_detections,
-            "categories": self.categories,
-        }
-        return {name: str(value) for name, value in given.items() if value is not None} | {
-            "mask_format": "rle"
-        }
+        names = ("score_threshold", "max_detections", "categories")
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return {name: str(value) for name, value in given.items()} | {"mask_format": "rle"}
 
 
 def check(model: Model, wanted: Wanted) -> None:
@@ -105,8 +99,7 @@ def check(model: Model, wanted: Wanted) -> None:
 class Predictor:
     """The model of an archive, ready to predict.
 
-    Raises:
-        ValueError: the model or a setting is not what the handler takes.
+    Raises ValueError: the model or a setting is not what the handler takes.
     """
 
     def __init__(self, model: Model, wanted: Wanted) -> None:
@@ -124,8 +117,7 @@ class Predictor:
     def predict(self, images: Sequence[Image], contents: Sequence[bytes | OSError]) -> list[Record]:
         """The records of images from their files' contents, in order.
 
-        Raises:
-            DeviceFailed: nothing can be computed any more.
+        Raises DeviceFailed: nothing can be computed any more.
         """
         readable = [data for data in contents if isinstance(data, bytes)]
         answers = iter(self._service.answer([{"body": data, **self._parameters} for data in readable]))

@@ -27,8 +27,7 @@ def read_address(address: str) -> bytes:
 class Store:
     """One folder or bucket; names are relative to it, with slashes.
 
-    Raises:
-        ValueError: no driver for the address, or it is not installed.
+    Raises ValueError: no driver for the address, or it is not installed.
     """
 
     def __init__(self, address: str) -> None:

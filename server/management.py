@@ -6,12 +6,11 @@ stands in the same queue as every request, so under load it takes as long as the
 requests take 0.4 s, 20 s with 60).
 """
 
-from __future__ import annotations
-
 import contextlib
 import http.client
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,7 +102,8 @@ class Management:
     def answered(self) -> str:
         """A text that has changed where a worker has answered a request since the last call."""
         query = "&".join(f"name[]={name}" for name in ANSWERED)
-        return self._ask(self._running.ports.metrics, "GET", f"/metrics?{query}", "")[1].decode()
+        port = self._running.ports.metrics
+        return ask(port, "GET", f"/metrics?{query}", timeout=self._timeout)[1].decode()
 
     def register(self, file: str, *, timeout: float) -> None:
         """Takes an archive of the model store beside the others, batched like them; its workers start after that.
@@ -112,14 +112,8 @@ class Management:
         those of every client whose connection is that thread's waited with it, up to 35 s in one run.
         """
         batching = self._running.batching
-        asked = {
-            "url": file,
-            "model_name": MODEL,
-            "batch_size": batching.batch_size,
-            "max_batch_delay": batching.batch_delay,
-            "initial_workers": batching.workers,
-            "synchronous": "false",
-        }
+        asked = {"url": file, "model_name": MODEL, "synchronous": "false", "batch_size": batching.batch_size}
+        asked |= {"max_batch_delay": batching.batch_delay, "initial_workers": batching.workers}
         self._json("POST", f"/models?{urlencode(asked)}", timeout=timeout)
 
     def set_default(self, name: str) -> None:
@@ -132,7 +126,8 @@ class Management:
 
     def _json(self, method: str, path: str, *, timeout: float | None = None) -> Any:
         key = tokens(self._state)["management"] if self._running.tokens else ""
-        status, body = self._ask(self._running.ports.management, method, path, key, timeout)
+        port = self._running.ports.management
+        status, body = ask(port, method, path, key=key, timeout=timeout or self._timeout)
         content: Any = body[:200].decode(errors="replace")
         with contextlib.suppress(ValueError):
             content = json.loads(body)
@@ -140,11 +135,6 @@ class Management:
             message = content.get("message", content) if isinstance(content, dict) else content
             raise Refused(status, str(message))
         return content
-
-    def _ask(
-        self, port: int, method: str, path: str, key: str, timeout: float | None = None
-    ) -> tuple[int, bytes]:
-        return ask(port, method, path, key=key, timeout=timeout or self._timeout)
 
 
 def ask(
@@ -187,23 +177,21 @@ def not_ready_because(state: Path, running: Running, *, timeout: float = 30.0) -
     try:
         workers = Management(state, running, timeout=timeout).default().workers
         if not any(worker.lives() for worker in workers):
-            return (
-                f"no worker is ready ({', '.join(worker.trouble() for worker in workers) or 'none started'})"
-            )
+            return none_ready(workers)
         key = tokens(state)["inference"] if running.tokens else ""
-        status, body = ask(
-            running.ports.inference,
-            "POST",
-            f"/predictions/{MODEL}",
-            key=key,
-            timeout=timeout,
-            body=tiny_png(),
-        )
+        port, path = running.ports.inference, f"/predictions/{MODEL}"
+        status, body = ask(port, "POST", path, key=key, timeout=timeout, body=tiny_png())
     except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: a key file half written
         return f"it does not answer: {type(error).__name__}: {error}"
-    if status != 200 or not _is_answer(body):
-        return f"a prediction is answered with {status}: {body[:200].decode(errors='replace')}"
-    return ""
+    with contextlib.suppress(ValueError):
+        if status == 200 and "detections" in json.loads(body):
+            return ""
+    return f"a prediction is answered with {status}: {body[:200].decode(errors='replace')}"
+
+
+def none_ready(workers: Sequence[Worker]) -> str:
+    """What is said where none of a version's workers lives."""
+    return f"no worker is ready ({', '.join(worker.trouble() for worker in workers) or 'none started'})"
 
 
 def tiny_png() -> bytes:
@@ -211,10 +199,3 @@ def tiny_png() -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (32, 32), (128, 128, 128)).save(file, "PNG")
     return file.getvalue()
-
-
-def _is_answer(body: bytes) -> bool:
-    try:
-        return "detections" in json.loads(body)
-    except ValueError:
-        return False

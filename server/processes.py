@@ -5,8 +5,6 @@ worker, it survives the death of any of them, and no other process has it. So st
 nobody else.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -69,9 +67,8 @@ def ports_of(values: Sequence[str]) -> Ports:
         return free_ports()
     names = [field.name for field in fields(Ports)]
     if len(values) != len(names) or not all(v.isdigit() and 0 < int(v) < 65536 for v in values):
-        raise ValueError(
-            f"--ports is {' '.join(values)}; expected `free`, or five numbers: {', '.join(names)}"
-        )
+        expected = f"`free`, or five numbers: {', '.join(names)}"
+        raise ValueError(f"--ports is {' '.join(values)}; expected {expected}")
     return Ports(**dict(zip(names, map(int, values), strict=True)))
 
 
@@ -126,14 +123,8 @@ def load_running(state: Path) -> Running | None:
         content = json.loads((state / STATE_FILE).read_text())
     except FileNotFoundError:
         return None
-    return Running(
-        ports=Ports(**content.pop("ports")), batching=Batching(**content.pop("batching")), **content
-    )
-
-
-def forget_running(state: Path) -> None:
-    """Removes the note that a server runs."""
-    (state / STATE_FILE).unlink(missing_ok=True)
+    ports, batching = Ports(**content.pop("ports")), Batching(**content.pop("batching"))
+    return Running(ports=ports, batching=batching, **content)
 
 
 def mark_of(state: Path) -> dict[str, str]:
@@ -155,8 +146,7 @@ def server_processes(state: Path) -> list[psutil.Process]:
 def end_processes(state: Path, *, patience: float = 10.0) -> int:
     """Ends them all, gently, then after `patience` seconds by force; returns how many there were.
 
-    Raises:
-        ValueError: some are still there.
+    Raises ValueError: some are still there.
     """
     seen: set[int] = set()
     begin = time.monotonic()

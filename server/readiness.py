@@ -6,8 +6,6 @@ server with nothing to do is sent a describe call, since that would stand in the
 saturation changes nothing, and a worker that hangs without being stopped is found out too.
 """
 
-from __future__ import annotations
-
 import http.client
 import http.server
 import json
@@ -16,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .management import Management, Version
+from .management import Management, Version, none_ready
 
 EVERY = 1.0
 """Seconds between two looks."""
@@ -70,10 +68,9 @@ class Readiness:
             self.health = Health(not_ready=reason, dead=reason if now - self._java_seen > SILENT_FOR else "")
             return
         self._java_seen = now
-        troubles = [worker.trouble() for worker in version.workers]
         living = frozenset(worker.pid for worker in version.workers if worker.lives())
         if not living:
-            reason = f"no worker is ready ({', '.join(troubles) or 'none started'})"
+            reason = none_ready(version.workers)
             self._pids = frozenset()
             self.health = Health(not_ready=reason, dead=reason if now - self._worker_seen > DEAD_FOR else "")
             return
@@ -149,8 +146,7 @@ class Watch(threading.Thread):
 def endpoint(address: tuple[str, int], health: Callable[[], Health]) -> http.server.ThreadingHTTPServer:
     """An HTTP server with GET /ready and /live, 200 or 503 with the reason in JSON; bound, and not yet serving.
 
-    Raises:
-        ValueError: the address cannot be had.
+    Raises ValueError: the address cannot be had.
     """
 
     class Handler(http.server.BaseHTTPRequestHandler):

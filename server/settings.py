@@ -5,8 +5,6 @@ parameters of a registration, the archive's model-config.yaml, `models=` in conf
 (1 image, 100 ms). So the shipped model-config.yaml leaves them out, and a start sets them here, for its machine.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
@@ -33,6 +31,9 @@ INSTALLED = (HERE / "serve_config").is_dir()
 beside the package."""
 SHIPPED = (HERE if INSTALLED else HERE.parent) / "serve_config"
 PROGRAM = f"python -m {__package__}"
+MAKE = "make archive in a clone of maskx" if INSTALLED else "make archive"
+SETUP = 'pip install "maskx[serve]"' if INSTALLED else "make setup"
+"""For messages: how an archive is made, and how what a server needs is installed."""
 CONFIG = SHIPPED / "config.properties"
 METRICS = SHIPPED / "metrics.yaml"
 LOGGING = SHIPPED / "log4j2.xml"
@@ -65,7 +66,7 @@ Of these, config.properties hides from the worker what sounds like a secret."""
 def start_command(flags: str = "") -> str:
     """How to start a server from here, for messages."""
     if INSTALLED:
-        return f"{PROGRAM} start {flags}".rstrip()
+        return f"maskx serve {flags}".rstrip()
     return f"make serve SERVE_ARGS={flags}" if flags else "make serve"
 
 
@@ -80,11 +81,10 @@ class Contents:
 def checked_copy(archive: Path, copy: Path) -> bool:
     """Copies the archive and compares the copy with the sha256 beside the archive; False where there is none.
 
-    Raises:
-        ValueError: there is no archive, or the two do not agree; then there is no copy either.
+    Raises ValueError: there is no archive, or the two do not agree; then there is no copy either.
     """
     if not archive.is_file():
-        raise ValueError(f"there is no {archive}; make it with make archive, or name one with --archive")
+        raise ValueError(f"there is no {archive}; make it with {MAKE}, or name one with --archive")
     shutil.copyfile(archive, copy)
     beside = archive.with_name(archive.name + ".sha256")
     if not beside.is_file():
@@ -96,7 +96,7 @@ def checked_copy(archive: Path, copy: Path) -> bool:
         copy.unlink()
         raise ValueError(
             f"{archive} has sha256 {digest}, but {beside.name} says {expected}: it was changed or not copied whole. "
-            "Make it again (make archive), or copy both files again"
+            f"Make it again ({MAKE}), or copy both files again"
         )
     return True
 

@@ -4,8 +4,6 @@ Only with a server that was started with --model-api, on this machine, out of it
 when the new version answers; `unregister` first waits until every request sent to that version is answered.
 """
 
-from __future__ import annotations
-
 import contextlib
 import http.client
 import time
@@ -23,8 +21,7 @@ def register(archive: Path, *, state: Path, timeout: float = 180.0) -> str:
 
     Where a file of the archive's name and `.sha256` lies beside it, the two must agree.
 
-    Raises:
-        ValueError: what is wrong and what to do; the server goes on as it was.
+    Raises ValueError: what is wrong and what to do; the server goes on as it was.
     """
     running = _with_model_api(state)
     server = Management(state, running)
@@ -41,7 +38,7 @@ def register(archive: Path, *, state: Path, timeout: float = 180.0) -> str:
     before = failed_loads(logs)
     try:
         server.register(copy.name, timeout=timeout)
-        _wait_for_worker(server, name, logs, failed_before=before, timeout=timeout)
+        _wait_for_worker(server, name, logs, before, timeout)
         server.worker_answers(name, timeout=timeout)
     except BaseException as error:
         with contextlib.suppress(OSError, http.client.HTTPException, Refused):
@@ -54,9 +51,7 @@ def register(archive: Path, *, state: Path, timeout: float = 180.0) -> str:
     return name
 
 
-def _wait_for_worker(
-    server: Management, name: str, logs: Path, *, failed_before: int, timeout: float
-) -> None:
+def _wait_for_worker(server: Management, name: str, logs: Path, failed_before: int, timeout: float) -> None:
     """Returns when a worker of the version is READY. Raises TimeoutError where it is not, or failed to load."""
     deadline = time.monotonic() + timeout
     while not any(worker.lives() for worker in server.version(name).workers):
@@ -77,8 +72,7 @@ def set_default(name: str, *, state: Path) -> None:
 def unregister(name: str, *, state: Path, drain: float = 150.0) -> None:
     """Removes a version that is not the default, once every request sent to it is answered.
 
-    Raises:
-        ValueError: it is the default or not registered, or still had requests after `drain` seconds; it then stays.
+    Raises ValueError: it is the default or not registered, or still had requests after `drain` seconds; it then stays.
     """
     server = Management(state, _with_model_api(state))
     _require_registered(server, name)

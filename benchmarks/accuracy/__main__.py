@@ -5,8 +5,6 @@
 Every figure goes through the handler's own model and decoder.
 """
 
-from __future__ import annotations
-
 import argparse
 import io
 import sys
@@ -30,12 +28,8 @@ from maskx_image import MAX_PIXELS, MAX_SIDE, DecodedImage, ImageError, decode, 
 from maskx_model import ServedModel
 from maskx_parameters import Parameters
 from model.classes import ClassTable
-from training.evaluate.precision import (
-    AveragePrecision,
-    box_precision,
-    coco_results,
-    mask_precision,
-)
+from model.files import exit_status
+from training.evaluate.precision import AveragePrecision, box_precision, coco_results, mask_precision
 from training.evaluate.predictions import MAX_DETECTIONS, SCORE_THRESHOLD
 from training.evaluate.truth import GroundTruth, load_ground_truth
 
@@ -65,53 +59,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     options = parser().parse_args(arguments)
     device = torch.device(options.device)
-    try:
+    files = options.model, options.images, options.annotations
+    common = {name: getattr(options, name) for name in ("enlarge", "batch_size", "max_images")}
+    with exit_status() as status:
         found = [
-            measure(
-                options.model,
-                options.images,
-                options.annotations,
-                device=device,
-                precision=precision,
-                decoding=decoding,
-                enlarge=options.enlarge,
-                batch_size=options.batch_size,
-                max_images=options.max_images,
-            )
+            measure(*files, device=device, precision=precision, decoding=decoding, **common)
             for precision in options.precisions or native_precisions(device)
             for decoding in get_args(Decoding)
             if options.enlarge > 1 or not decoding.startswith("enlarged")
         ]
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    text = report(found, options.annotations)
-    print(text)
-    machine = describe(device)
-    path = options.out / f"accuracy-{options.name}-{machine['date'][:10]}.md"
-    write_result(path, text, {"machine": machine, "results": [asdict(one) for one in found]})
-    print(f"{path} and its .json written")
-    return 0
+        text = report(found, options.annotations)
+        print(text)
+        machine = describe(device)
+        path = options.out / f"accuracy-{options.name}-{machine['date'][:10]}.md"
+        write_result(path, text, {"machine": machine, "results": [asdict(one) for one in found]})
+        print(f"{path} and its .json written")
+    return status.code
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = parser_of("benchmarks.accuracy", __doc__)
+    add = made.add_argument
     build, shapes = ROOT / "build", ROOT / "build" / "shapes"
-    made.add_argument("--model", type=Path, default=build / "maskx.pt", help="(default: build/maskx.pt)")
-    made.add_argument("--images", type=Path, default=shapes / "val", help="(default: the drawn ones)")
-    made.add_argument("--annotations", type=Path, default=shapes / "val.json", help="a COCO file of them")
-    made.add_argument("--precisions", nargs="+", help="(default: those that the device computes by itself)")
-    made.add_argument(
-        "--enlarge", type=int, default=4, help="of the enlarged rows, 1 for none (default: %(default)s)"
-    )
+    add("--model", type=Path, default=build / "maskx.pt", help="(default: build/maskx.pt)")
+    add("--images", type=Path, default=shapes / "val", help="(default: the drawn ones)")
+    add("--annotations", type=Path, default=shapes / "val.json", help="a COCO file of them")
+    add("--precisions", nargs="+", help="(default: those that the device computes by itself)")
+    add("--enlarge", type=int, default=4, help="of the enlarged rows, 1 for none (default: %(default)s)")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    made.add_argument("--device", default=device, help="(default: %(default)s)")
-    made.add_argument("--batch-size", type=int, default=8, help="images at a time (default: %(default)s)")
-    made.add_argument("--max-images", type=int, help="only the first so many")
-    made.add_argument(
-        "--name", default="shapes", help="of the data, for the result's name (default: %(default)s)"
-    )
+    add("--device", default=device, help="(default: %(default)s)")
+    add("--batch-size", type=int, default=8, help="images at a time (default: %(default)s)")
+    add("--max-images", type=int, help="only the first so many")
+    add("--name", default="shapes", help="of the data, for the result's name (default: %(default)s)")
     return made
 
 
@@ -129,8 +109,7 @@ def measure(
 ) -> Accuracy:
     """AP of one precision and one way of decoding.
 
-    Raises:
-        ValueError: a model, annotations or an image that cannot be used, or a precision that the device has not.
+    Raises ValueError: a model, annotations or an image that cannot be used, or a precision that the device has not.
     """
     if not path.is_file():
         raise ValueError(f"there is no {path}; export one first (make archive)")
@@ -149,10 +128,8 @@ def measure(
         for i, one, (height, width) in zip(ids, decoded, sizes, strict=True):
             scaled_down += one.pixels.shape[:2] != (one.height, one.width)
             if (one.height, one.width) != (height * factor, width * factor):
-                raise ValueError(
-                    f"{truth.file_names[i]} has {one.width // factor} x {one.height // factor} pixels, its annotations "
-                    f"are for {width} x {height}"
-                )
+                has = f"{truth.file_names[i]} has {one.width // factor} x {one.height // factor} pixels"
+                raise ValueError(f"{has}, its annotations are for {width} x {height}")
         answers = model.predict([one.pixels for one in decoded], [wishes] * len(ids), sizes)
         for image_id, size, answer in zip(ids, sizes, answers, strict=True):
             names = ("boxes", "scores", "labels", "rle_counts", "rle_offsets")
@@ -188,11 +165,8 @@ def judged(
 def class_table(model: ServedModel) -> ClassTable:
     """The classes of a served model, by label."""
     categories = [model.categories[label] for label in sorted(model.categories)]
-    return ClassTable(
-        ids=tuple(one.id for one in categories),
-        names=tuple(one.name for one in categories),
-        has_mask=tuple(one.mask_supervised for one in categories),
-    )
+    ids, names = tuple(one.id for one in categories), tuple(one.name for one in categories)
+    return ClassTable(ids=ids, names=names, has_mask=tuple(one.mask_supervised for one in categories))
 
 
 def read(path: Path, model: ServedModel, decoding: Decoding, enlarge: int) -> DecodedImage:
@@ -240,16 +214,10 @@ def report(found: Sequence[Accuracy], annotations: Path) -> str:
         # What enlarging does to an image is not the decoder's doing.
         kind = one.decoding.startswith("enlarged")
         compared = next(other for other in found if other.decoding.startswith("enlarged") == kind)
-        figures = (one.box.ap, one.box.ap50, one.mask.ap, one.mask_a.ap, one.mask_b.ap)
-        rows.append(
-            [
-                f"{one.precision}, {one.decoding}",
-                *[percent(value) for value in figures],
-                _difference(one.box.ap, compared.box.ap),
-                _difference(one.mask.ap, compared.mask.ap),
-                str(one.scaled_down),
-            ]
-        )
+        aps = (one.box.ap, one.box.ap50, one.mask.ap, one.mask_a.ap, one.mask_b.ap)
+        figures = [percent(value) for value in aps]
+        figures += [_difference(one.box.ap, compared.box.ap), _difference(one.mask.ap, compared.mask.ap)]
+        rows.append([f"{one.precision}, {one.decoding}", *figures, str(one.scaled_down)])
     headers = ["precision, decoding", "box AP", "box AP50", "mask AP", "mask AP, A", "mask AP, B"]
     headers += ["box AP, difference", "mask AP, difference", "images scaled down"]
     return (

@@ -1,7 +1,5 @@
 """The command line of `make gpu-check`."""
 
-from __future__ import annotations
-
 import argparse
 import shutil
 import signal
@@ -15,21 +13,11 @@ from typing import Any
 from benchmarks import ROOT
 from benchmarks.command import RESULTS, add_folder, described, parser_of
 from benchmarks.gpu_check.bars import MISSED, verdicts
-from benchmarks.gpu_check.plan import (
-    CPU_MINUTES,
-    MINUTES,
-    PARTS,
-    PREPARATIONS,
-    Planned,
-    grant,
-    missing,
-    worth,
-)
+from benchmarks.gpu_check.plan import CPU_MINUTES, MINUTES, PARTS, PREPARATIONS, Planned, grant, worth
 from benchmarks.gpu_check.report import NO_GPU, Report
 from benchmarks.gpu_check.running import (
     DONE,
     LEFT_OUT,
-    RUNNING,
     Outcome,
     Start,
     run_together,
@@ -103,7 +91,7 @@ def check(
     outcomes += _run(planned, setting, told, left, news, start)
     prepared = {one.planned.name for one in outcomes if one.state == DONE}
     for part in chosen:
-        lacking = missing(part, prepared)
+        lacking = [name for name in part.needs if name not in prepared]
         if lacking:
             outcomes.append(Outcome(planned=part, state=LEFT_OUT, note=f"without {', '.join(lacking)}"))
         else:
@@ -137,7 +125,6 @@ def _run(
     finally:
         stop_servers(Path(setting.folder))
     for one in ran:
-        assert one.state != RUNNING
         say(f"{one.planned.title}: {one.state}, {one.seconds:.0f} s {one.note}")
     return found + ran
 
@@ -154,20 +141,22 @@ def setting_of(options: argparse.Namespace, machine: dict[str, Any]) -> CheckSet
     if options.minutes is not None and not 0 < options.minutes <= 60:
         raise ValueError(f"--minutes is {options.minutes:g}; above 0 and up to 60 are allowed")
     on_gpu = machine["device"] != "cpu"
-    short = options.short or not on_gpu
     folder = options.folder.resolve()
     for name in ("trained", "large", "parts", "served", "same"):  # nothing is taken from an earlier run
         shutil.rmtree(folder / name, ignore_errors=True)
     (folder / "trace.json.gz").unlink(missing_ok=True)
+    trained, checkpoint = (
+        "" if path is None else str(path.resolve()) for path in (options.maskx_pt, options.checkpoint)
+    )
     return CheckSetting(
         folder=str(folder),
         device=machine["device"],
         precisions=tuple(machine["native_precisions"]),
-        short=short,
-        trained="" if options.maskx_pt is None else str(options.maskx_pt.resolve()),
-        checkpoint="" if options.checkpoint is None else str(options.checkpoint.resolve()),
-        min_size=options.min_size or (160 if not on_gpu else 800),
-        max_size=options.max_size or (256 if not on_gpu else 1333),
+        short=options.short or not on_gpu,
+        trained=trained,
+        checkpoint=checkpoint,
+        min_size=options.min_size or (800 if on_gpu else 160),
+        max_size=options.max_size or (1333 if on_gpu else 256),
         workers=tuple(options.workers),
     )
 
@@ -178,21 +167,22 @@ def parser() -> argparse.ArgumentParser:
         "benchmarks.gpu_check",
         "Whether all of it works on a GPU, and how fast; without one a short form on the CPU.",
     )
+    add = made.add_argument
     told = f"for all of it (default: {MINUTES:g}, on a CPU {CPU_MINUTES:g})"
-    made.add_argument("--minutes", type=float, help=told)
-    made.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
+    add("--minutes", type=float, help=told)
+    add("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
     told = "of a trained network (default: a small one is trained here)"
-    made.add_argument("--checkpoint", type=Path, help=told)
+    add("--checkpoint", type=Path, help=told)
     told = "the same, exported (default: the checkpoint is exported)"
-    made.add_argument("--maskx-pt", type=Path, help=told)
-    made.add_argument("--only", nargs="+", default=[], metavar="PART", help="these parts alone")
+    add("--maskx-pt", type=Path, help=told)
+    add("--only", nargs="+", default=[], metavar="PART", help="these parts alone")
     told = "TorchServe's workers, a server for each number; 0: as it chooses (default)"
-    made.add_argument("--workers", type=int, nargs="+", default=[0], help=told)
-    made.add_argument("--short", action="store_true", help="few of everything, as on a CPU")
+    add("--workers", type=int, nargs="+", default=[0], help=told)
+    add("--short", action="store_true", help="few of everything, as on a CPU")
     told = "the engine's trace beside the report, for a browser"
-    made.add_argument("--keep-trace", action="store_true", help=told)
-    made.add_argument("--min-size", type=int, help="of the bench's network (default: 800, on a CPU 160)")
-    made.add_argument("--max-size", type=int, help="of the bench's network (default: 1333, on a CPU 256)")
+    add("--keep-trace", action="store_true", help=told)
+    add("--min-size", type=int, help="of the bench's network (default: 800, on a CPU 160)")
+    add("--max-size", type=int, help="of the bench's network (default: 1333, on a CPU 256)")
     add_folder(made, "gpu-check")
     made.set_defaults(out=None)
     return made

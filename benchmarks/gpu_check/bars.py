@@ -1,7 +1,5 @@
 """The bars that the check judges by, each met, missed or not measured."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +10,7 @@ MET, MISSED, NOT_MEASURED = "met", "missed", "not measured"
 NOT_200 = "not 200"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Bar:
     """A figure's name in the parts' numbers, what it is, and the least or the most that it may be (exactly one).
 
@@ -55,54 +53,38 @@ class Bar:
 
 
 BARS = (
+    Bar(NOT_200, "requests not answered 200, all parts together", at_most=0, gpu_only=False, digits=0),
     Bar(
-        key=NOT_200, what="requests not answered 200, all parts together", at_most=0, gpu_only=False, digits=0
+        "unseen sizes", "50 sizes never seen: the slowest / the median, worst precision", at_most=3, digits=2
     ),
     Bar(
-        key="unseen sizes",
-        what="50 sizes never seen: the slowest / the median, worst precision",
-        at_most=3,
-        digits=2,
+        "unseen sizes large", "the same of ResNet-50 at 800 in the precision of serving", at_most=3, digits=2
     ),
+    Bar("engine", "engine, 1080p, batch 8, bfloat16, decoding overlapped: images/s", at_least=400),
+    Bar("engine idle", "the same: share of the time in which no kernel ran, %", at_most=15),
     Bar(
-        key="unseen sizes large",
-        what="the same of ResNet-50 at 800 in the precision of serving",
-        at_most=3,
-        digits=2,
-    ),
-    Bar(key="engine", what="engine, 1080p, batch 8, bfloat16, decoding overlapped: images/s", at_least=400),
-    Bar(key="engine idle", what="the same: share of the time in which no kernel ran, %", at_most=15),
-    Bar(
-        key="served",
-        what="TorchServe, ResNet-50 at 800, COCO-sized JPEGs, REST: requests/s",
+        "served",
+        "TorchServe, ResNet-50 at 800, COCO-sized JPEGs, REST: requests/s",
         at_least=255,
         aim="aim 400",
     ),
-    Bar(key="served p50", what="the same, one client: p50, ms", at_most=15),
-    Bar(key="served p99", what="the same, one client: p99 / p50", at_most=2, digits=2),
+    Bar("served p50", "the same, one client: p50, ms", at_most=15),
+    Bar("served p99", "the same, one client: p99 / p50", at_most=2, digits=2),
     Bar(
-        key="training photos",
-        what="training, EfficientNet-Lite0 at 384 to 640, bfloat16: images/s with the reading of the files",
+        "training photos",
+        "training, EfficientNet-Lite0 at 384 to 640, bfloat16: images/s with the reading of the files",
         at_least=400,
     ),
     Bar(
-        key="training resnet50",
-        what="training, ResNet-50-FPN at 800: images/s / those of torchvision's step, both in bfloat16",
+        "training resnet50",
+        "training, ResNet-50-FPN at 800: images/s / those of torchvision's step, both in bfloat16",
         at_least=1.5,
         digits=2,
     ),
     Bar(
-        key="AP bfloat16",
-        what="AP of boxes and masks, bfloat16 - float32: the larger, points",
-        at_most=0.2,
-        digits=2,
+        "AP bfloat16", "AP of boxes and masks, bfloat16 - float32: the larger, points", at_most=0.2, digits=2
     ),
-    Bar(
-        key="AP float16",
-        what="AP of boxes and masks, float16 - float32: the larger, points",
-        at_most=0.2,
-        digits=2,
-    ),
+    Bar("AP float16", "AP of boxes and masks, float16 - float32: the larger, points", at_most=0.2, digits=2),
 )
 
 

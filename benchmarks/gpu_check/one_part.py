@@ -3,8 +3,6 @@
 python -m benchmarks.gpu_check.one_part NAME SECONDS RESULT SETTING
 """
 
-from __future__ import annotations
-
 import importlib
 import json
 import sys
@@ -13,9 +11,9 @@ import warnings
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.command import write_whole
 from benchmarks.gpu_check.setting import CheckSetting, first_line
 from benchmarks.tables import Part
+from model.files import write_whole
 
 
 def main(arguments: list[str]) -> int:

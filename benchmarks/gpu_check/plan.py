@@ -1,7 +1,5 @@
 """Which parts there are, in which order, and how the minutes are dealt out to them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +13,7 @@ SLACK = 5.0
 """Seconds beyond, for a process to start and to end."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Planned:
     """A part: `benchmarks.gpu_check.parts.<name>`, the seconds it should take of `MINUTES`, the least it needs.
 
@@ -30,40 +28,23 @@ class Planned:
 
 
 PREPARATIONS = (
-    Planned(name="trained", title="The trained network", seconds=85, least=5),
-    Planned(name="large", title="The network of the bench", seconds=85, least=5),
+    Planned("trained", "The trained network", seconds=85, least=5),
+    Planned("large", "The network of the bench", seconds=85, least=5),
 )
 """Side by side, before everything else: one keeps the device busy, the other the processor."""
 
+_MIXED = "Trained network: answers in every precision, nothing found, sizes, mixed batches"
 PARTS = (
+    Planned("answers", _MIXED, seconds=60, least=15, needs=("trained",)),
+    Planned("engine", "Engine, 1080p JPEGs", seconds=50, least=15, needs=("large",)),
+    Planned("served", "TorchServe, REST and gRPC", seconds=100, least=40, needs=("trained", "large")),
+    Planned("training_speed", "Training: images/s beside torchvision", seconds=70, least=20),
     Planned(
-        name="answers",
-        title="Trained network: answers in every precision, nothing found, sizes, mixed batches",
-        seconds=60,
-        least=15,
-        needs=("trained",),
+        "training_same", "Training: GPU beside CPU, stop and resume", seconds=45, least=25, needs=("trained",)
     ),
-    Planned(name="engine", title="Engine, 1080p JPEGs", seconds=50, least=15, needs=("large",)),
-    Planned(
-        name="served", title="TorchServe, REST and gRPC", seconds=100, least=40, needs=("trained", "large")
-    ),
-    Planned(name="training_speed", title="Training: images/s beside torchvision", seconds=70, least=20),
-    Planned(
-        name="training_same",
-        title="Training: GPU beside CPU, stop and resume",
-        seconds=45,
-        least=25,
-        needs=("trained",),
-    ),
-    Planned(name="precisions", title="AP in every precision", seconds=25, least=10, needs=("trained",)),
-    Planned(name="exhaustion", title="Memory exhausted", seconds=20, least=12, needs=("large",)),
-    Planned(
-        name="waits",
-        title="Where the host waits, and a trace",
-        seconds=35,
-        least=15,
-        needs=("trained", "large"),
-    ),
+    Planned("precisions", "AP in every precision", seconds=25, least=10, needs=("trained",)),
+    Planned("exhaustion", "Memory exhausted", seconds=20, least=12, needs=("large",)),
+    Planned("waits", "Where the host waits, and a trace", seconds=35, least=15, needs=("trained", "large")),
 )
 """The most important first; what the minutes do not suffice for is left out from the end."""
 
@@ -93,8 +74,3 @@ def worth(minutes: float, chosen: Sequence[Planned], parts: Sequence[Planned]) -
     """What `minutes` are worth to each of the chosen parts: more, up to twice as many, where others are left out."""
     whole, some = (sum(part.seconds for part in of) for of in (parts, chosen))
     return minutes * min(whole / some, 2.0) if some else minutes
-
-
-def missing(part: Planned, prepared: set[str]) -> list[str]:
-    """The preparations that a part needs and that are not there."""
-    return [name for name in part.needs if name not in prepared]

@@ -1,7 +1,5 @@
 """The report in Markdown and JSON, written anew after every result."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -31,21 +29,15 @@ class Report:
         """Both files; returns the Markdown."""
         text = self.markdown(outcomes, spent=spent)
         numbers = [one.part.numbers for one in outcomes if one.part is not None]
-        content = {
-            "machine": self._machine,
-            "minutes": spent / 60,
-            "setting": asdict(self._setting),
-            "bars": {
-                key: {"value": values_of(numbers).get(key), "verdict": verdict}
-                for key, verdict in verdicts(numbers, on_gpu=self._setting.on_gpu).items()
-            },
-            "parts": {
-                one.planned.name: {key: getattr(one, key) for key in ("state", "note", "seconds", "log")}
-                | {"title": one.planned.title, "numbers": None if one.part is None else one.part.numbers}
-                for one in outcomes
-            },
+        values, judged = values_of(numbers), verdicts(numbers, on_gpu=self._setting.on_gpu)
+        bars = {key: {"value": values.get(key), "verdict": verdict} for key, verdict in judged.items()}
+        parts = {
+            one.planned.name: {key: getattr(one, key) for key in ("state", "note", "seconds", "log")}
+            | {"title": one.planned.title, "numbers": None if one.part is None else one.part.numbers}
+            for one in outcomes
         }
-        write_result(self.path, text, content)
+        about = {"machine": self._machine, "minutes": spent / 60, "setting": asdict(self._setting)}
+        write_result(self.path, text, {**about, "bars": bars, "parts": parts})
         return text
 
     def markdown(self, outcomes: Sequence[Outcome], *, spent: float) -> str:

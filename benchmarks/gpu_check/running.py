@@ -1,7 +1,5 @@
 """Parts as processes: started, watched, ended when their time is up, whatever they do."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -12,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks import ROOT
 from benchmarks.gpu_check.plan import Grant, Planned
@@ -48,14 +47,8 @@ def start_part(
     command = [sys.executable, "-m", "benchmarks.gpu_check.one_part"]
     command += [name, str(seconds), str(result), setting.to_json()]
     with log.open("wb") as out:
-        return subprocess.Popen(
-            command,
-            cwd=ROOT,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": subprocess.STDOUT}
+        return subprocess.Popen(command, cwd=ROOT, start_new_session=True, **streams)
 
 
 class Watched:
@@ -112,16 +105,12 @@ class Watched:
         part = None if content["part"] is None else Part(**content["part"])  # type: ignore[arg-type]
         seconds = time.monotonic() - self._begin if self._seconds is None else self._seconds
         log: tuple[str, ...] = ()
-        if content["finished"]:
-            state, note = DONE, ""
-        elif self._seconds is None:
-            state, note = RUNNING, ""
-        else:
-            status = self._process.returncode
-            state = OVER_TIME if self._over_time else FAILED
-            note = str(content["error"]) or (
-                f"after {seconds:.0f} s" if self._over_time else f"its process ended with status {status}"
-            )
+        state, note = DONE if content["finished"] else RUNNING, ""
+        if state == RUNNING and self._seconds is not None:
+            state, why = FAILED, f"its process ended with status {self._process.returncode}"
+            if self._over_time:
+                state, why = OVER_TIME, f"after {seconds:.0f} s"
+            note = str(content["error"]) or why
             with contextlib.suppress(FileNotFoundError):
                 log = tuple(self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:])
         return Outcome(planned=self._planned, state=state, note=note, seconds=seconds, part=part, log=log)

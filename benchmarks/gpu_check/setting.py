@@ -1,7 +1,5 @@
 """What one run of the check is about, as every part's own process reads it."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +14,6 @@ from benchmarks.tables import Part
 
 Keep = Callable[[Part], None]
 """Writes what a part has found so far, so that it is not lost if the part gets no further."""
-
 
 NO_TIME = "no time was left"
 
@@ -88,13 +85,11 @@ class CheckSetting:
         return json.dumps(asdict(self))
 
     @staticmethod
-    def from_json(text: str) -> CheckSetting:
+    def from_json(text: str) -> "CheckSetting":
         """What `to_json` wrote."""
         content: dict[str, Any] = json.loads(text)
-        plain: dict[str, Any] = {
-            key: tuple(one) if isinstance(one, list) else one for key, one in content.items()
-        }
-        return CheckSetting(**plain)
+        content |= {key: tuple(one) for key, one in content.items() if isinstance(one, list)}
+        return CheckSetting(**content)
 
 
 class Clock:
@@ -127,10 +122,12 @@ def each(
     least: float | None,
     work: Callable[[str], None],
     failed: Callable[[str, str], None],
-    news: Callable[[], None],
-) -> None:
+    keep: Keep,
+    shown: Callable[[], Part],
+) -> Part:
     """Does `work` for each of the names, the first in any case, others where `least` seconds are left (None: as many as
-    the longest took); none costs the others: why one failed goes to `failed`. `news` is told after each."""
+    the longest took); none costs the others: why one failed goes to `failed`. What is `shown` is kept after each, and
+    returned at the end."""
     longest = 0.0
     for number, name in enumerate(names):
         before = clock.left
@@ -142,7 +139,8 @@ def each(
         except Exception as error:
             failed(name, f"failed: {first_line(error)}")
         longest = max(longest, before - clock.left)
-        news()
+        keep(shown())
+    return shown()
 
 
 def measured(

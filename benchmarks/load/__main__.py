@@ -8,8 +8,6 @@ starts TorchServe on loopback itself and writes Markdown and JSON to benchmarks/
 runs of their own on one day are joined in one report. The machine should do nothing else meanwhile.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import signal
@@ -38,6 +36,7 @@ from benchmarks.load.setting import LoadSetting, given_images, large_network, sa
 from benchmarks.load.soak import soak_numbers, soak_text
 from benchmarks.pictures import of_coco_sizes
 from benchmarks.tables import Part, document, measured_on
+from model.files import exit_status
 
 IMAGES = 32
 LONGEST_SOAK = 60.0
@@ -73,16 +72,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no server is left running
-    try:
+    with exit_status() as status:
         known = sections(options.soak or 0.0)
         chosen = choose(options, known)
         machine = described("cpu")
         folder = options.folder.resolve()
-        images = (
-            given_images(options.images, IMAGES)
-            if options.images
-            else of_coco_sizes(folder / "images", IMAGES)
-        )
+        drawn = of_coco_sizes(folder / "images", IMAGES) if not options.images else ()
+        images = drawn or given_images(options.images, IMAGES)
         networks = [tiny_network(options.tiny.resolve(), quick=options.quick)]
         if any(known[name].large for name in chosen) and not options.without_large:
             sizes = {"min_size": options.min_size, "max_size": options.max_size}
@@ -92,34 +88,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in chosen:
             say(f"section {name}, load {machine['load_before']}")
             begin = time.monotonic()
-            measured = {
-                "numbers": known[name].measure(setting),
-                "minutes": (time.monotonic() - begin) / 60,
-                "images": "given with --images" if options.images else "drawn, of COCO's sizes",
-            }
+            numbers, minutes = known[name].measure(setting), (time.monotonic() - begin) / 60
+            whence = "drawn, of COCO's sizes" if drawn else "given with --images"
+            measured = {"numbers": numbers, "minutes": minutes, "images": whence}
             text = write(path, known, name, measured, machine)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(text)
-    say(f"{path} and its .json written")
-    return 0
+        print(text)
+        say(f"{path} and its .json written")
+    return status.code
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     names = ",".join(name for name in sections(0.0) if name != "soak")
     made = parser_of("benchmarks.load", __doc__, quick="short turns: to see that it works")
-    made.add_argument("--only", metavar="SECTION,...", help=f"(default: {names})")
-    made.add_argument("--soak", type=float, metavar="MINUTES", help="the soak, alone or with --only")
-    made.add_argument("--faults", action="store_true", help="the faults, alone or with --only")
+    add = made.add_argument
+    add("--only", metavar="SECTION,...", help=f"(default: {names})")
+    add("--soak", type=float, metavar="MINUTES", help="the soak, alone or with --only")
+    add("--faults", action="store_true", help="the faults, alone or with --only")
     sent = f"folder; its first {IMAGES} are sent (default: drawn ones)"
-    made.add_argument("--images", type=Path, help=sent)
+    add("--images", type=Path, help=sent)
     trained = ROOT / "build" / "maskx.pt"
-    made.add_argument(
-        "--tiny", type=Path, default=trained, help="the trained maskx.pt (default: build/maskx.pt)"
-    )
-    made.add_argument("--without-large", action="store_true", help="leave ResNet-50 out")
+    add("--tiny", type=Path, default=trained, help="the trained maskx.pt (default: build/maskx.pt)")
+    add("--without-large", action="store_true", help="leave ResNet-50 out")
     add_network_options(made, "ResNet-50")
     add_folder(made, "load")
     return made
@@ -132,9 +122,8 @@ def choose(options: argparse.Namespace, known: dict[str, Section]) -> list[str]:
         asked.append("faults")
     if options.soak is not None:
         if not 0 < options.soak <= LONGEST_SOAK:
-            raise ValueError(
-                f"--soak is {options.soak:g} minutes; above 0 and up to {LONGEST_SOAK:.0f} are allowed"
-            )
+            allowed = f"above 0 and up to {LONGEST_SOAK:.0f} are allowed"
+            raise ValueError(f"--soak is {options.soak:g} minutes; {allowed}")
         asked.append("soak")
     unknown = [name for name in asked if name not in known]
     if unknown:
@@ -166,12 +155,9 @@ def report(content: dict[str, Any], known: dict[str, Section]) -> str:
     for name, section in known.items():
         if name in content["sections"]:
             entry = content["sections"][name]
-            told = (
-                f"Measured {entry['date']}, {entry['minutes']:.1f} minutes, load before {entry['load_before']}, images "
-                f"{entry['images']}.\n\n"
-            )
-            text = told + section.show(entry["numbers"])
-            parts.append(Part(title=section.title, text=text, numbers=entry["numbers"]))
+            load = f"load before {entry['load_before']}, images {entry['images']}"
+            told = f"Measured {entry['date']}, {entry['minutes']:.1f} minutes, {load}.\n\n"
+            parts.append(Part(section.title, told + section.show(entry["numbers"]), entry["numbers"]))
     return document("maskx served: load, faults, hostile requests", head, parts)
 
 

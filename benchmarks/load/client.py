@@ -7,14 +7,13 @@ connections are busy, the wait for one counts too, so that no request that a slo
 Threads with http.client or grpc: they wait nearly all the time, and what they cost is reported ("cpu").
 """
 
-from __future__ import annotations
-
 import http.client
 import itertools
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,11 +29,8 @@ PAUSE = 0.01
 LONGEST_SECONDS = 3600.0
 MOST_REQUESTS = 2_000_000
 MAX_MESSAGE_BYTES = 64 * 2**20
-GRPC_OPTIONS = [
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.use_local_subchannel_pool", 1),
-]
+GRPC_OPTIONS = [(f"grpc.max_{way}_message_length", MAX_MESSAGE_BYTES) for way in ("send", "receive")]
+GRPC_OPTIONS.append(("grpc.use_local_subchannel_pool", 1))
 
 
 class Sender(Protocol):
@@ -58,7 +54,6 @@ class RestSender:
         self._images = images
 
     def send(self, number: int) -> str:
-        """See `Sender`."""
         body = self._images[number % len(self._images)]
         try:
             self._connection.request("POST", self._path, body, {"Content-Type": "application/octet-stream"})
@@ -75,7 +70,6 @@ class RestSender:
         return "" if b'"detections":[' in content else "no detections"
 
     def close(self) -> None:
-        """See `Sender`."""
         self._connection.close()
 
 
@@ -87,13 +81,11 @@ class GrpcSender:
 
         self._channel = grpc.insecure_channel(f"{HOST}:{port}", options=GRPC_OPTIONS)
         self._call = inference_pb2_grpc.InferenceAPIsServiceStub(self._channel).Predictions
-        self._requests = [
-            inference_pb2.PredictionsRequest(model_name=model, input={"data": image}) for image in images
-        ]
+        request = partial(inference_pb2.PredictionsRequest, model_name=model)
+        self._requests = [request(input={"data": image}) for image in images]
         self._timeout = timeout
 
     def send(self, number: int) -> str:
-        """See `Sender`."""
         try:
             answer = self._call(self._requests[number % len(self._requests)], timeout=self._timeout)
         except grpc.RpcError as error:
@@ -101,7 +93,6 @@ class GrpcSender:
         return "" if b'"detections":[' in answer.prediction else "no detections"
 
     def close(self) -> None:
-        """See `Sender`."""
         self._channel.close()
 
 
@@ -195,20 +186,17 @@ class LoadClient:
 
     def _run(self, connections: int, load: Callable[[Sequence[Sender]], list[Sample]]) -> dict[str, Any]:
         """ "samples" [begin, end, outcome] in order of their ends, and "cpu", seconds that this process took."""
-        senders = [
-            self._make(self._port, self._model, self._images, self._timeout) for _ in range(connections)
-        ]
+        given = self._port, self._model, self._images, self._timeout
+        senders = [self._make(*given) for _ in range(connections)]
         cpu = time.process_time()
         try:
             samples = load(senders)
         finally:
             for sender in senders:
                 sender.close()
+        spent = time.process_time() - cpu
         samples.sort(key=lambda sample: sample.end)
-        return {
-            "samples": [[sample.begin, sample.end, sample.outcome] for sample in samples],
-            "cpu": time.process_time() - cpu,
-        }
+        return {"samples": [[one.begin, one.end, one.outcome] for one in samples], "cpu": spent}
 
 
 def samples_of(answer: dict[str, Any]) -> list[Sample]:

@@ -4,8 +4,6 @@ The clients are `client.Client` with its retries where a fault must not be seen 
 where the server itself promises that no request fails (a swap of versions, a drain).
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil
@@ -15,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,8 @@ RESPONSE_TIMEOUT = 5
 """Seconds after which TorchServe ends a worker that does not answer: small, so that a stopped one is found soon."""
 PATIENCE = 90.0
 """Seconds that a fault may take to pass."""
+RELOADS = 3
+"""Of the proxy."""
 CALM = 1.0
 """Seconds of load before and after a fault."""
 
@@ -55,7 +56,7 @@ class Traffic:
 
 
 @contextlib.contextmanager
-def traffic(ask: Callable[[], None], *, clients: int = CLIENTS) -> Iterator[Traffic]:
+def traffic(ask: Callable[[], object]) -> Iterator[Traffic]:
     """Load from entering to leaving; `ask` sends one request and raises where it is not answered as it should be."""
     over = threading.Event()
     made = Traffic()
@@ -72,7 +73,7 @@ def traffic(ask: Callable[[], None], *, clients: int = CLIENTS) -> Iterator[Traf
             if what:
                 time.sleep(0.05)
 
-    threads = [threading.Thread(target=work) for _ in range(clients)]
+    threads = [threading.Thread(target=work) for _ in range(CLIENTS)]
     for thread in threads:
         thread.start()
     try:
@@ -90,8 +91,7 @@ def strike(served: Served, made: Traffic, how: signal.Signals) -> dict[str, floa
 
     "recovery": seconds until a request that was sent afterwards was answered by a new worker.
 
-    Raises:
-        ValueError: not within PATIENCE.
+    Raises ValueError: not within PATIENCE.
     """
     before = served.kill_worker(how)
     moment = time.monotonic()
@@ -105,9 +105,8 @@ def strike(served: Served, made: Traffic, how: signal.Signals) -> dict[str, floa
                 if answered is not None and answered > renewed:
                     return {"recovery": answered - moment}
                 time.sleep(0.05)
-    raise ValueError(
-        f"{PATIENCE:.0f} s after {how.name} no request is answered; logs: {served.state / 'logs'}"
-    )
+    logs = served.state / "logs"
+    raise ValueError(f"{PATIENCE:.0f} s after {how.name} no request is answered; logs: {logs}")
 
 
 def patient(url: str) -> Client:
@@ -125,11 +124,11 @@ def faults_numbers(setting: LoadSetting) -> Numbers:
     image = Path(setting.images[0]).read_bytes()
     rows: list[Numbers] = []
     network = setting.tiny
-    with setting.served(network, "faults", {"responseTimeout": RESPONSE_TIMEOUT}) as served:
+    with setting.served(network, "faults", changes={"responseTimeout": RESPONSE_TIMEOUT}) as served:
         for protocol, url in (("REST", served.url), ("gRPC", f"grpc://127.0.0.1:{served.ports.grpc}")):
             for how in (signal.SIGKILL, signal.SIGSTOP):
                 say(f"faults: {how.name} of the worker, {protocol}")
-                with patient(url) as client, traffic(lambda client=client: _predict(client, image)) as made:  # type: ignore[misc]
+                with patient(url) as client, traffic(partial(client.predict, image)) as made:
                     found = strike(served, made, how)
                 rows.append(_row(f"{how.name} of the worker, {protocol}, with retries", made, **found))
     with setting.served(network, "swap", model_api=True) as served:
@@ -159,30 +158,28 @@ def swap(served: Served, archive: Path, image: bytes) -> Numbers:
             unregister("1.0", state=served.state)
             seconds = time.monotonic() - begin
         if versions != {"1.0", "2.0"}:
-            raise ValueError(
-                f"the versions that answered are {sorted(versions)}; 1.0 and then 2.0 were expected"
-            )
+            seen = sorted(versions)
+            raise ValueError(f"the versions that answered are {seen}; 1.0 and then 2.0 were expected")
     return _row("register 2.0, default 2.0, unregister 1.0, REST, no retries", made, took=seconds)
 
 
-def drain(served: Served, image: bytes, *, reloads: int = 3) -> Numbers:
+def drain(served: Served, image: bytes) -> Numbers:
     """nginx told to reload, a few times, while clients ask through it that try once."""
     from tests.served.nginx import SECRET, proxy
 
-    with proxy(
-        INFERENCE=f"127.0.0.1:{served.ports.inference}", READINESS=f"127.0.0.1:{served.ports.inference}"
-    ) as front:
+    behind = f"127.0.0.1:{served.ports.inference}"
+    with proxy(INFERENCE=behind, READINESS=behind) as front:
         url = f"http://127.0.0.1:{front.port}"
-        with impatient(url, SECRET) as client, traffic(lambda: _predict(client, image)) as made:
+        with impatient(url, SECRET) as client, traffic(partial(client.predict, image)) as made:
             begin = time.monotonic()
-            for _ in range(reloads):
+            for _ in range(RELOADS):
                 old = front.workers()
                 assert front.process is not None
                 front.process.send_signal(signal.SIGHUP)
                 while front.workers() & old and time.monotonic() - begin < PATIENCE:
                     time.sleep(0.05)
             seconds = time.monotonic() - begin
-    return _row(f"proxy reloaded {reloads} times, old workers drained, REST, no retries", made, took=seconds)
+    return _row(f"proxy reloaded {RELOADS} times, old workers drained, REST, no retries", made, took=seconds)
 
 
 def nginx_there() -> bool:
@@ -206,18 +203,9 @@ def faults_text(numbers: Numbers) -> str:
     )
 
 
-def _predict(client: Client, image: bytes) -> None:
-    client.predict(image)
-
-
 def _row(fault: str, made: Traffic, **found: Any) -> Numbers:
-    return {
-        "fault": fault,
-        "requests": len(made.requests),
-        "lost": made.lost,
-        "slowest": made.slowest(),
-        **found,
-    }
+    seen = {"requests": len(made.requests), "lost": made.lost, "slowest": made.slowest()}
+    return {"fault": fault, **seen, **found}
 
 
 def _seconds(value: float | None) -> str:

@@ -1,7 +1,5 @@
 """The section of hostile requests: each of them against TorchServe with the tiny network, and how long each took."""
 
-from __future__ import annotations
-
 import threading
 import time
 import warnings
@@ -23,16 +21,10 @@ SHOWN = 5
 
 def valid_cases() -> list[Case]:
     """Requests with nothing wrong, one of each format, that are sent between the hostile ones."""
+    images = {name: encoded(name) for name in FORMATS}
     return [
-        Case(
-            group="valid",
-            name=name,
-            expect=ANSWERED,
-            wire=http(encoded(name)),
-            entries={"data": encoded(name)},
-            image=encoded(name),
-        )
-        for name in FORMATS
+        Case(group="valid", name=name, expect=ANSWERED, wire=http(data), entries={"data": data}, image=data)
+        for name, data in images.items()
     ]
 
 
@@ -76,26 +68,16 @@ def hostile_numbers(setting: LoadSetting) -> Numbers:
             grpc = run(by_map, lambda case: send_by_grpc(case, channel), offline, valid_cases())
         finally:
             channel.close()
-        after = served.worker()
-    return {
-        "REST": _counted(rest, middle - begin),
-        "gRPC": _counted(grpc, time.monotonic() - middle),
-        "groups": _groups(rest.rows),
-        "same_worker": before is not None and after is not None and before.pid == after.pid,
-    }
+        same = served.same_worker(before)
+    counted = {"REST": _counted(rest, middle - begin), "gRPC": _counted(grpc, time.monotonic() - middle)}
+    return counted | {"groups": _groups(rest.rows), "same_worker": same}
 
 
 def _counted(outcome: Outcome, seconds: float) -> Numbers:
-    slowest = sorted(outcome.rows, key=lambda row: -row[1].seconds)[:SHOWN]
-    return {
-        "requests": len(outcome.rows),
-        "valid_between": outcome.valid,
-        "wrong": outcome.wrong,
-        "seconds": seconds,
-        "slowest": [
-            {"name": f"{case.group}: {case.name}", "seconds": seen.seconds} for case, seen, _ in slowest
-        ],
-    }
+    rows = sorted(outcome.rows, key=lambda row: -row[1].seconds)[:SHOWN]
+    slowest = [{"name": f"{case.group}: {case.name}", "seconds": seen.seconds} for case, seen, _ in rows]
+    counts = {"requests": len(outcome.rows), "valid_between": outcome.valid, "wrong": outcome.wrong}
+    return {**counts, "seconds": seconds, "slowest": slowest}
 
 
 def _groups(rows: Sequence[tuple[Case, Seen, str]]) -> list[Numbers]:
@@ -103,20 +85,13 @@ def _groups(rows: Sequence[tuple[Case, Seen, str]]) -> list[Numbers]:
     found = []
     for group in sorted({case.group for case, _, _ in rows}):
         mine = [(case, seen) for case, seen, _ in rows if case.group == group]
-        statuses = Counter(seen.status for _, seen in mine)
-        own = [
-            case.expect == BY_SERVER and seen.status != 200 and b'{"error":' not in seen.body
-            for case, seen in mine
-        ]
-        found.append(
-            {
-                "group": group,
-                "requests": len(mine),
-                "statuses": {str(status): count for status, count in sorted(statuses.items())},
-                "own_form": sum(own),
-                "slowest": max(seen.seconds for _, seen in mine),
-            }
-        )
+        by_server = [seen for case, seen in mine if case.expect == BY_SERVER and seen.status != 200]
+        own = sum(b'{"error":' not in seen.body for seen in by_server)
+        counted = sorted(Counter(seen.status for _, seen in mine).items())
+        statuses = {str(status): count for status, count in counted}
+        slowest = max(seen.seconds for _, seen in mine)
+        about = {"group": group, "requests": len(mine), "statuses": statuses}
+        found.append(about | {"own_form": own, "slowest": slowest})
     return found
 
 
@@ -134,19 +109,14 @@ def hostile_text(numbers: Numbers) -> str:
         lines += [f"  - NOT as expected: {what}" for what in one["wrong"][:20]]
     worst = max(row["seconds"] for protocol in ("REST", "gRPC") for row in numbers[protocol]["slowest"])
     lines.append(f"- The aim for the slowest is {AIM:.0f} s: {'kept' if worst <= AIM else 'not kept'}.")
-    lines.append(
-        f"- The worker at the end is {'the one' if numbers['same_worker'] else 'NOT the one'} of the beginning."
-    )
+    worker = "the one" if numbers["same_worker"] else "NOT the one"
+    lines.append(f"- The worker at the end is {worker} of the beginning.")
     rows = []
     for one in numbers["groups"]:
         answers = [f"{n} x {'hung up' if status == '0' else status}" for status, n in one["statuses"].items()]
         cells = (str(one["requests"]), ", ".join(answers), str(one["own_form"]), shown(one["slowest"]))
         rows.append((one["group"], *cells))
     headers = ("group, REST", "requests", "answered with", "by TorchServe itself", "slowest")
-    return (
-        "\n".join(lines)
-        + "\n\n"
-        + table(headers, rows)
-        + "\nA 400 is the service's error, a 200 the offline network's answer byte for byte; what TorchServe answers "
-        "by itself has a form of its own, which the proxy replaces.\n"
-    )
+    lines += ["", table(headers, rows)]
+    told = "A 400 is the service's error, a 200 the offline network's answer byte for byte; what TorchServe answers "
+    return "\n".join(lines) + f"\n{told}by itself has a form of its own, which the proxy replaces.\n"

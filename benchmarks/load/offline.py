@@ -1,7 +1,5 @@
 """The in-process side of the overhead: the handler's own Service, no server, no network, in a process of its own."""
 
-from __future__ import annotations
-
 import itertools
 import time
 from collections.abc import Sequence

@@ -4,10 +4,10 @@ Each has a `..._numbers` that measures and gives plain values, and a `..._text` 
 were measured apart can stand in one report.
 """
 
-from __future__ import annotations
-
 import statistics
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from typing import Any
 
 from benchmarks.load.setting import (
@@ -25,6 +25,7 @@ from benchmarks.load.setting import (
 from benchmarks.load.times import Sample, summary
 from benchmarks.machine import usable_cores
 from benchmarks.tables import shown, table
+from benchmarks.worker import Remote
 
 BAR = 0.9
 """Requests a second served / in one process: what is to be reached at least."""
@@ -34,21 +35,33 @@ OPEN_SHARES = (0.5, 0.8)
 Numbers = dict[str, Any]
 
 
+def asked_in_turn(setting: LoadSetting, name: str) -> Generator[tuple[Network, str, Remote], None, None]:
+    """A client of each protocol for each network as it is shipped, its server started for the section `name`."""
+    for network in setting.networks:
+        with setting.served(network, name) as served:
+            for protocol in PROTOCOLS:
+                with setting.client(served, protocol) as client:
+                    yield network, protocol, client
+
+
+def closed_turn(network: Network, client: Remote, clients: int) -> tuple[Numbers, list[Sample]]:
+    """A closed loop of the network's length, its warm-up not counted: numbers, the client's CPU among them; samples."""
+    length = network.warm_up + network.turn
+    samples, cpu = closed(client, clients, length)
+    found = summary(samples, warm_up=network.warm_up, until=length)
+    counted = [one for one in samples if network.warm_up < one.end <= length and not one.outcome]
+    return found | {"client_cpu_ms": 1000 * cpu / max(len(samples), 1)}, counted
+
+
 def closed_numbers(setting: LoadSetting) -> Numbers:
     """Each network as it is shipped, 1, 4 and 8 clients; the large one 1 alone: 8 are measured with the overhead."""
     rows = []
-    for network in setting.networks:
-        clients = (1, 4, CONCURRENCY) if network is setting.tiny else (1,)
-        with setting.served(network, "closed") as served:
-            for protocol in PROTOCOLS:
-                with setting.client(served, protocol) as client:
-                    for count in clients:
-                        say(f"closed loop: {network.name}, {protocol}, {count} clients")
-                        length = network.warm_up + network.turn
-                        samples, cpu = closed(client, count, length)
-                        found = summary(samples, warm_up=network.warm_up, until=length)
-                        about = {"network": network.name, "protocol": protocol, "clients": count}
-                        rows.append(about | found | {"client_cpu_ms": 1000 * cpu / max(len(samples), 1)})
+    with closing(asked_in_turn(setting, "closed")) as asked:
+        for network, protocol, client in asked:
+            for count in (1, 4, CONCURRENCY) if network is setting.tiny else (1,):
+                say(f"closed loop: {network.name}, {protocol}, {count} clients")
+                about = {"network": network.name, "protocol": protocol, "clients": count}
+                rows.append(about | closed_turn(network, client, count)[0])
     return {"rows": rows}
 
 
@@ -59,30 +72,24 @@ def closed_text(numbers: Numbers) -> str:
         asked = (row["network"], row["protocol"], str(row["clients"]))
         rows.append((*asked, *rate_and_times(row), f"{row['client_cpu_ms']:.1f} ms"))
     headers = ("network", "protocol", "clients", *RATE_AND_TIMES, "client's CPU a request")
-    return (
-        table(headers, rows)
-        + "\nThe batch size and delay that `make serve` chooses for this machine. Server and client share the cores.\n"
-    )
+    told = "The batch size and delay that `make serve` chooses for this machine. Server and client share the cores."
+    return f"{table(headers, rows)}\n{told}\n"
 
 
 def open_numbers(setting: LoadSetting) -> Numbers:
     """Fixed rates: shares of what 8 clients reach just before, each network as it is shipped."""
     rows = []
-    for network in setting.networks:
-        with setting.served(network, "open") as served:
-            for protocol in PROTOCOLS:
-                with setting.client(served, protocol) as client:
-                    length = network.warm_up + network.turn
-                    samples, _ = closed(client, CONCURRENCY, length)
-                    reached = summary(samples, warm_up=network.warm_up, until=length)["rate"]
-                    for share in OPEN_SHARES if network is setting.tiny else OPEN_SHARES[:1]:
-                        say(f"open loop: {network.name}, {protocol}, {share * reached:.2f} a second")
-                        # Of few requests nothing can be told: the slow network is asked for longer.
-                        seconds = max(network.turn, 20 / (share * reached)) if reached else network.turn
-                        samples = opened(client, max(share * reached, 0.1), network.warm_up + seconds)
-                        found = summary(samples, warm_up=network.warm_up, until=float("inf"))
-                        about = {"network": network.name, "protocol": protocol, "share": share}
-                        rows.append(about | {"offered": share * reached} | found)
+    with closing(asked_in_turn(setting, "open")) as asked:
+        for network, protocol, client in asked:
+            reached = closed_turn(network, client, CONCURRENCY)[0]["rate"]
+            for share in OPEN_SHARES if network is setting.tiny else OPEN_SHARES[:1]:
+                offered = share * reached
+                say(f"open loop: {network.name}, {protocol}, {offered:.2f} a second")
+                # Of few requests nothing can be told: the slow network is asked for longer.
+                seconds = max(network.turn, 20 / offered) if reached else network.turn
+                samples = opened(client, max(offered, 0.1), network.warm_up + seconds)
+                about = {"network": network.name, "protocol": protocol, "share": share, "offered": offered}
+                rows.append(about | summary(samples, warm_up=network.warm_up, until=float("inf")))
     return {"rows": rows}
 
 
@@ -93,11 +100,8 @@ def open_text(numbers: Numbers) -> str:
         offered = f"{row['offered']:.2f}/s ({100 * row['share']:.0f} %)"
         rows.append((row["network"], row["protocol"], offered, *rate_and_times(row)))
     headers = ("network", "protocol", "offered", *RATE_AND_TIMES)
-    return (
-        table(headers, rows)
-        + "\nOffered: as a share of what 8 clients in a closed loop reached just before. Latencies count from the "
-        "moment a request was to begin.\n"
-    )
+    told = "Offered: as a share of what 8 clients in a closed loop reached just before. Latencies count from the "
+    return f"{table(headers, rows)}\n{told}moment a request was to begin.\n"
 
 
 def overhead_numbers(setting: LoadSetting) -> Numbers:
@@ -128,7 +132,7 @@ def _turns(network: Network, batch: int, offline: Any, clients: dict[str, Any]) 
     """
     rates: dict[str, list[float]] = {"in process": [], **{name: [] for name in clients}}
     windows: dict[str, list[Sample]] = {name: [] for name in clients}
-    errors: dict[str, dict[str, int]] = {name: {} for name in clients}
+    errors: dict[str, Counter[str]] = {name: Counter() for name in clients}
     cpu = dict.fromkeys(clients, 0.0)
     for client in clients.values():
         closed(client, CONCURRENCY, network.run_in)
@@ -139,26 +143,18 @@ def _turns(network: Network, batch: int, offline: Any, clients: dict[str, Any]) 
         alone = offline.call("run", batch=batch, seconds=network.turn, least=2)
         rates["in process"].append(alone["images"] / alone["seconds"])
         for name, client in clients.items():
-            length = network.warm_up + network.turn
-            samples, spent = closed(client, CONCURRENCY, length)
-            cpu[name] += spent / max(len(samples), 1) / network.rounds
-            found = summary(samples, warm_up=network.warm_up, until=length)
+            found, samples = closed_turn(network, client, CONCURRENCY)
+            cpu[name] += found["client_cpu_ms"] / network.rounds
             rates[name].append(found["rate"])
-            for outcome, count in found["errors"].items():
-                errors[name][outcome] = errors[name].get(outcome, 0) + count
-            windows[name] += [s for s in samples if network.warm_up < s.end <= length and not s.outcome]
-    every = float("inf")
-    return {
-        "rates": rates,
-        "ratios": {
-            name: statistics.fmean(rates[name]) / statistics.fmean(rates["in process"]) for name in clients
-        },
-        "client_cpu_ms": {name: 1000 * seconds for name, seconds in cpu.items()},
-        "times": {
-            name: {**summary(samples, warm_up=0.0, until=every), "errors": errors[name]}
-            for name, samples in windows.items()
-        },
+            errors[name].update(found["errors"])
+            windows[name] += samples
+    mean = {name: statistics.fmean(of) for name, of in rates.items()}
+    times = {
+        name: {**summary(samples, warm_up=0.0, until=float("inf")), "errors": dict(errors[name])}
+        for name, samples in windows.items()
     }
+    ratios = {name: mean[name] / mean["in process"] for name in clients}
+    return {"rates": rates, "ratios": ratios, "client_cpu_ms": cpu, "times": times}
 
 
 def overhead_text(numbers: Numbers) -> str:
@@ -176,11 +172,10 @@ def overhead_text(numbers: Numbers) -> str:
     ways = ("network", "batchSize", "workers x threads")
     headers = (*ways, "in process", "REST", "ratio", "gRPC", "ratio", "client's CPU, ms a request")
     below = [
-        f"{row['network']}, batchSize {row['batch']}, workers {row['workers']}, {protocol} "
-        f"({row['ratios'][protocol]:.2f})"
+        f"{row['network']}, batchSize {row['batch']}, workers {row['workers']}, {protocol} ({ratio:.2f})"
         for row in numbers["rows"]
-        for protocol in PROTOCOLS
-        if row["ratios"][protocol] < BAR
+        for protocol, ratio in row["ratios"].items()
+        if ratio < BAR
     ]
     lines = [
         table(headers, rates),
@@ -192,7 +187,7 @@ def overhead_text(numbers: Numbers) -> str:
         table((*ways, "protocol", *RATE_AND_TIMES), times),
         *[
             _recommended(numbers["rows"], name)
-            for name in dict.fromkeys(row["network"] for row in numbers["rows"])
+            for name in dict.fromkeys(r["network"] for r in numbers["rows"])
         ],
     ]
     return "\n".join(lines) + "\n"
@@ -200,13 +195,10 @@ def overhead_text(numbers: Numbers) -> str:
 
 def _recommended(rows: Sequence[Numbers], network: str) -> str:
     """The smallest batch within 2 % of the best rate: more only makes everybody wait longer."""
-    mine = {
-        row["batch"]: statistics.fmean(row["rates"]["REST"])
-        for row in rows
-        if (row["network"], row["workers"]) == (network, 1)
-    }
-    best = max(mine.values())
-    chosen = min(batch for batch, rate in mine.items() if rate >= 0.98 * best)
+    mine = [row for row in rows if (row["network"], row["workers"]) == (network, 1)]
+    rates = {row["batch"]: statistics.fmean(row["rates"]["REST"]) for row in mine}
+    best = max(rates.values())
+    chosen = min(batch for batch, rate in rates.items() if rate >= 0.98 * best)
     return f"- {network}: batchSize {chosen} is the smallest within 2 % of the best rate over REST."
 
 

@@ -1,15 +1,11 @@
 """The server under test: an archive packed with the batch size asked for, started on loopback, and its processes."""
 
-from __future__ import annotations
-
 import contextlib
-import http.client
 import json
 import os
 import signal
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import psutil
 import yaml
@@ -18,6 +14,7 @@ from benchmarks import ROOT
 from benchmarks.load.client import HOST
 from export.archive import build_archive
 from server.life import start, stop
+from server.management import ask
 from server.processes import Ports, free_ports, server_processes
 
 SHIPPED = ROOT / "serve_config" / "model-config.yaml"
@@ -28,9 +25,8 @@ def pack(torchscript: Path, folder: Path, *, version: str = "1.0", **changes: An
     folder.mkdir(parents=True, exist_ok=True)
     configuration = folder / SHIPPED.name
     content = {**yaml.safe_load(SHIPPED.read_text()), **changes}
-    configuration.write_text(
-        yaml.safe_dump({key: value for key, value in content.items() if value is not None})
-    )
+    kept = {key: value for key, value in content.items() if value is not None}
+    configuration.write_text(yaml.safe_dump(kept))
     archive = folder / "maskx.mar"
     build_archive(torchscript, archive, version=version, configuration=configuration)
     return archive
@@ -44,14 +40,12 @@ class Served:
         self.archive, self.state, self._settings = archive, state, settings
         self.ports = Ports()
 
-    def __enter__(self) -> Served:
+    def __enter__(self) -> Self:
         self.ports = free_ports()
         start(archive=self.archive, state=self.state, ports=self.ports, **self._settings)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         stop(state=self.state)
 
     @property
@@ -65,8 +59,17 @@ class Served:
 
     def worker(self) -> psutil.Process | None:
         """The process that runs the handler; None while there is none, or two, as in a restart."""
-        found = [one for one in server_processes(self.state) if _has(one, "model_service_worker")]
+        found = []
+        for process in server_processes(self.state):
+            with contextlib.suppress(psutil.Error):
+                if any("model_service_worker" in word for word in process.cmdline()):
+                    found.append(process)
         return found[0] if len(found) == 1 else None
+
+    def same_worker(self, before: psutil.Process | None) -> bool:
+        """Whether the worker of now is that of `before`."""
+        now = self.worker()
+        return before is not None and now is not None and before.pid == now.pid
 
     def java(self) -> psutil.Process:
         """TorchServe itself."""
@@ -83,13 +86,8 @@ class Served:
 
     def description(self) -> dict[str, Any]:
         """What the worker says of itself (threads, precision, device)."""
-        connection = http.client.HTTPConnection(HOST, self.ports.management, timeout=60)
-        try:
-            connection.request("GET", "/models/maskx?customized=true")
-            answer = json.loads(connection.getresponse().read())
-        finally:
-            connection.close()
-        content = answer[0]["customizedMetadata"]
+        _, answer = ask(self.ports.management, "GET", "/models/maskx?customized=true", timeout=60)
+        content = json.loads(answer)[0]["customizedMetadata"]
         described: dict[str, Any] = json.loads(content) if isinstance(content, str) else content
         return described
 
@@ -108,10 +106,3 @@ class Memory:
                 if process is not None:
                     found[name] = process.memory_info().rss / 2**20
         return found
-
-
-def _has(process: psutil.Process, part: str) -> bool:
-    try:
-        return any(part in word for word in process.cmdline())
-    except psutil.Error:
-        return False

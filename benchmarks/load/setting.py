@@ -1,7 +1,5 @@
 """What one load test is about: the networks, the images, how long each turn takes."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +11,7 @@ from benchmarks.command import progress
 from benchmarks.load.client import samples_of
 from benchmarks.load.server import Served, pack
 from benchmarks.load.times import Sample
-from benchmarks.worker import Remote, apart
+from benchmarks.worker import Remote, prepared_apart
 
 PROTOCOLS = ("REST", "gRPC")
 CONCURRENCY = 8
@@ -60,16 +58,16 @@ class LoadSetting:
         """The small one, in which the server's own cost shows most."""
         return self.networks[0]
 
-    def served(
-        self, network: Network, name: str, changes: dict[str, Any] | None = None, **settings: Any
-    ) -> Served:
-        """The network's archive with the shipped model-config.yaml, changed; to be entered.
+    def served(self, network: Network, name: str, **settings: Any) -> Served:
+        """The network's archive with the shipped model-config.yaml, to be entered.
 
-        `settings` are those of `server.life.start`; without them the server is as `make serve` starts it.
+        `settings` are those of `server.life.start`, without which the server is as `make serve` starts it; "changes"
+        among them are changes of model-config.yaml.
         """
         folder = self.folder / name
         shutil.rmtree(folder, ignore_errors=True)
-        return Served(pack(network.path, folder / "archive", **(changes or {})), folder / "serve", **settings)
+        archive = pack(network.path, folder / "archive", **settings.pop("changes", {}))
+        return Served(archive, folder / "serve", **settings)
 
     def client(self, served: Served, protocol: str) -> Remote:
         """A generator of load for a server that runs."""
@@ -110,32 +108,14 @@ def tiny_network(path: Path, *, quick: bool) -> Network:
     """The trained maskx.pt that `make archive` leaves. Raises ValueError where there is none."""
     if not path.is_file():
         raise ValueError(f"there is no {path}; make it with make archive, or name one with --tiny")
-    return Network(
-        name="tiny",
-        path=path,
-        turn=2 if quick else 6,
-        rounds=1 if quick else 3,
-        warm_up=1,
-        run_in=1 if quick else 12,
-    )
+    turn, rounds, run_in = (2, 1, 1) if quick else (6, 3, 12)
+    return Network(name="tiny", path=path, turn=turn, rounds=rounds, warm_up=1, run_in=run_in)
 
 
 def large_network(folder: Path, picture: str, *, min_size: int, max_size: int, quick: bool) -> Network:
     """R-50-FPN with calibrated random weights, made anew: `benchmarks.speed.network.prepare`."""
     say(f"calibrating ResNet-50 at {min_size}")
-    apart(
-        "benchmarks.speed.network:prepare",
-        folder=str(folder),
-        picture=picture,
-        classes=LARGE_CLASSES,
-        min_size=min_size,
-        max_size=max_size,
-    )
-    return Network(
-        name=f"ResNet-50 at {min_size}",
-        path=folder / "maskx.pt",
-        turn=4 if quick else 20,
-        rounds=1 if quick else 2,
-        warm_up=1 if quick else 8,
-        run_in=1 if quick else 8,
-    )
+    prepared_apart(folder, picture, LARGE_CLASSES, min_size=min_size, max_size=max_size)
+    turn, rounds, warm_up = (4, 1, 1) if quick else (20, 2, 8)
+    name, path = f"ResNet-50 at {min_size}", folder / "maskx.pt"
+    return Network(name=name, path=path, turn=turn, rounds=rounds, warm_up=warm_up, run_in=warm_up)

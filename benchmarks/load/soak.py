@@ -1,7 +1,5 @@
 """The soak: saturation for many minutes; errors, and whether the memory of Java and of the worker stays flat."""
 
-from __future__ import annotations
-
 import threading
 import time
 from typing import Any
@@ -42,12 +40,12 @@ def soak_numbers(setting: LoadSetting, minutes: float) -> Numbers:
         finally:
             over.set()
             watcher.join()
-        after = served.worker()
+        same = served.same_worker(worker)
         found = summary(samples, warm_up=min(network.warm_up, seconds / 10), until=seconds)
     return {
         "minutes": minutes,
         **found,
-        "same_worker": worker is not None and after is not None and worker.pid == after.pid,
+        "same_worker": same,
         "memory": {name: rise([one for one in seen if name in one], name) for name in ("java", "worker")},
         "seen": seen,
     }
@@ -57,12 +55,9 @@ def rise(seen: list[dict[str, float]], name: str) -> dict[str, float]:
     """MiB in the last three quarters: mean, lowest, highest; and by how much a line through them rises, in %."""
     last = [one for one in seen if one["seconds"] >= seen[-1]["seconds"] / 4]
     values = [one[name] for one in last]
-    return {
-        "mean_mib": sum(values) / len(values),
-        "min_mib": min(values),
-        "max_mib": max(values),
-        "rise_percent": slope_percent([one["seconds"] for one in last], values),
-    }
+    risen = slope_percent([one["seconds"] for one in last], values)
+    mean = sum(values) / len(values)
+    return {"mean_mib": mean, "min_mib": min(values), "max_mib": max(values), "rise_percent": risen}
 
 
 def soak_text(numbers: Numbers) -> str:

@@ -1,7 +1,5 @@
 """What a load test's samples say: rates of a window, and latencies by percentile."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -33,8 +31,7 @@ def percentile(seconds: Sequence[float], percent: float) -> float | None:
 
     None where there are too few for it to differ from the largest: p99.9 needs a thousand.
 
-    Raises:
-        ValueError: `percent` is outside 0..100.
+    Raises ValueError: `percent` is outside 0..100.
     """
     if not 0 < percent < 100:
         raise ValueError(f"the percentile is {percent}; between 0 and 100 is allowed")
@@ -79,10 +76,7 @@ def summary(samples: Sequence[Sample], *, warm_up: float, until: float) -> dict[
 def slope_percent(moments: Sequence[float], values: Sequence[float]) -> float:
     """By how much a straight line through the values rises from the first moment to the last, in % of their mean.
 
-    Least squares; 0 where there are fewer than two moments.
-
-    Raises:
-        ValueError: the two differ in length.
+    Least squares; 0 where there are fewer than two moments. Raises ValueError: the two differ in length.
     """
     if len(moments) != len(values):
         raise ValueError(f"{len(moments)} moments and {len(values)} values; as many of each are expected")

@@ -6,8 +6,6 @@
 writes Markdown and JSON to benchmarks/results. The machine should do nothing else meanwhile.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 import time
@@ -15,14 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.command import (
-    add_folder,
-    add_network_options,
-    described,
-    numbers_of,
-    parser_of,
-    write_result,
-)
+from benchmarks.command import add_folder, add_network_options, described, numbers_of, parser_of, write_result
 from benchmarks.speed.parts import speed
 from benchmarks.speed.parts_memory import classes, memory
 from benchmarks.speed.setting import CLASSES, Setting, say
@@ -64,9 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         quick=quick,
     )
     names = options.parts or (ON_GPU if options.gpu else ON_CPU)
-    say(
-        f"{machine['processor']}, {machine['cores']} cores, load {machine['load_before']}; {', '.join(names)}"
-    )
+    cores = f"{machine['processor']}, {machine['cores']} cores"
+    say(f"{cores}, load {machine['load_before']}; {', '.join(names)}")
     parts = [part for name in names for part in PARTS[name](setting)]
     minutes = (time.monotonic() - begin) / 60
     title = NO_GPU if pretended else "maskx against torchvision's Mask R-CNN"
@@ -81,13 +71,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = parser_of("benchmarks.speed", __doc__, quick="one run of each, fewer sizes: to see that it works")
-    made.add_argument("--gpu", action="store_true", help="on a GPU; without one a short form on the CPU")
-    made.add_argument("--parts", nargs="+", choices=list(PARTS), help=f"(default: {' '.join(ON_CPU)})")
-    made.add_argument("--precisions", nargs="+", help="(default: those that the device computes by itself)")
-    made.add_argument("--device", help="(default: cpu)")
-    made.add_argument(
-        "--rounds", type=int, help="timed runs of each slow thing (default: 3, on a GPU 10, --quick 1)"
-    )
+    add = made.add_argument
+    add("--gpu", action="store_true", help="on a GPU; without one a short form on the CPU")
+    add("--parts", nargs="+", choices=list(PARTS), help=f"(default: {' '.join(ON_CPU)})")
+    add("--precisions", nargs="+", help="(default: those that the device computes by itself)")
+    add("--device", help="(default: cpu)")
+    add("--rounds", type=int, help="timed runs of each slow thing (default: 3, on a GPU 10, --quick 1)")
     add_network_options(made)
     add_folder(made, "bench")
     return made
@@ -99,15 +88,11 @@ def heading(machine: dict[str, Any], setting: Setting, minutes: float) -> list[t
     lines = [*measured_on(machine, minutes), ("network", f"ResNet-50-FPN, {sides}")]
     if CLASSES in setting.prepared:
         about = setting.prepared[CLASSES]
-        lines.append(
-            (
-                "calibration",
-                f"{about['proposals']} proposals, {about['pairs']} (proposal, class) pairs above "
-                f"{about['score_threshold']}, {about['detections']} detections, {100 * about['small']:.0f} % small, "
-                f"{100 * about['medium']:.0f} % medium, {100 * about['large']:.0f} % large by COCO's sizes, "
-                f"masks cover {100 * about['mask_share']:.0f} % of their boxes",
-            )
-        )
+        told = f"{about['proposals']} proposals, {about['pairs']} (proposal, class) pairs above "
+        told += f"{about['score_threshold']}, {about['detections']} detections, "
+        told += ", ".join(f"{100 * about[size]:.0f} % {size}" for size in ("small", "medium", "large"))
+        told += f" by COCO's sizes, masks cover {100 * about['mask_share']:.0f} % of their boxes"
+        lines.append(("calibration", told))
     lines.append(("runs", f"sides in turns, each in its own process; median of {setting.rounds} or more"))
     return lines
 
@@ -119,11 +104,8 @@ def write(
     name = f"{setting.device.replace(':', '')}-{machine['date'][:10]}{'-quick' if setting.quick else ''}.md"
     keys = ("precisions", "min_size", "max_size", "rounds", "quick")
     told = {key: getattr(setting, key) for key in keys}
-    write_result(
-        folder / name,
-        text,
-        numbers_of(machine, minutes, parts, setting=told, networks=setting.prepared),
-    )
+    numbers = numbers_of(machine, minutes, parts, setting=told, networks=setting.prepared)
+    write_result(folder / name, text, numbers)
     return folder / name
 
 

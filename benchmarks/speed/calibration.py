@@ -5,8 +5,6 @@ boxes (COCO's), the number of (proposal, class) pairs above the threshold, and m
 box. A network with plain random weights has none of these.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Batches through the network while the next ones are decoded: how busy it keeps the device."""
 
-from __future__ import annotations
-
 import itertools
 import queue
 import threading
@@ -80,12 +78,8 @@ def engine_loop(
             profiled.stop()
             inside = busy_seconds(kernel_times(profiled))
     producer.join()
-    return {
-        "seconds": seconds,
-        "images_per_second": batch * batches / seconds,
-        "idle_share": max(1 - inside / seconds, 0.0),
-        "answer_bytes": size,
-    }
+    idle, rate = max(1 - inside / seconds, 0.0), batch * batches / seconds
+    return {"seconds": seconds, "images_per_second": rate, "idle_share": idle, "answer_bytes": size}
 
 
 def kernel_times(profiled: profile) -> list[tuple[float, float]]:

@@ -1,7 +1,5 @@
 """The floor: floating-point operations of the network over the best matrix-multiplication rate of this machine."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -59,13 +57,13 @@ def flops_of(run: Callable[[], object]) -> dict[str, int]:
 
 def run_eagerly(network: Inference, pixels: Tensor) -> dict[str, Tensor]:
     """The answer for one image (uint8 [3, h, w]) at the threshold and number of detections of the bench."""
-    answers: list[dict[str, Tensor]] = network(
-        [pixels],
+    size, classes = (
         torch.tensor([pixels.shape[1:]]),
-        torch.tensor([SCORE_THRESHOLD]),
-        torch.tensor([DETECTIONS]),
         torch.ones((1, network.mask_table.shape[0]), dtype=torch.bool),
-        torch.ones(1, dtype=torch.bool),
+    )
+    wished = torch.tensor([SCORE_THRESHOLD]), torch.tensor([DETECTIONS])
+    answers: list[dict[str, Tensor]] = network(
+        [pixels], size, *wished, classes, torch.ones(1, dtype=torch.bool)
     )
     return answers[0]
 

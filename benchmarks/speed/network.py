@@ -3,8 +3,6 @@
 `prepare` writes a folder with `peer.pt` (torchvision's state dict), `maskx.pt` (what is served) and `about.json`.
 """
 
-from __future__ import annotations
-
 import io
 import json
 from dataclasses import asdict, replace
@@ -39,10 +37,8 @@ CONFIG = ModelConfig(
 
 def class_names(count: int) -> ClassTable:
     """`count` classes, all with masks, under the names that the peer answers with."""
-    numbers = range(1, count + 1)
-    return ClassTable(
-        ids=tuple(numbers), names=tuple(f"class {i}" for i in numbers), has_mask=(True,) * count
-    )
+    ids = tuple(range(1, count + 1))
+    return ClassTable(ids=ids, names=tuple(f"class {i}" for i in ids), has_mask=(True,) * count)
 
 
 def config_of_size(min_size: int, max_size: int) -> ModelConfig:
@@ -57,23 +53,18 @@ def take_weights(network: MaskXRCNN, peer: MaskRCNN) -> nn.Conv2d:
 
     Raises RuntimeError, from torch, where a weight has no counterpart of its shape.
     """
-    own = network.backbone.state_dict()
-    network.backbone.load_state_dict(
-        {
-            k: v
-            for k, v in peer.backbone.state_dict().items()
-            if k in own or not k.endswith("num_batches_tracked")
-        }
-    )
+    own, given = network.backbone.state_dict(), peer.backbone.state_dict()
+    kept = [name for name in given if name in own or not name.endswith("num_batches_tracked")]
+    network.backbone.load_state_dict({name: given[name] for name in kept})
     network.rpn.head.load_state_dict(peer.rpn.head.state_dict())
     network.box_head.load_state_dict(peer.roi_heads.box_head.state_dict())
     network.box_predictor.load_state_dict(peer.roi_heads.box_predictor.state_dict())
+    branches = (
+        network.mask_branch.head,
+        nn.Sequential(peer.roi_heads.mask_head, peer.roi_heads.mask_predictor),
+    )
     ours, theirs = (
-        [m for m in branch.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
-        for branch in (
-            network.mask_branch.head,
-            nn.Sequential(peer.roi_heads.mask_head, peer.roi_heads.mask_predictor),
-        )
+        [m for m in branch.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)] for branch in branches
     )
     last = theirs.pop()
     for mine, other in zip(ours, theirs, strict=True):
@@ -142,16 +133,10 @@ def prepare(
     served = with_weights_of(peer, config)
     pairs_ours = with_as_many_pairs(served, pixels_of(data), PAIRS)
     write_served(served, class_names(classes), config, folder / "maskx.pt")
-    about = {
-        "classes": classes,
-        "min_size": min_size,
-        "max_size": max_size,
-        "score_threshold": SCORE_THRESHOLD,
-        "pairs_asked": PAIRS,
-        **asdict(reached),
-        "pairs_ours": pairs_ours,
-        "flops": network_flops(served, pixels_of(data)),
-    }
+    asked: dict[str, Any] = {"classes": classes, "min_size": min_size, "max_size": max_size}
+    asked |= {"score_threshold": SCORE_THRESHOLD, "pairs_asked": PAIRS}
+    flops = network_flops(served, pixels_of(data))
+    about = {**asked, **asdict(reached), "pairs_ours": pairs_ours, "flops": flops}
     (folder / "about.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     return about
 

@@ -1,7 +1,5 @@
 """Our side: the handler's own modules around maskx.pt, image bytes -> JSON bytes, the very code that is served."""
 
-from __future__ import annotations
-
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -28,14 +26,8 @@ from maskx_service import Service
 from maskx_settings import Limits
 from model.masks.run_lengths import mask_run_lengths
 
-LABELS = {
-    "maskx::resize": "resize",
-    "maskx::backbone": "backbone",
-    "maskx::rpn": "RPN",
-    "maskx::box_head": "box head",
-    "maskx::mask_head": "mask head",
-    "maskx::run_lengths": "run lengths",
-}
+_LABELLED = ("resize", "backbone", "RPN", "box head", "mask head", "run lengths")
+LABELS = {f"maskx::{name.lower().replace(' ', '_')}": name for name in _LABELLED}
 """The network's own labels in a profile, and what a table calls them."""
 SINGLE = Envelope(kind="single")
 WISHES = Parameters(score_threshold=SCORE_THRESHOLD, max_detections=DETECTIONS)

@@ -1,7 +1,5 @@
 """The parts about time: stages and whole, image sizes, batches, masks alone, and the floor."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from benchmarks.machine import available_gib
@@ -11,19 +9,8 @@ from benchmarks.speed.setting import CLASSES, PEER, SCRIPTED, Setting, interleav
 from benchmarks.tables import Part, Times, shown, shown_times, speed_up, table, times_of
 from benchmarks.worker import Remote, apart
 
-STAGES = (
-    "decode",
-    "resize",
-    "backbone",
-    "RPN",
-    "box head",
-    "mask head",
-    "run lengths",
-    "strings",
-    "JSON",
-    "rest of predict",
-)
 NETWORK_STAGES = ("backbone", "RPN", "box head", "mask head")
+STAGES = ("decode", "resize", *NETWORK_STAGES, "run lengths", "strings", "JSON", "rest of predict")
 PEER_12MP_GIB = 14.0
 """torchvision holds 100 float32 masks of 12 megapixels twice while it pastes them."""
 
@@ -53,7 +40,8 @@ def whole(setting: Setting, sides: dict[str, Remote]) -> Part:
     found = {name: side.call("time", files=[file])["detections"][0] for name, side in sides.items()}
     pairs = {PEER: sides[PEER].call("pairs", file=file), "maskx": setting.network(CLASSES)["pairs_ours"]}
     runs_per_column = sides[ours_in(setting.precisions[0])].call("runs_per_column", file=file)
-    rows = [[stage, *[_cell(stages[name][stage]) for name in staged]] for stage in STAGES]
+    medians = {stage: [stages[name][stage].median for name in staged] for stage in STAGES}
+    rows = [[stage, *[shown(one) if one > 0 else "-" for one in of]] for stage, of in medians.items()]
     rows.append(["**whole**", *[f"**{shown(times[name].median)}**" for name in staged]])
     rows.append(["fastest whole", *[shown(times[name].least) for name in staged]])
     others = [
@@ -69,21 +57,13 @@ def whole(setting: Setting, sides: dict[str, Remote]) -> Part:
         "- stages are medians of runs of their own (with the profiler on our side, hooks on torchvision's); for "
         '"run lengths" and "strings" torchvision pastes masks into the image and has pycocotools encode them\n'
     )
-    return Part(
-        title="Bytes in to JSON out: one 1080p JPEG, batch 1",
-        text=text,
-        numbers={
-            "whole": times_of(times),
-            "stages": {name: times_of(of) for name, of in stages.items()},
-            "detections": found,
-            "pairs": pairs,
-            "runs_per_column": runs_per_column,
-        },
-        ratios={
-            f"1080p whole, torchvision eager / maskx {one}": speed_up(times[PEER], times[ours_in(one)])
-            for one in setting.precisions
-        },
-    )
+    numbers = {"whole": times_of(times), "stages": {name: times_of(of) for name, of in stages.items()}}
+    numbers |= {"detections": found, "pairs": pairs, "runs_per_column": runs_per_column}
+    ratios = {
+        f"1080p whole, torchvision eager / maskx {one}": speed_up(times[PEER], times[ours_in(one)])
+        for one in setting.precisions
+    }
+    return Part("Bytes in to JSON out: one 1080p JPEG, batch 1", text, numbers, ratios)
 
 
 def sizes(setting: Setting, sides: dict[str, Remote]) -> Part:
@@ -99,10 +79,8 @@ def sizes(setting: Setting, sides: dict[str, Remote]) -> Part:
         say(f"one image of {size}")
         times = interleaved(running, [setting.picture(size)], setting.rounds)
         cells = [shown_times(times[name]) if name in times else "-" for name in sides]
-        gains = [
-            f"{speed_up(times[PEER], times[ours_in(p)]):.1f}x" if PEER in times else "-"
-            for p in setting.precisions
-        ]
+        ours = [times[ours_in(precision)] for precision in setting.precisions]
+        gains = [f"{speed_up(times[PEER], of):.1f}x" if PEER in times else "-" for of in ours]
         width, height = SIZES[size]
         rows.append([f"{size} ({width} x {height})", *cells, *gains])
         numbers[size] = times_of(times)
@@ -124,11 +102,8 @@ def batches(setting: Setting, sides: dict[str, Remote]) -> Part:
         files = [setting.picture("1080p", seed) for seed in range(batch)]
         times = interleaved(running, files, max(setting.rounds - 1, 1), warm_up=1)
         median = {name: of.median for name, of in times.items()}
-        cells = [
-            f"{shown(median[name] / batch)} ({batch / median[name]:.2f}/s)" if name in median else "-"
-            for name in names
-        ]
-        rows.append([str(batch), *cells])
+        cells = {name: f"{shown(of / batch)} ({batch / of:.2f}/s)" for name, of in median.items()}
+        rows.append([str(batch), *[cells.get(name, "-") for name in names]])
         numbers[str(batch)] = times_of(times)
     text = table(["batch", *names], rows)
     if not setting.quick:
@@ -153,12 +128,9 @@ def masks(setting: Setting, sides: dict[str, Remote]) -> Part:
     times = {"maskx": Times(tuple(mine)), "torchvision paste + pycocotools encode": Times(tuple(theirs))}
     rows = [[name, shown(one.median), shown(one.least)] for name, one in times.items()]
     ratio = speed_up(*reversed(times.values()))
-    return Part(
-        title=f"Masks to compressed run lengths alone: 1080p, {count} detections",
-        text=table(["", "median", "fastest"], rows),
-        numbers=times_of(times),
-        ratios={"masks to RLE strings, torchvision paste + encode / maskx": ratio},
-    )
+    title = f"Masks to compressed run lengths alone: 1080p, {count} detections"
+    ratios = {"masks to RLE strings, torchvision paste + encode / maskx": ratio}
+    return Part(title, table(["", "median", "fastest"], rows), times_of(times), ratios)
 
 
 def floor(setting: Setting, measured: Part, about: dict[str, Any]) -> Part:
@@ -175,21 +147,11 @@ def floor(setting: Setting, measured: Part, about: dict[str, Any]) -> Part:
         shares = [f"{100 * least_time / seconds:.0f} %" for seconds in (median, least)]
         rate = [f"{rates[str(side)] / 1e9:.0f}" for side in SIDES]
         rows.append([precision, *rate, shown(least_time), shown(median), *shares])
-        numbers[precision] = {
-            "rates": rates,
-            "floor_seconds": least_time,
-            "network_median": median,
-            "network_min": least,
-        }
+        measured_at = {"floor_seconds": least_time, "network_median": median, "network_min": least}
+        numbers[precision] = {"rates": rates, **measured_at}
         ratios[f"network in {precision}, share of the matrix-multiplication rate"] = least_time / median
-    headers = [
-        "precision",
-        *[f"n = {n}, GFLOP/s" for n in SIDES],
-        "floor",
-        "network",
-        "share",
-        "share, fastest",
-    ]
+    headers = ["precision", *[f"n = {n}, GFLOP/s" for n in SIDES], "floor", "network"]
+    headers += ["share", "share, fastest"]
     text = table(headers, rows)
     text += (
         f"\nThe network (backbone, RPN, box head, mask head) at 1080p has {flops / 1e9:.0f} GFLOP, convolutions "
@@ -198,13 +160,7 @@ def floor(setting: Setting, measured: Part, about: dict[str, Any]) -> Part:
     )
     by_part = ", ".join(f"{n} {v / 1e9:.1f}" for n, v in about["flops"].items() if n != "whole")
     text += f"By module, GFLOP: {by_part}.\n"
-    return Part(
-        title="The floor", text=text, numbers={"flops": about["flops"], "precisions": numbers}, ratios=ratios
-    )
-
-
-def _cell(times: Times) -> str:
-    return shown(times.median) if times.median > 0 else "-"
+    return Part("The floor", text, {"flops": about["flops"], "precisions": numbers}, ratios)
 
 
 def _listed(values: dict[str, int]) -> str:

@@ -1,7 +1,5 @@
 """The parts about classes and memory; every figure of memory is a fresh process's."""
 
-from __future__ import annotations
-
 from contextlib import ExitStack
 from typing import Any
 
@@ -56,17 +54,12 @@ def classes(setting: Setting) -> Part:
     headers = ["classes", "pairs, maskx / torchvision"]
     for name in names:
         headers += [name, "peak"]
-    return Part(
-        title="Classes: one 1080p JPEG, bytes in to JSON out, at equal surviving pairs",
-        text=table(headers, [*rows, last])
-        + "\nPeak memory of a fresh process, weights and PyTorch included.\n",
-        numbers={
-            "seconds": {name: times_of(of) for name, of in times.items()},
-            "peak_mib": peaks,
-            **{key: {n: setting.network(n)[key] for n in counts} for key in ("pairs", "pairs_ours")},
-        },
-        ratios=ratios,
-    )
+    text = table(headers, [*rows, last])
+    text += "\nPeak memory of a fresh process, weights and PyTorch included.\n"
+    numbers = {"seconds": {name: times_of(of) for name, of in times.items()}, "peak_mib": peaks}
+    numbers |= {key: {n: setting.network(n)[key] for n in counts} for key in ("pairs", "pairs_ours")}
+    title = "Classes: one 1080p JPEG, bytes in to JSON out, at equal surviving pairs"
+    return Part(title, text, numbers, ratios)
 
 
 def memory(setting: Setting) -> Part:
@@ -95,11 +88,7 @@ def memory(setting: Setting) -> Part:
         rows.append(cells)
     text = table(["MiB", "loaded", "peak, one 1080p JPEG", "peak, batch of 8"], rows)
     grown, sentence = growth(setting)
-    return Part(
-        title="Memory of a fresh process",
-        text=text + "\n" + sentence,
-        numbers={"peaks": numbers, "growth": grown},
-    )
+    return Part("Memory of a fresh process", f"{text}\n{sentence}", {"peaks": numbers, "growth": grown})
 
 
 def growth(setting: Setting) -> tuple[dict[str, Any], str]:
@@ -110,15 +99,11 @@ def growth(setting: Setting) -> tuple[dict[str, Any], str]:
     big = setting.ours(CLASSES, setting.precisions[-1])
     numbers: dict[str, Any] = {}
     lines = []
+    few, many = (10, 100) if setting.quick else (60, 1000)
+    above = f"the network above in {setting.precisions[-1]}, 1080p"
     for what, side, picture, threshold, requests in (
-        ("a small network, 480p", small, "480p", 0.0, 100 if setting.quick else 1000),
-        (
-            f"the network above in {setting.precisions[-1]}, 1080p",
-            big,
-            "1080p",
-            0.05,
-            10 if setting.quick else 60,
-        ),
+        ("a small network, 480p", small, "480p", 0.0, many),
+        (above, big, "1080p", 0.05, few),
     ):
         say(f"memory: {requests} requests, {what}")
         with side:

@@ -1,7 +1,5 @@
 """torchvision's Mask R-CNN as it is served by hand: Pillow, the model, its own pasting, pycocotools, JSON."""
 
-from __future__ import annotations
-
 import copy
 import io
 import json
@@ -10,7 +8,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -80,9 +78,8 @@ class Peer(Side):
         """The bodies of a batch."""
         images = [decode_to_float(one) for one in data]
         found = self.predict(images)
-        return [
-            self.body(image, one, self.encode(one["masks"])) for image, one in zip(images, found, strict=True)
-        ]
+        pairs = zip(images, found, strict=True)
+        return [self.body(image, one, self.encode(one["masks"])) for image, one in pairs]
 
     @torch.inference_mode()
     def predict(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
@@ -192,7 +189,7 @@ class StageClock:
         wait(self._device)
         return time.perf_counter()
 
-    def __enter__(self) -> StageClock:
+    def __enter__(self) -> Self:
         network = self._network
         for name, module in (
             ("resize", network.transform),

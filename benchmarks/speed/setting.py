@@ -1,7 +1,5 @@
 """What one run of the bench is about, and the sides that it starts."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +10,7 @@ from typing import Any
 from benchmarks.command import progress
 from benchmarks.pictures import SIZES, kept
 from benchmarks.tables import Times
-from benchmarks.worker import Remote, apart
+from benchmarks.worker import Remote, prepared_apart
 
 PEER, SCRIPTED = "torchvision eager", "torchvision scripted"
 CLASSES = 80
@@ -42,14 +40,9 @@ class Setting:
         """What about.json holds of the network for so many classes, made once a run, never taken from another run."""
         if classes not in self.prepared:
             say(f"calibrating the network for {classes} classes")
-            self.prepared[classes] = apart(
-                "benchmarks.speed.network:prepare",
-                folder=str(self.of(classes)),
-                picture=self.picture("1080p"),
-                classes=classes,
-                min_size=self.min_size,
-                max_size=self.max_size,
-            )
+            sizes = {"min_size": self.min_size, "max_size": self.max_size}
+            picture = self.picture("1080p")
+            self.prepared[classes] = prepared_apart(self.of(classes), picture, classes, **sizes)
         return self.prepared[classes]
 
     def of(self, classes: int) -> Path:
@@ -65,15 +58,9 @@ class Setting:
     def peer(self, classes: int, *, scripted: bool = False) -> Remote:
         """torchvision in a process of its own."""
         self.network(classes)
-        return Remote(
-            "benchmarks.speed.peer:Peer",
-            weights=str(self.of(classes) / "peer.pt"),
-            classes=classes,
-            device=self.device,
-            scripted=scripted,
-            min_size=self.min_size,
-            max_size=self.max_size,
-        )
+        given = {"weights": str(self.of(classes) / "peer.pt"), "classes": classes, "scripted": scripted}
+        sizes = {"min_size": self.min_size, "max_size": self.max_size}
+        return Remote("benchmarks.speed.peer:Peer", device=self.device, **given, **sizes)
 
 
 @contextlib.contextmanager

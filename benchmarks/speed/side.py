@@ -1,7 +1,5 @@
 """What both sides of the comparison can be asked, each in its own process: files in, plain values out."""
 
-from __future__ import annotations
-
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -12,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.clock import timed
-from benchmarks.memory import peak_mib, resident_mib, settle
+from benchmarks.memory import cuda_peak_mib, forget_cuda_peak, peak_mib, resident_mib, settle
 
 
 class Side(ABC):
@@ -42,8 +40,7 @@ class Side(ABC):
 
     def repeat(self, files: Sequence[str], count: int, warm_up: int) -> list[float]:
         """Seconds of each of `count` batches, one after the other; a GPU's memory is counted anew."""
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
+        forget_cuda_peak(self.device)
         data = read(files)
         return timed(lambda: self.answer(data), warm_up + count)[warm_up:]
 
@@ -57,9 +54,8 @@ class Side(ABC):
         if settled:
             settle()
         found = {"resident_mib": resident_mib(), "peak_mib": peak_mib()}
-        if self.device.type == "cuda":
-            found["cuda_peak_mib"] = torch.cuda.max_memory_allocated(self.device) / 2**20
-        return found
+        cuda = cuda_peak_mib(self.device)
+        return found if cuda is None else found | {"cuda_peak_mib": cuda}
 
 
 def read(files: Sequence[str]) -> list[bytes]:

@@ -1,7 +1,5 @@
 """Throughput: images a second, how long a batch takes its callers, and how busy that keeps the device."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -50,12 +48,8 @@ def batch_by_batch(setting: Setting, sides: dict[str, Remote]) -> Part:
             ratios[f"throughput at batch {batch}, maskx {precision} / torchvision eager float32"] = ratio
     headers = ["", "images/s", "p50 of a batch", "p99 of a batch"]
     headers += ["CUDA memory at most, MiB"] if on_gpu else []
-    return Part(
-        title="Throughput, 1080p JPEGs, bytes in to JSON out, one batch at a time",
-        text=f"{table(headers, rows)}\n{PUBLISHED}\n",
-        numbers=numbers,
-        ratios=ratios,
-    )
+    title = "Throughput, 1080p JPEGs, bytes in to JSON out, one batch at a time"
+    return Part(title, f"{table(headers, rows)}\n{PUBLISHED}\n", numbers, ratios)
 
 
 def overlapped(setting: Setting, sides: dict[str, Remote]) -> Part:

@@ -5,8 +5,6 @@
 writes build/profile/trace.json.gz and a table of the operators that took longest.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

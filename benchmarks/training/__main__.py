@@ -5,8 +5,6 @@
 writes Markdown and JSON to benchmarks/results. The machine should do nothing else meanwhile.
 """
 
-from __future__ import annotations
-
 import argparse
 import statistics
 import sys
@@ -76,9 +74,8 @@ QUICK: dict[str, Sizes] = {
     "resnet50": Sizes(side=64, batch=1, batches=1, rounds=1, steps=1),
 }
 FULL_MASKS = MaskSizes(classes=(80, 3000), rois=32, rounds=4, steps=2, options={})
-QUICK_MASKS = MaskSizes(
-    classes=(4, 300), rois=3, rounds=1, steps=1, options={"width": 8, "cells": 3, "box_width": 8}
-)
+_SMALL = {"width": 8, "cells": 3, "box_width": 8}
+QUICK_MASKS = MaskSizes(classes=(4, 300), rois=3, rounds=1, steps=1, options=_SMALL)
 
 
 def steps_part(network: str, sizes: Sizes, folder: Path, device: str, bfloat16: bool) -> Part:
@@ -88,15 +85,8 @@ def steps_part(network: str, sizes: Sizes, folder: Path, device: str, bfloat16: 
     write_shapes(data, ShapesConfig(train=2 * needed + 8, val=1, size=sizes.side), workers=1)
     weights = str(folder / f"start-{network}-{sizes.side}.pt")
     apart(f"{SIDES}:write_start", data=str(data), network=network, side=sizes.side, out=weights)
-    common: dict[str, Any] = {
-        "data": str(data),
-        "start": weights,
-        "network": network,
-        "side": sizes.side,
-        "batch": sizes.batch,
-        "batches": sizes.batches,
-        "device": device,
-    }
+    common: dict[str, Any] = {"data": str(data), "start": weights, "network": network, "device": device}
+    common |= {"side": sizes.side, "batch": sizes.batch, "batches": sizes.batches}
     forms = {name: form for name, form in FORMS.items() if bfloat16 or name != MASKX_PRESET}
     with ExitStack() as stack:
         say(f"{network}: {REFERENCE}, {', '.join(forms)}")
@@ -115,21 +105,16 @@ def steps_part(network: str, sizes: Sizes, folder: Path, device: str, bfloat16: 
         work = [f"{means['mask_rois']:.0f}", f"{means['loss']:.2f}"]
         rows.append([name, *speed, f"{mib:.0f} MiB", f"{share:.2f}x", *work])
     headers = ("side", "images/s", "step", "speed", "peak memory", "of it", "mask RoIs a step", "mean loss")
-    return Part(
-        title=f"{NETWORKS[network]}, {sizes.side} pixels, {sizes.batch} images a step, end to end",
-        text=table(headers, rows)
-        + f"\nMedian of {len(times[REFERENCE].seconds)} steps. Peak of a process, weights, PyTorch and images "
-        "included.\n",
-        numbers={
-            "seconds": times_of(times),
-            "memory": memory,
-            **{key: {name: one[key] for name, one in found.items()} for key in ("mask_rois", "loss")},
-        },
-        ratios={
-            f"{network}: {REFERENCE} / {name}, seconds of a step": speed_up(times[REFERENCE], times[name])
-            for name in forms
-        },
-    )
+    text = table(headers, rows) + f"\nMedian of {len(times[REFERENCE].seconds)} steps. "
+    text += "Peak of a process, weights, PyTorch and images included.\n"
+    numbers: dict[str, Any] = {"seconds": times_of(times), "memory": memory}
+    numbers |= {key: {name: one[key] for name, one in found.items()} for key in ("mask_rois", "loss")}
+    ratios = {
+        f"{network}: {REFERENCE} / {name}, seconds of a step": speed_up(times[REFERENCE], times[name])
+        for name in forms
+    }
+    title = f"{NETWORKS[network]}, {sizes.side} pixels, {sizes.batch} images a step, end to end"
+    return Part(title, text, numbers, ratios)
 
 
 def masks_part(sizes: MaskSizes, device: str) -> Part:
@@ -149,42 +134,34 @@ def masks_part(sizes: MaskSizes, device: str) -> Part:
             for way, side in sides.items():
                 memory = side.call("memory")
                 times.setdefault(way, {})[classes] = Times(tuple(found[way]["seconds"]))
-                above.setdefault(way, {})[classes] = (
-                    memory[f"{of_device}peak_mib"] - memory[f"{of_device}before_mib"]
-                )
-    rows = []
-    for way, name in WAYS.items():
-        cells = [name]
-        for classes in sizes.classes:
-            cells += [shown(times[way][classes].median), f"{above[way][classes]:.0f} MiB"]
-        rows.append(cells)
+                most, before = (memory[f"{of_device}{when}_mib"] for when in ("peak", "before"))
+                above.setdefault(way, {})[classes] = most - before
+    rows = [[name] for name in WAYS.values()]
     headers = ["way"]
     for classes in sizes.classes:
         headers += [f"{classes} classes", "memory"]
-    most = sizes.classes[-1]
+        for cells, way in zip(rows, WAYS, strict=True):
+            cells += [shown(times[way][classes].median), f"{above[way][classes]:.0f} MiB"]
+    many = sizes.classes[-1]
     ratios = {
-        f"{most} classes: {way} / ours, seconds of the mask loss": speed_up(of[most], times["ours"][most])
+        f"{many} classes: {way} / ours, seconds of the mask loss": speed_up(of[many], times["ours"][many])
         for way, of in times.items()
         if way != "ours"
     }
-    return Part(
-        title=f"T and the mask loss of {sizes.rois} RoIs by themselves, forward and backward, float32",
-        text=table(headers, rows)
-        + "\nMemory is the most above what features, targets and weights take. All three are one number, and have "
-        "the same gradients.\n",
-        numbers={
-            "seconds": {way: times_of(of) for way, of in times.items()},
-            "above_mib": above,
-        },
-        ratios=ratios,
-    )
+    text = table(headers, rows) + "\nMemory is the most above what features, targets and weights take. "
+    text += "All three are one number, and have the same gradients.\n"
+    numbers = {"seconds": {way: times_of(of) for way, of in times.items()}, "above_mib": above}
+    title = f"T and the mask loss of {sizes.rois} RoIs by themselves, forward and backward, float32"
+    return Part(title, text, numbers, ratios)
 
 
-def in_turns(
-    sides: Mapping[str, Remote], *, rounds: int, steps: int, warm_up: int
-) -> dict[str, dict[str, list[float]]]:
+Steps = dict[str, list[float]]
+"""What steps of a side found, by its name."""
+
+
+def in_turns(sides: Mapping[str, Remote], *, rounds: int, steps: int, warm_up: int) -> dict[str, Steps]:
     """What `steps` of every side found, A B C, C B A, A B C ..., after `warm_up` steps of each that do not count."""
-    found: dict[str, dict[str, list[float]]] = {name: {} for name in sides}
+    found: dict[str, Steps] = {name: {} for name in sides}
     for side in sides.values():
         side.call("steps", count=warm_up)
     for number in range(rounds):
@@ -208,12 +185,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = options.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     sizes = QUICK if options.quick else FULL
-    parts = []
-    for name in options.parts:
-        if name == "masks":
-            parts.append(masks_part(QUICK_MASKS if options.quick else FULL_MASKS, options.device))
-        else:
-            parts.append(steps_part(name, sizes[name], folder, options.device, bfloat16))
+    masks = QUICK_MASKS if options.quick else FULL_MASKS
+    parts = [
+        masks_part(masks, options.device)
+        if name == "masks"
+        else steps_part(name, sizes[name], folder, options.device, bfloat16)
+        for name in options.parts
+    ]
     minutes = (time.monotonic() - begin) / 60
     sides = (
         "the same drawn images in memory, weights at the start, SGD and learning rates; each in a process of its "

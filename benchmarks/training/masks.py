@@ -6,8 +6,6 @@ each, -1 in all but the own, where the loss is left out: the paper's own code (s
 three are the same number with the same gradients.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

@@ -4,12 +4,10 @@ Each lives in a process of its own (`benchmarks.worker`). Images, objects, sched
 same; what differs is the code between them.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -52,9 +50,8 @@ def model_config(network: str, form: Form, *, side: int) -> ModelConfig:
         base = replace(base, input=InputConfig(min_size=side, max_size=side))
     else:
         raise ValueError(f"network is {network!r}; there are resnet50 and shapes")
-    box = BoxConfig(
-        width=base.box.width, canonical_size=base.box.canonical_size, rois_per_image=base.box.rois_per_image
-    )
+    sizes = {key: getattr(base.box, key) for key in ("width", "canonical_size", "rois_per_image")}
+    box = BoxConfig(**sizes)
     if form == "mask_rcnn":
         mask, transfer = MaskConfig(width=base.mask.width, mlp="none"), TransferConfig(kind="class_specific")
     else:
@@ -69,11 +66,8 @@ def build_reference(config: ModelConfig, classes: int) -> MaskRCNN:
     the features would grow from block to block.
     """
     if config.backbone.name.startswith("resnet"):
-        backbone: nn.Module = resnet_fpn_backbone(
-            backbone_name=config.backbone.name,
-            weights=None,
-            trainable_layers=config.backbone.trainable_layers,
-        )
+        name, layers = config.backbone.name, config.backbone.trainable_layers
+        backbone: nn.Module = resnet_fpn_backbone(backbone_name=name, weights=None, trainable_layers=layers)
         for name, buffer in backbone.named_buffers():
             if name.endswith("bn3.weight"):
                 buffer.fill_(0.2)
@@ -111,13 +105,8 @@ def build_reference(config: ModelConfig, classes: int) -> MaskRCNN:
 def built_backbone(config: ModelConfig) -> Backbone:
     """Our backbone of a configuration."""
     made = config.backbone
-    return build_backbone(
-        name=made.name,
-        weights=made.weights,
-        fpn_channels=made.fpn_channels,
-        norm=made.norm,
-        trainable_layers=made.trainable_layers,
-    )
+    sizes = {"fpn_channels": made.fpn_channels, "trainable_layers": made.trainable_layers}
+    return build_backbone(name=made.name, weights=made.weights, norm=made.norm, **sizes)
 
 
 def samples(folder: Path, count: int) -> tuple[list[Sample], int]:
@@ -170,9 +159,8 @@ class OursStep(StepSide):
         if self.device.type == "cpu":
             keep_freed_memory()  # as `training.train` does
         drawn, classes = samples(Path(data), batch * batches)
-        config = training_config(
-            model_config(network, form, side=side), batch=batch, learning_rate=learning_rate
-        )
+        model = model_config(network, form, side=side)
+        config = training_config(model, batch=batch, learning_rate=learning_rate)
         config = replace(config, precision=precision, channels_last=channels_last)
         torch.manual_seed(0)
         made = build_network(config.model, num_classes=classes)
@@ -206,16 +194,14 @@ class OursStep(StepSide):
 def training_config(model: ModelConfig, *, batch: int, learning_rate: float) -> TrainingConfig:
     """End to end by SGD, with the reference's schedule; so many steps that none of its drops comes."""
     base = TrainingConfig(model=model)
-    schedule = replace(
-        base.schedule,
-        end_to_end_steps=100 * WARM_UP,
-        batch_size=batch,
-        warmup_steps=WARM_UP,
-        warmup_start=WARM_UP_START,
-    )
-    return replace(
-        base, schedule=schedule, optimiser=replace(base.optimiser, learning_rate=learning_rate), seed=0
-    )
+    warm_up: dict[str, Any] = {
+        "end_to_end_steps": 100 * WARM_UP,
+        "warmup_steps": WARM_UP,
+        "warmup_start": WARM_UP_START,
+    }
+    schedule = replace(base.schedule, batch_size=batch, **warm_up)
+    optimiser = replace(base.optimiser, learning_rate=learning_rate)
+    return replace(base, schedule=schedule, optimiser=optimiser, seed=0)
 
 
 class ReferenceStep(StepSide):
@@ -245,10 +231,12 @@ class ReferenceStep(StepSide):
         self.mask_module = self.network.roi_heads.mask_head
         trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         self.optimiser = torch.optim.SGD(trained, lr=learning_rate, momentum=0.9, weight_decay=1e-4)
-        self.schedule = torch.optim.lr_scheduler.LinearLR(
-            self.optimiser, start_factor=WARM_UP_START, total_iters=WARM_UP
-        )
-        pairs = [(image.float() / 255, as_reference(image, target)) for image, target in drawn]
+        warm_up: dict[str, Any] = {"start_factor": WARM_UP_START, "total_iters": WARM_UP}
+        self.schedule = torch.optim.lr_scheduler.LinearLR(self.optimiser, **warm_up)
+        pairs = []
+        for image, target in drawn:
+            given = {"boxes": target["boxes"], "labels": target["labels"], "masks": full_masks(image, target)}
+            pairs.append((image.float() / 255, given))
         self.batches = [pairs[i * batch : (i + 1) * batch] for i in range(batches)]
         self._ready()
 
@@ -267,11 +255,6 @@ class ReferenceStep(StepSide):
         self.optimiser.step()
         self.schedule.step()
         return {"loss": value, **{name: float(one.detach()) for name, one in losses.items()}}
-
-
-def as_reference(image: Tensor, target: Target) -> dict[str, Tensor]:
-    """A target as torchvision's detectors take it."""
-    return {"boxes": target["boxes"], "labels": target["labels"], "masks": full_masks(image, target)}
 
 
 def write_start(data: str, network: str, *, side: int, out: str) -> None:

@@ -1,15 +1,12 @@
 """Steps of a training, timed one by one, and the memory they take."""
 
-from __future__ import annotations
-
-import time
 from abc import ABC, abstractmethod
 
 import torch
 from torch import nn
 
-from benchmarks.clock import wait
-from benchmarks.memory import forget_peak, peak_mib, resident_mib, settle
+from benchmarks.clock import timed
+from benchmarks.memory import cuda_peak_mib, forget_cuda_peak, forget_peak, peak_mib, resident_mib, settle
 
 
 class StepSide(ABC):
@@ -25,36 +22,32 @@ class StepSide(ABC):
 
     def steps(self, count: int) -> dict[str, list[float]]:
         """Seconds, summed loss and number of RoIs in the mask loss of each of `count` further steps."""
-        seconds, losses, rois = [], [], []
-        hook = None
-        if self.mask_module is not None:
-            hook = self.mask_module.register_forward_pre_hook(
-                lambda _m, given: rois.append(given[0].shape[0])
-            )
-        for _ in range(count):
-            wait(self.device)
-            begin = time.perf_counter()
+        losses: list[float] = []
+        rois: list[float] = []
+
+        def further() -> None:
             losses.append(self.step(self._done)["loss"])
-            wait(self.device)
-            seconds.append(time.perf_counter() - begin)
             self._done += 1
-        if hook is not None:
-            hook.remove()
+
+        counted = self.mask_module or nn.Identity()
+        hook = counted.register_forward_pre_hook(lambda _m, given: rois.append(given[0].shape[0]))
+        seconds = timed(further, count, self.device)
+        hook.remove()
         return {"seconds": seconds, "loss": losses, "mask_rois": rois}
 
     def memory(self) -> dict[str, float]:
         """MiB: resident before the first step, the most since then; on a GPU both of its own, too."""
         found = {"before_mib": self._before, "peak_mib": peak_mib()}
-        if self.device.type == "cuda":
-            found["cuda_before_mib"] = self._cuda_before
-            found["cuda_peak_mib"] = torch.cuda.max_memory_allocated(self.device) / 2**20
-        return found
+        cuda = cuda_peak_mib(self.device)
+        return (
+            found if cuda is None else found | {"cuda_before_mib": self._cuda_before, "cuda_peak_mib": cuda}
+        )
 
     def _ready(self) -> None:
         self._done = 0
         settle()
         forget_peak()
         self._before = resident_mib()
+        forget_cuda_peak(self.device)
         if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
             self._cuda_before = torch.cuda.memory_allocated(self.device) / 2**20

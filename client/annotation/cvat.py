@@ -4,8 +4,6 @@ A mask is the run lengths of its window, row by row, background first. The parts
 group. `score` and `transferred` are attributes; CVAT keeps them where the task's labels have attributes of these names.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -72,13 +70,9 @@ def _shape(image: ET.Element, z: int, shape: Shape) -> None:
     elements = []
     if shape.window is not None:
         rows, columns = shape.window.pixels.shape
-        mask = {
-            "rle": ", ".join(str(run) for run in cvat_runs(shape.window)),
-            "left": str(shape.window.left),
-            "top": str(shape.window.top),
-            "width": str(columns),
-            "height": str(rows),
-        }
+        mask = {"rle": ", ".join(str(run) for run in cvat_runs(shape.window))}
+        mask |= {"left": str(shape.window.left), "top": str(shape.window.top)}
+        mask |= {"width": str(columns), "height": str(rows)}
         elements.append(ET.SubElement(image, "mask", {**common, **mask}))
     elif shape.polygons:
         group = {"group_id": str(z + 1)} if len(shape.polygons) > 1 else {}
@@ -86,10 +80,9 @@ def _shape(image: ET.Element, z: int, shape: Shape) -> None:
             points = ";".join(f"{x:.2f},{y:.2f}" for x, y in zip(part[::2], part[1::2], strict=True))
             elements.append(ET.SubElement(image, "polygon", {**common, "points": points, **group}))
     else:
-        sides = zip(("xtl", "ytl", "xbr", "ybr"), shape.box, strict=True)
-        elements.append(
-            ET.SubElement(image, "box", {**common, **{name: f"{side:.2f}" for name, side in sides}})
-        )
+        corners = zip(("xtl", "ytl", "xbr", "ybr"), shape.box, strict=True)
+        box = {name: f"{side:.2f}" for name, side in corners}
+        elements.append(ET.SubElement(image, "box", {**common, **box}))
     for element in elements:
         ET.SubElement(element, "attribute", {"name": "score"}).text = f"{shape.score:.4f}"
         ET.SubElement(element, "attribute", {"name": "transferred"}).text = str(shape.transferred).lower()

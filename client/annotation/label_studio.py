@@ -6,8 +6,6 @@ one value, not single values), 2 bits (which of the four sizes its length has), 
 are the bytes of an RGBA image, row by row; those of the mask are 255, all others 0.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -88,11 +86,8 @@ def _task(picture: Picture, url_prefix: str, model_version: str) -> dict[str, An
         for number, one in enumerate(one for shape in picture.shapes for one in _results(shape, picture))
     ]
     scores = [shape.score for shape in picture.shapes]
-    prediction = {
-        "model_version": model_version,
-        "score": round(sum(scores) / len(scores), 6) if scores else 0.0,
-        "result": results,
-    }
+    score = round(sum(scores) / len(scores), 6) if scores else 0.0
+    prediction = {"model_version": model_version, "score": score, "result": results}
     return {"data": {"image": url_prefix + picture.file_name}, "predictions": [prediction]}
 
 

@@ -1,7 +1,5 @@
 """COCO results as shapes of an annotation tool: mask, polygons or box of each object, image by image."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path

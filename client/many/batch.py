@@ -1,7 +1,5 @@
 """Many images: a few requests at a time, every answer kept at once, failures listed at the end."""
 
-from __future__ import annotations
-
 import asyncio
 import sys
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Answers as COCO results, with the list of images beside that tells what the ids mean."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -21,8 +19,7 @@ def write_coco(path: Path, answers: Iterable[tuple[ImageFile, Mapping[str, Any]]
 
     The list has `images` (id, file_name, height, width) and `categories` (id, name), as pycocotools' `COCO` reads it.
 
-    Raises:
-        ValueError: masks as PNG.
+    Raises ValueError: masks as PNG.
     """
     images, categories, detections = [], {}, 0
     with whole(path) as unfinished, unfinished.open("w", encoding="utf-8") as file:

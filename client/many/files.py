@@ -1,7 +1,5 @@
 """The images of a run over many: which files, their names, and their ids in COCO results."""
 
-from __future__ import annotations
-
 import glob
 import json
 from collections import Counter
@@ -28,8 +26,7 @@ def find_images(inputs: Sequence[str]) -> list[tuple[Path, str]]:
 
     Files named one by one are taken whatever their suffix is, of folders those with an image's.
 
-    Raises:
-        ValueError: an input is neither file, folder nor pattern, or holds no image; two files have one name.
+    Raises ValueError: an input is neither file, folder nor pattern, or holds no image; two files have one name.
     """
     found: dict[Path, str] = {}
     for given in inputs:
@@ -51,9 +48,8 @@ def find_images(inputs: Sequence[str]) -> list[tuple[Path, str]]:
             raise ValueError(f"there is no file {given}")
     twice = [name for name, count in Counter(found.values()).items() if count > 1]
     if twice:
-        raise ValueError(
-            f"{len(twice)} names belong to several files, {twice[0]} is one; give their folder instead"
-        )
+        names = f"{len(twice)} names belong to several files, {twice[0]} is one"
+        raise ValueError(f"{names}; give their folder instead")
     return sorted(found.items(), key=lambda one: one[1])
 
 
@@ -65,8 +61,7 @@ def numbered(found: Sequence[tuple[Path, str]]) -> list[ImageFile]:
 def identified(found: Sequence[tuple[Path, str]], images: Mapping[str, int], source: Path) -> list[ImageFile]:
     """The files with the ids that `images` has for their names, or else for the last part of their names.
 
-    Raises:
-        ValueError: a file that `images` does not have; `source` is named then.
+    Raises ValueError: a file that `images` does not have; `source` is named then.
     """
     missing = [name for _, name in found if name not in images and Path(name).name not in images]
     if missing:
@@ -86,11 +81,7 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        ValueError: it cannot be read, or is not JSON.
-    """
+    """The content of a JSON file. Raises ValueError: it cannot be read, or is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -98,11 +89,7 @@ def read_json(path: Path) -> Any:
 
 
 def image_ids(path: Path) -> dict[str, int]:
-    """File name -> id, of the `images` of a COCO file.
-
-    Raises:
-        ValueError: the file has none, or two of one name.
-    """
+    """File name -> id, of the `images` of a COCO file. Raises ValueError: the file has none, or two of one name."""
     content = read_json(path)
     images = content.get("images") if isinstance(content, dict) else None
     try:

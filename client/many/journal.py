@@ -4,13 +4,10 @@ A text file of JSON lines: the first says what was asked, each other holds one a
 only ever appended to; a line that was cut off by the end of the process is not counted.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 from .files import ImageFile
 
@@ -88,12 +85,10 @@ class Journal:
         """Closes the file."""
         self._file.close()
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

@@ -1,8 +1,6 @@
 """A trained network served right: the answers of every precision beside the CPU's in float32, and what hides errors
 from a random network: images without objects, sizes never seen, batches of mixed sizes and wishes."""
 
-from __future__ import annotations
-
 import io
 import itertools
 import json
@@ -44,8 +42,9 @@ def measure(setting: CheckSetting, seconds: float, keep: Keep) -> Part:
     def failed(precision: str, why: str) -> None:
         found[precision] = {"failed": why}
 
-    each(setting.best_first(), clock, 8, work, failed, lambda: keep(shown_part(setting, expected, found)))
-    return shown_part(setting, expected, found)
+    return each(
+        setting.best_first(), clock, 8, work, failed, keep, lambda: shown_part(setting, expected, found)
+    )
 
 
 def of_precision(
@@ -56,27 +55,24 @@ def of_precision(
     numbers: Numbers = {}
     empty = empty_images()
     bodies = [body for image in empty for body in asked.ask([image], score_threshold=0.9)]
-    bodies += asked.ask(list(empty), score_threshold=1.0) + asked.ask(
-        list(images[:BATCH]), score_threshold=1.0
-    )
+    bodies += asked.ask(empty, score_threshold=1.0) + asked.ask(images[:BATCH], score_threshold=1.0)
     numbers["nothing found"] = {
         "asked": len(bodies),
         "with detections": sum(bool(detections_of(body)) for body in bodies if body is not None),
     }
-    compared = compare(expected, answers_to(asked, images))
-    numbers["beside the CPU"] = asdict(compared)
+    numbers["beside the CPU"] = asdict(compare(expected, answers_to(asked, images)))
     times = [asked.timed([image]) for image in of_sizes(images, 6 if setting.short else 50)]
-    numbers["sizes"] = {
-        "count": len(times),
-        "median": statistics.median(times),
-        "slowest": max(times),
-        "place of the slowest": times.index(max(times)) + 1,
-        "ratio": max(times) / statistics.median(times),
-    }
+    numbers["sizes"] = spread(times) | {"place of the slowest": times.index(max(times)) + 1}
     numbers["mixed"] = mixed(asked, images, 2 if setting.short else 8)
-    again = compare(expected, answers_to(asked, images))  # nothing that came between has changed it
-    numbers["again"] = asdict(again)
+    # Nothing that came between has changed it.
+    numbers["again"] = asdict(compare(expected, answers_to(asked, images)))
     return numbers | {"asked": asked.asked, "not 200": asked.not_200, "said": asked.said}
+
+
+def spread(times: Sequence[float]) -> Numbers:
+    """What is told of images of sizes never seen: how many, and how far the slowest is from the median."""
+    median, slowest = statistics.median(times), max(times)
+    return {"count": len(times), "median": median, "slowest": slowest, "ratio": slowest / median}
 
 
 def answers_to(asked: Asked, images: Sequence[bytes]) -> list[list[Numbers]]:
@@ -127,25 +123,17 @@ def mixed(asked: Asked, images: Sequence[bytes], batches: int) -> Numbers:
         {"mask_format": "none"},
         {"score_threshold": 0.5},
         {"max_detections": 3},
-        {"score_threshold": 1.0},
-        {"mask_format": "polygon"},
-        {"mask_format": "png"},
-        {"score_threshold": 0.0, "max_detections": 1000},
     ]
+    wishes += [{"score_threshold": 1.0}, {"mask_format": "polygon"}, {"mask_format": "png"}]
+    wishes.append({"score_threshold": 0.0, "max_detections": 1000})
     varied = of_sizes(images, 2 * BATCH)
     unlike = 0
     for number in range(batches):
-        pool = [
-            images[number % len(images)],
-            empty_images()[number % 5],
-            *varied[number % BATCH : number % BATCH + 4],
-            images[(number + 1) % len(images)],
-            images[(number + 2) % len(images)],
-        ]
+        first, *others = (images[(number + i) % len(images)] for i in range(3))
+        pool = [first, empty_images()[number % 5], *varied[number % BATCH : number % BATCH + 4], *others]
+        plain = {"score_threshold": 0.05, "max_detections": 100}
         requests = [
-            {"body": image, "score_threshold": 0.05, "max_detections": 100}
-            | wishes[(i + number) % len(wishes)]
-            for i, image in enumerate(pool)
+            {"body": image} | plain | wishes[(i + number) % len(wishes)] for i, image in enumerate(pool)
         ]
         bodies = asked.answer(requests)
         singles = [asked.answer([one])[0] for one in requests]
@@ -172,11 +160,8 @@ def shown_part(
         of_mixed = {key: value for key, value in one["mixed"].items() if key not in ("answers", "unlike")}
         beside.append((f"{name}, mixed batches beside the same alone", *Compared(**of_mixed).cells()))
         nothing, size = one["nothing found"], one["sizes"]
-        cells = [
-            f"{nothing['with detections']} of {nothing['asked']}",
-            str(size["count"]),
-            shown(size["median"]),
-        ]
+        seen = f"{nothing['with detections']} of {nothing['asked']}"
+        cells = [seen, str(size["count"]), shown(size["median"])]
         cells += [f"{shown(size['slowest'])} (number {size['place of the slowest']})", f"{size['ratio']:.2f}"]
         others.append((name, *cells))
         said = "; ".join(one["said"]).replace("|", "/")
@@ -196,13 +181,8 @@ def shown_part(
     bars = {"unseen sizes": max(one["sizes"]["ratio"] for one in good.values())} if good else {}
     # A precision that cannot be loaded or run answers nothing; one that no time was left for is not judged.
     broken = sum(one.get("failed", NO_TIME) != NO_TIME for one in found.values())
-    return Part(
-        title=f"Trained network on {setting.device}: answers, nothing found, sizes, mixed batches",
-        text=text,
-        numbers=measured(
-            bars,
-            asked=sum(one["asked"] for one in good.values()),
-            not_200=sum(one["not 200"] for one in good.values()) + broken,
-            precisions=json.loads(json.dumps(found)),
-        ),
-    )
+    asked = sum(one["asked"] for one in good.values())
+    not_200 = sum(one["not 200"] for one in good.values()) + broken
+    numbers = measured(bars, asked=asked, not_200=not_200, precisions=json.loads(json.dumps(found)))
+    title = f"Trained network on {setting.device}: answers, nothing found, sizes, mixed batches"
+    return Part(title, text, numbers)

@@ -1,7 +1,5 @@
 """The handler's Service in this process: requests in, bodies out, with every status that was not 200 counted."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path

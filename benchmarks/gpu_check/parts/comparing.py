@@ -1,7 +1,5 @@
 """Answers of two devices or precisions beside each other: which detections of the one the other has too."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +12,9 @@ SURE = 0.3
 """Detections of this score or more are looked for on the other side, where any score will do."""
 SAME_BOX = 0.7
 """IoU of boxes, and the same category, from which on two detections are one."""
+
+Found = Mapping[str, Any]
+"""A detection, as the service answers it; of a mask its run lengths."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +50,7 @@ def detections_of(body: bytes) -> list[dict[str, Any]]:
     return found
 
 
-def compare(
-    first: Sequence[Sequence[Mapping[str, Any]]], other: Sequence[Sequence[Mapping[str, Any]]]
-) -> Compared:
+def compare(first: Sequence[Sequence[Found]], other: Sequence[Sequence[Found]]) -> Compared:
     """Detections per image, as the service answers them, with masks as run lengths or without."""
     boxes, masks, scores = [], [], []
     sure = more = 0
@@ -59,8 +58,8 @@ def compare(
         wanted = [one for one in ours if one["score"] >= SURE]
         pairs = _pairs(wanted, theirs)
         sure += len(wanted)
-        taken = _pairs([one for one in theirs if one["score"] >= SURE], ours)
-        more += sum(one["score"] >= SURE for one in theirs) - len(taken)
+        others = [one for one in theirs if one["score"] >= SURE]
+        more += len(others) - len(_pairs(others, ours))
         for one, two, iou in pairs:
             boxes.append(iou)
             scores.append(abs(one["score"] - two["score"]))
@@ -77,7 +76,7 @@ def compare(
     )
 
 
-def mask_iou(one: Mapping[str, Any], two: Mapping[str, Any]) -> float:
+def mask_iou(one: Found, two: Found) -> float:
     """Of two masks in compressed run lengths; 1 where both are empty."""
     encoded = [{"size": each["size"], "counts": each["counts"].encode()} for each in (one, two)]
     if not any(coco_mask.area(each) for each in encoded):
@@ -85,9 +84,7 @@ def mask_iou(one: Mapping[str, Any], two: Mapping[str, Any]) -> float:
     return float(coco_mask.iou(encoded[:1], encoded[1:], [0])[0][0])
 
 
-def _pairs(
-    wanted: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]]
-) -> list[tuple[Mapping[str, Any], Mapping[str, Any], float]]:
+def _pairs(wanted: Sequence[Found], found: Sequence[Found]) -> list[tuple[Found, Found, float]]:
     """Each wanted one with the best of the found ones of its category that no better one has taken."""
     left = list(found)
     pairs = []

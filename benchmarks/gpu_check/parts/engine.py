@@ -1,18 +1,15 @@
 """The engine: 1080p JPEGs in, JSON out, in this process, and how busy that keeps the device."""
 
-from __future__ import annotations
-
-import statistics
 from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 
 from benchmarks.clock import timed
-from benchmarks.gpu_check.parts.answers import of_sizes
+from benchmarks.gpu_check.parts.answers import of_sizes, spread
 from benchmarks.gpu_check.parts.large import PICTURES
 from benchmarks.gpu_check.setting import NO_TIME, CheckSetting, Clock, Keep, each, measured, say
+from benchmarks.memory import cuda_peak_mib, forget_cuda_peak
 from benchmarks.speed.engine_loop import engine_loop
 from benchmarks.speed.ours import Ours
 from benchmarks.tables import Part, shown, table
@@ -31,15 +28,11 @@ def measure(setting: CheckSetting, seconds: float, keep: Keep) -> Part:
     def failed(precision: str, why: str) -> None:
         found.setdefault(precision, {})["failed"] = why
 
-    each(
-        setting.best_first()[: 1 if setting.short else None],
-        clock,
-        10,
-        lambda precision: of_precision(setting, precision, data, found, clock),
-        failed,
-        lambda: keep(shown_part(setting, found)),
-    )
-    return shown_part(setting, found)
+    def work(precision: str) -> None:
+        of_precision(setting, precision, data, found, clock)
+
+    chosen = setting.best_first()[: 1 if setting.short else None]
+    return each(chosen, clock, 10, work, failed, keep, lambda: shown_part(setting, found))
 
 
 def of_precision(
@@ -54,8 +47,7 @@ def of_precision(
             return
         say(f"engine in {precision}, batch {batch}")
         images = data[:batch]
-        if setting.on_gpu:
-            torch.cuda.reset_peak_memory_stats()
+        forget_cuda_peak(side.device)
         batch_of = partial(side.answer, images)  # raises RuntimeError where an answer is not 200
         (first,) = timed(batch_of)
         timed(batch_of, 1 if setting.short else 4)
@@ -66,7 +58,8 @@ def of_precision(
         fast = engine_loop(side, data, batch=batch, batches=loops, watch=False)
         watched = engine_loop(side, data, batch=batch, batches=min(loops, 25))
         if "sizes" not in numbers and precision == setting.best_first()[0]:
-            numbers["sizes"] = unseen_sizes(side, data, 3 if setting.short else 50)
+            unseen = of_sizes(data, 3 if setting.short else 50)
+            numbers["sizes"] = spread([timed(partial(side.answer, [image]))[0] for image in unseen])
         p50, p99 = np.percentile(seconds, [50, 99])
         numbers[f"batch {batch}"] = {
             "first": first,
@@ -76,15 +69,8 @@ def of_precision(
             "p99": float(p99),
             "overlapped": fast["images_per_second"],
             "idle_share": watched["idle_share"],
-            "peak_mib": torch.cuda.max_memory_allocated() / 2**20 if setting.on_gpu else None,
+            "peak_mib": cuda_peak_mib(side.device),
         }
-
-
-def unseen_sizes(side: Ours, data: list[bytes], count: int) -> Numbers:
-    """One image after the other, each of a size that this process has not seen."""
-    times = [timed(partial(side.answer, [image]))[0] for image in of_sizes(data, count)]
-    median = statistics.median(times)
-    return {"count": count, "median": median, "slowest": max(times), "ratio": max(times) / median}
 
 
 def shown_part(setting: CheckSetting, found: dict[str, Numbers]) -> Part:
@@ -125,8 +111,5 @@ def shown_part(setting: CheckSetting, found: dict[str, Numbers]) -> Part:
     if judged:
         bars |= {"engine": judged["overlapped"], "engine idle": 100 * judged["idle_share"]}
     failed = sum("failed" in one and one["failed"] != NO_TIME for one in found.values())
-    return Part(
-        title="Engine, 1080p JPEGs, bytes in to JSON out",
-        text=text,
-        numbers=measured(bars, asked=0, not_200=failed, precisions=found),
-    )
+    numbers = measured(bars, asked=0, not_200=failed, precisions=found)
+    return Part("Engine, 1080p JPEGs, bytes in to JSON out", text, numbers)

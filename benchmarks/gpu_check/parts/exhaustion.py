@@ -1,8 +1,6 @@
 """The card's memory taken by somebody else: a batch that does not fit is answered in halves, an image that does not fit
 alone with 507; once the memory is free again, all is well."""
 
-from __future__ import annotations
-
 import gc
 from typing import Any
 
@@ -24,12 +22,8 @@ TITLE = "Memory exhausted"
 def measure(setting: CheckSetting, seconds: float, keep: Keep) -> Part:
     """Fills the card with plain allocations so far that only a share of what a batch needs is left, and asks."""
     if not setting.on_gpu:
-        return Part(
-            title=TITLE,
-            text="Not measured: a CPU's memory is everybody's; tests/handler has the halving with a network that "
-            "pretends.\n",
-            numbers=measured(),
-        )
+        why = "a CPU's memory is everybody's; tests/handler has the halving with a network that pretends"
+        return Part(TITLE, f"Not measured: {why}.\n", measured())
     clock = Clock(seconds)
     asked = Asked(setting.large / "maskx.pt", setting.device, setting.best_first()[0])
     data = [setting.picture("1080p", seed) for seed in range(PICTURES)]
@@ -105,8 +99,5 @@ def shown_part(rows: list[tuple[str, ...]], needed: int, wrong: int, steps: list
         f"\nA batch of {PICTURES} 1080p images reserves {needed / MIB:.0f} MiB. Wished: 200 where halving helps, 507 "
         "where an image alone does not fit, and all 200 once the memory is free again.\n"
     )
-    return Part(
-        title=TITLE,
-        text=text,
-        numbers=measured(asked=8 * (len(steps) + 2), not_200=wrong, needed_mib=needed / MIB, steps=steps),
-    )
+    asked = 8 * (len(steps) + 2)
+    return Part(TITLE, text, measured(asked=asked, not_200=wrong, needed_mib=needed / MIB, steps=steps))

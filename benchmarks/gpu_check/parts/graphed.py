@@ -1,7 +1,5 @@
 """What a CUDA graph of the trunk would gain for one image: backbone and RPN head, launched singly and replayed."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass

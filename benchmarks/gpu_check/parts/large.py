@@ -1,7 +1,5 @@
 """The network of the bench (ResNet-50-FPN with calibrated random weights), and the photographs, made on the CPU."""
 
-from __future__ import annotations
-
 import multiprocessing
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -25,19 +23,11 @@ def measure(setting: CheckSetting, seconds: float, keep: Keep) -> Part:
         others.result()
     drawn = time.monotonic() - begin
     begin = time.monotonic()
-    picture, sizes = (
-        setting.picture_path("1080p"),
-        {"min_size": setting.min_size, "max_size": setting.max_size},
+    sizes = {"min_size": setting.min_size, "max_size": setting.max_size}
+    about = prepare(setting.large, setting.picture_path("1080p"), CLASSES, **sizes)
+    network = (
+        f"{setting.min_size} to {setting.max_size} pixels, {about['proposals']} proposals, {about['detections']} "
+        f"detections, {about['flops']['whole'] / 1e9:.0f} GFLOP at 1080p; {time.monotonic() - begin:.0f} s"
     )
-    about = prepare(setting.large, picture, CLASSES, **sizes)
-    rows = [
-        ("photographs", f"{pictures} of 1080p, {drawn:.0f} s"),
-        (
-            "ResNet-50-FPN",
-            f"{setting.min_size} to {setting.max_size} pixels, {about['proposals']} proposals, {about['detections']} "
-            f"detections, {about['flops']['whole'] / 1e9:.0f} GFLOP at 1080p; {time.monotonic() - begin:.0f} s",
-        ),
-    ]
-    return Part(
-        title="The network of the bench", text=table(("what", "how"), rows), numbers=measured(about=about)
-    )
+    rows = [("photographs", f"{pictures} of 1080p, {drawn:.0f} s"), ("ResNet-50-FPN", network)]
+    return Part("The network of the bench", table(("what", "how"), rows), measured(about=about))

@@ -1,7 +1,5 @@
 """A COCO set of 640 x 480 JPEGs with drawn objects, for the speed of training: what it costs is that of photographs."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Average precision of the trained network on the drawn set, in every precision of the device."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -27,18 +25,12 @@ def measure(setting: CheckSetting, seconds: float, keep: Keep) -> Part:
     def work(name: str) -> None:
         say(f"AP in {name}")
         precision, device = name.split(", ")
-        found[name] = measure_accuracy(
-            setting.trained_path,
-            setting.shapes / "val",
-            setting.shapes / "val.json",
-            device=torch.device(device),
-            precision=precision,
-            decoding="whole",
-            max_images=8 if setting.short else None,
-        )
+        files = (setting.trained_path, setting.shapes / "val", setting.shapes / "val.json")
+        few = 8 if setting.short else None
+        way: dict[str, Any] = {"device": torch.device(device), "precision": precision, "decoding": "whole"}
+        found[name] = measure_accuracy(*files, **way, max_images=few)
 
-    each(sides, clock, None, work, found.__setitem__, lambda: keep(shown_part(setting, found)))
-    return shown_part(setting, found)
+    return each(sides, clock, None, work, found.__setitem__, keep, lambda: shown_part(setting, found))
 
 
 def shown_part(setting: CheckSetting, found: dict[str, Accuracy | str]) -> Part:
@@ -57,14 +49,8 @@ def shown_part(setting: CheckSetting, found: dict[str, Accuracy | str]) -> Part:
         differences: list[float | None] = [None, None]
         if isinstance(first, Accuracy):
             differences = [_points(one.box.ap, first.box.ap), _points(one.mask.ap, first.mask.ap)]
-        rows.append(
-            (
-                name,
-                *[percent(value) for value in (one.box.ap, one.box.ap50, one.mask.ap)],
-                *["-" if value is None else f"{value:+.2f}" for value in differences],
-                "",
-            )
-        )
+        figures = [percent(value) for value in (one.box.ap, one.box.ap50, one.mask.ap)]
+        rows.append((name, *figures, *["-" if v is None else f"{v:+.2f}" for v in differences], ""))
         numbers[name] = {"box": one.box.ap, "mask": one.mask.ap, "differences": differences}
         precision, device = name.split(", ")
         known = [abs(value) for value in differences if value is not None]
@@ -72,12 +58,9 @@ def shown_part(setting: CheckSetting, found: dict[str, Accuracy | str]) -> Part:
         if precision != "float32" and device == setting.device and known and trained:
             bars[f"AP {precision}"] = max(known)
     headers = ("", "box AP", "box AP50", "mask AP", "box AP, difference", "mask AP, difference", "")
-    text = table(headers, rows)
-    text += (
-        f"\n{images} images of the drawn set; AP in percent, differences in points to float32 on "
-        f"{setting.device}.\n"
-    )
-    return Part(title="AP of the trained network", text=text, numbers=measured(bars, results=numbers))
+    text = table(headers, rows) + f"\n{images} images of the drawn set; AP in percent, "
+    text += f"differences in points to float32 on {setting.device}.\n"
+    return Part("AP of the trained network", text, measured(bars, results=numbers))
 
 
 def _points(value: float | None, other: float | None) -> float | None:

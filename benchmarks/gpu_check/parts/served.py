@@ -1,7 +1,5 @@
 """TorchServe on this machine: the trained network, then ResNet-50, over REST and gRPC with 1, 8, 24 and 96 clients."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import threading
@@ -9,7 +7,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from benchmarks.gpu_check.parts.answers import empty_images, of_sizes
@@ -59,9 +56,7 @@ class Watch:
             self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._ended.set()
         if self._thread is not None:
             self._thread.join(timeout=20)
@@ -187,18 +182,10 @@ def shown_part(setting: CheckSetting, rows: list[Numbers], notes: list[str]) -> 
     cells = []
     for row in rows:
         busy, mib = row["busy_percent"], row["memory_mib"]
-        cells.append(
-            (
-                f"{row['network']}, {row['precision']}",
-                str(row["workers"] or "auto"),
-                row["protocol"],
-                "run in" if row["clients"] is None else str(row["clients"]),
-                *rate_and_times(row),
-                "-" if busy is None else f"{busy:.0f} %",
-                "-" if mib is None else f"{mib:.0f}",
-                f"{row['client_cpu_ms']:.1f} ms",
-            )
-        )
+        whom = (f"{row['network']}, {row['precision']}", str(row["workers"] or "auto"), row["protocol"])
+        clients = "run in" if row["clients"] is None else str(row["clients"])
+        gpu = ("-" if busy is None else f"{busy:.0f} %", "-" if mib is None else f"{mib:.0f}")
+        cells.append((*whom, clients, *rate_and_times(row), *gpu, f"{row['client_cpu_ms']:.1f} ms"))
     headers = ["network", "workers", "protocol", "clients", *RATE_AND_TIMES]
     headers += ["GPU busy", "its memory, MiB", "client's CPU a request"]
     text = table(headers, cells) if cells else ""
@@ -220,14 +207,6 @@ def shown_part(setting: CheckSetting, rows: list[Numbers], notes: list[str]) -> 
         if best["p99"] is not None:
             bars["served p99"] = best["p99"] / best["p50"]
     errors = sum(sum(row["errors"].values()) for row in rows)
-    return Part(
-        title="TorchServe, REST and gRPC",
-        text=text,
-        numbers=measured(
-            bars,
-            asked=sum(row["sent"] for row in rows),
-            not_200=errors + sum(note.startswith(FAILED) for note in notes),
-            rows=rows,
-            notes=notes,
-        ),
-    )
+    asked, not_200 = sum(row["sent"] for row in rows), errors + sum(one.startswith(FAILED) for one in notes)
+    numbers = measured(bars, asked=asked, not_200=not_200, rows=rows, notes=notes)
+    return Part("TorchServe, REST and gRPC", text, numbers)

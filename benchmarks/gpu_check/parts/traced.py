@@ -1,7 +1,5 @@
 """A trace of one piece of work in numbers: kernels, launches, copies, and every wait of the host with its place."""
 
-from __future__ import annotations
-
 import statistics
 import traceback
 import warnings
@@ -9,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.autograd import DeviceType
@@ -18,26 +16,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import ROOT
 from benchmarks.clock import timed, wait
+from benchmarks.memory import cuda_peak_mib, forget_cuda_peak
 from benchmarks.speed.engine_loop import busy_seconds, kernel_times
 from benchmarks.speed.ours import LABELS, activities, label_seconds
 
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cuStreamSynchronize")
 """Calls of the CUDA runtime in which the host waits."""
 LONGEST = 10
-WAITING = (
-    "nonzero",
-    "masked_select",
-    "_unique2",
-    "unique_dim",
-    "unique_consecutive",
-    "nms",
-    "repeat_interleave",
-)
+_UNIQUE = ("_unique2", "unique_dim", "unique_consecutive")
+WAITING = ("nonzero", "masked_select", *_UNIQUE, "nms", "repeat_interleave")
 """Operations whose answer's size a GPU has to tell the host; repeat_interleave only where it is not told."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Span:
+class Span(NamedTuple):
     """Something on the host's time line, in microseconds."""
 
     name: str
@@ -71,21 +62,17 @@ class Traced:
 def traced(work: Callable[[], object], *, cuda: bool, runs: int = 3, trace: Path | None = None) -> Traced:
     """Times `work`, then runs it once more under the profiler; `trace` takes what a browser opens."""
     device = torch.device("cuda" if cuda else "cpu")
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()
+    forget_cuda_peak(device)
     seconds = timed(work, runs, device)
-    peak = torch.cuda.max_memory_allocated() / 2**20 if cuda else 0.0
+    peak = cuda_peak_mib(device) or 0.0
     with profile(activities=activities(cuda), acc_events=True) as profiled:
         work()
         wait(device)
     if trace is not None:
         profiled.export_chrome_trace(str(trace))
     events = list(profiled.events() or [])
-    host = [
-        Span(name=event.name, start=event.time_range.start, end=event.time_range.end)
-        for event in events
-        if event.device_type == DeviceType.CPU
-    ]
+    on_host = [event for event in events if event.device_type == DeviceType.CPU]
+    host = [Span(event.name, event.time_range.start, event.time_range.end) for event in on_host]
     spans = kernel_times(profiled) if cuda else []
     return Traced(
         seconds=statistics.median(seconds),
@@ -168,9 +155,8 @@ def place(stack: Sequence[traceback.FrameSummary]) -> str:
     for frame in reversed(stack):
         path = Path(frame.filename)
         if path.is_relative_to(ROOT) and ".venv" not in path.parts and "benchmarks" not in path.parts:
-            return (
-                f"{path.relative_to(ROOT)}:{frame.lineno} in {frame.name}: {(frame.line or '').strip()[:90]}"
-            )
+            line = (frame.line or "").strip()[:90]
+            return f"{path.relative_to(ROOT)}:{frame.lineno} in {frame.name}: {line}"
     return "elsewhere"
 
 

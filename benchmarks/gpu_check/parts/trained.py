@@ -1,7 +1,5 @@
 """The trained network of the check: the one that was given, else one trained here on the drawn set; and that set."""
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import os
@@ -46,11 +44,9 @@ def measure(setting: CheckSetting, seconds: float, keep: Keep) -> Part:
     elif setting.trained:
         rows.append(("weights", "given (--maskx-pt)"))
     else:
-        loss = trained_here(setting, folder, clock)
-        numbers["loss"] = loss
-        rows.append(
-            ("weights", f"trained here, {time.monotonic() - begin:.0f} s, loss at the end {loss:.3f}")
-        )
+        numbers["loss"] = loss = trained_here(setting, folder, clock)
+        took = f"{time.monotonic() - begin:.0f} s"
+        rows.append(("weights", f"trained here, {took}, loss at the end {loss:.3f}"))
     begin = time.monotonic()
     if setting.trained:
         shutil.copyfile(setting.trained, setting.trained_path)
@@ -58,7 +54,7 @@ def measure(setting: CheckSetting, seconds: float, keep: Keep) -> Part:
     else:
         exported(setting)
         rows.append(("maskx.pt", f"exported and verified on the CPU, {time.monotonic() - begin:.0f} s"))
-    return Part(title="The trained network", text=table(("what", "how"), rows), numbers=measured(**numbers))
+    return Part("The trained network", table(("what", "how"), rows), measured(**numbers))
 
 
 def trained_here(setting: CheckSetting, folder: Path, clock: Clock) -> float:
@@ -97,17 +93,12 @@ def trained_here(setting: CheckSetting, folder: Path, clock: Clock) -> float:
 def training_command(setting: CheckSetting, folder: Path, *changes: str) -> list[str]:
     """Trains the shapes preset on the drawn set, the loss of every step in `folder`/log.csv."""
     shapes = setting.shapes
+    sets = [f"data.{name}_images={shapes / name}" for name in ("train", "val")]
+    sets += [f"data.{name}_annotations={shapes / name}.json" for name in ("train", "val")]
     return [
         *[sys.executable, "-m", "training.train", "--config", "training/presets/shapes.toml"],
-        f"output.dir={folder}",
-        "output.log_every=1",
-        "output.tensorboard=false",
-        f"data.train_images={shapes / 'train'}",
-        f"data.train_annotations={shapes / 'train.json'}",
-        f"data.val_images={shapes / 'val'}",
-        f"data.val_annotations={shapes / 'val.json'}",
-        f"data.mask_classes={shapes / 'mask_classes.txt'}",
-        *changes,
+        *[f"output.dir={folder}", "output.log_every=1", "output.tensorboard=false"],
+        *[*sets, f"data.mask_classes={shapes / 'mask_classes.txt'}", *changes],
     ]
 
 

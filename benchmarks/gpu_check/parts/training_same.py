@@ -1,7 +1,5 @@
 """100 steps of one seed on the GPU beside the CPU, loss by loss; a run on the GPU stopped and taken up again."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import os
@@ -28,19 +26,10 @@ class Training:
         self.folder = Path(setting.folder) / "same" / name
         self.folder.mkdir(parents=True, exist_ok=True)
         self._log = self.folder / "output.txt"
-        batch = 4 if setting.short else 16
-        self._command = training_command(
-            setting,
-            self.folder,
-            f"schedule.end_to_end_steps={steps}",
-            "schedule.detector_steps=0",
-            "schedule.mask_steps=0",
-            f"schedule.batch_size={batch}",
-            f"schedule.warmup_steps={min(20, steps)}",
-            "precision=float32",
-            f"device={device}",
-            "data.workers=1",
-        )
+        changes = [f"schedule.end_to_end_steps={steps}", "schedule.detector_steps=0", "schedule.mask_steps=0"]
+        changes += [f"schedule.batch_size={4 if setting.short else 16}", "precision=float32"]
+        changes += [f"schedule.warmup_steps={min(20, steps)}", f"device={device}", "data.workers=1"]
+        self._command = training_command(setting, self.folder, *changes)
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, *more: str) -> None:
@@ -57,9 +46,8 @@ class Training:
             return self._process.wait(timeout=max(seconds, 1.0))
         except subprocess.TimeoutExpired:
             self.end()
-            raise ValueError(
-                f"{self.folder.name}: not done after {seconds:.0f} s, at step {self.step}"
-            ) from None
+            late = f"not done after {seconds:.0f} s, at step {self.step}"
+            raise ValueError(f"{self.folder.name}: {late}") from None
 
     def stop_at(self, step: int, seconds: float) -> int:
         """Sends SIGTERM once `step` is logged; the exit status."""
@@ -130,27 +118,21 @@ def measure(setting: CheckSetting, seconds: float, keep: Keep) -> Part:
 
 def _ended(training: Training, status: int) -> None:
     if status != 0:
-        raise ValueError(
-            f"the training {training.folder.name!r} ended with status {status}: {training.said()}"
-        )
+        name = training.folder.name
+        raise ValueError(f"the training {name!r} ended with status {status}: {training.said()}")
 
 
 def shown_part(setting: CheckSetting, numbers: Numbers) -> Part:
     """Losses side by side, and how far apart they are."""
     losses: dict[str, dict[int, float]] = numbers["losses"]
-    first = next(iter(losses.values()))
+    name, first = next(iter(losses.items()))
     last = max(first, default=0)
     steps = sorted({step for step in SHOWN if step < last} | {last})
-    rows = [
-        (str(step), *[f"{of[step]:.5f}" if step in of else "-" for of in losses.values()]) for step in steps
-    ]
+    rows = [(str(s), *[f"{of[s]:.5f}" if s in of else "-" for of in losses.values()]) for s in steps]
     text = table(("step", *losses), rows) + "\n"
-    name = next(iter(losses))
     for other, of in losses.items():
-        if other == name:
-            continue
         common = sorted(first.keys() & of.keys())
-        if not common:
+        if other == name or not common:
             continue
         apart = relative(first[common[0]], of[common[0]])
         tail = [step for step in common if step > common[-1] - max(len(common) // 5, 1)]
@@ -163,14 +145,12 @@ def shown_part(setting: CheckSetting, numbers: Numbers) -> Part:
         )
     if "stopped" in numbers:
         one = numbers["stopped"]
-        text += (
-            f"- stopped by SIGTERM at step {one['step']}: exit status {one['status']} (143 is wished), then --resume "
-            "to the end\n"
-        )
+        text += f"- stopped by SIGTERM at step {one['step']}: exit status {one['status']} (143 is wished), "
+        text += "then --resume to the end\n"
     text += (
         "- the shapes preset end to end, float32, one seed; rounding alone tells devices apart, and grows\n"
     )
-    return Part(title="Training: one seed, side by side", text=text, numbers=measured(**numbers))
+    return Part("Training: one seed, side by side", text, measured(**numbers))
 
 
 def relative(one: float, two: float) -> float:

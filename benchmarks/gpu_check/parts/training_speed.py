@@ -1,8 +1,6 @@
 """Images a second of training: EfficientNet-Lite0 with its readers, and ResNet-50-FPN beside torchvision's reference
 step in the same precision."""
 
-from __future__ import annotations
-
 import itertools
 import statistics
 from collections.abc import Callable, Iterator
@@ -18,6 +16,7 @@ from benchmarks.clock import timed
 from benchmarks.gpu_check.parts.photos import photos
 from benchmarks.gpu_check.setting import CheckSetting, Clock, Keep, each, measured, say
 from benchmarks.machine import usable_cores
+from benchmarks.memory import cuda_peak_mib, forget_cuda_peak
 from benchmarks.tables import Part, shown, table
 from benchmarks.training.sides import OursStep, ReferenceStep, write_start
 from benchmarks.training.steps import StepSide
@@ -40,8 +39,8 @@ class Sizes:
     """Images of the drawn set, of a step, and their sizes; steps: timed ones of each thing."""
 
     images: int
-    height: int
-    width: int
+    shape: tuple[int, int]
+    """Height and width of an image."""
     inputs: tuple[int, int]
     batch: int
     side: int
@@ -51,18 +50,10 @@ class Sizes:
 
 
 FULL = Sizes(
-    images=192,
-    height=480,
-    width=640,
-    inputs=(384, 640),
-    batch=16,
-    side=800,
-    resnet_batch=8,
-    warm_up=4,
-    steps=12,
+    images=192, shape=(480, 640), inputs=(384, 640), batch=16, side=800, resnet_batch=8, warm_up=4, steps=12
 )
 SHORT = Sizes(
-    images=12, height=96, width=128, inputs=(64, 96), batch=2, side=64, resnet_batch=1, warm_up=1, steps=2
+    images=12, shape=(96, 128), inputs=(64, 96), batch=2, side=64, resnet_batch=1, warm_up=1, steps=2
 )
 
 
@@ -87,11 +78,8 @@ class Found:
         """As the report shows it."""
         text = table(("", "images/s", "step, median", "CUDA memory at most, MiB", "mean loss"), self.rows)
         text += "\n" + "".join(f"- {note}\n" for note in self.notes)
-        return Part(
-            title="Training: images a second",
-            text=text,
-            numbers=measured(self.bars, results=self.numbers, notes=self.notes),
-        )
+        numbers = measured(self.bars, results=self.numbers, notes=self.notes)
+        return Part("Training: images a second", text, numbers)
 
 
 def measure(setting: CheckSetting, seconds: float, keep: Keep) -> Part:
@@ -100,9 +88,8 @@ def measure(setting: CheckSetting, seconds: float, keep: Keep) -> Part:
     sizes = SHORT if setting.short else FULL
     found = Found()
     data = photos_of(setting, sizes)
-    found.notes.append(
-        f"{sizes.images} JPEGs of {sizes.width} x {sizes.height} with drawn objects; random weights at the start"
-    )
+    size = f"{sizes.shape[1]} x {sizes.shape[0]}"
+    found.notes.append(f"{sizes.images} JPEGs of {size} with drawn objects; random weights at the start")
 
     def work(name: str) -> None:
         if name == PHOTOGRAPHS:
@@ -116,36 +103,28 @@ def measure(setting: CheckSetting, seconds: float, keep: Keep) -> Part:
     def failed(name: str, why: str) -> None:
         found.notes.append(f"{name}: {why}")
 
-    each(names, clock, 5 if setting.short else 15, work, failed, lambda: keep(found.part()))
-    return found.part()
+    return each(names, clock, 5 if setting.short else 15, work, failed, keep, found.part)
 
 
 def photos_of(setting: CheckSetting, sizes: Sizes) -> Path:
     """Folder of the photographs."""
-    folder = Path(setting.folder) / f"photos-{sizes.height}"
-    return photos(folder, sizes.images, height=sizes.height, width=sizes.width)
+    height, width = sizes.shape
+    return photos(Path(setting.folder) / f"photos-{height}", sizes.images, height=height, width=width)
 
 
 def photo_run(setting: CheckSetting, sizes: Sizes, data: Path) -> tuple[Run, CocoDataset]:
     """The photographs' preset at 384 to 640 pixels, end to end in bfloat16, from random weights; its data."""
     readers = 1 if setting.short else max(min(MAXIMUM_READERS, usable_cores() - 2), 1)
+    least, most = sizes.inputs
     config = load_config(
         "training/presets/photos.toml",
         [
-            f"model.input.min_size={sizes.inputs[0]}",
-            f"model.input.max_size={sizes.inputs[1]}",
-            "model.backbone.weights=none",
-            "schedule.end_to_end_steps=100000",
-            "schedule.detector_steps=0",
-            "schedule.mask_steps=0",
-            f"schedule.batch_size={sizes.batch}",
+            *(f"model.input.min_size={least}", f"model.input.max_size={most}", "model.backbone.weights=none"),
+            *("schedule.end_to_end_steps=100000", "schedule.detector_steps=0", "schedule.mask_steps=0"),
+            *(f"schedule.batch_size={sizes.batch}", "precision=bfloat16", "channels_last=true"),
             "optimiser.learning_rate=1e-5",  # random weights stay finite
-            "precision=bfloat16",
-            "channels_last=true",
-            f"device={'cuda' if setting.on_gpu else 'cpu'}",
-            f"data.train_images={data / 'train'}",
-            f"data.train_annotations={data / 'train.json'}",
-            f"data.workers={readers}",
+            *(f"device={'cuda' if setting.on_gpu else 'cpu'}", f"data.workers={readers}"),
+            *(f"data.train_images={data / 'train'}", f"data.train_annotations={data / 'train.json'}"),
             f"output.dir={Path(setting.folder) / 'photos-run'}",
         ],
     )
@@ -163,8 +142,7 @@ def photographs(setting: CheckSetting, sizes: Sizes, data: Path, found: Found) -
     say("training: EfficientNet-Lite0")
     run, dataset = photo_run(setting, sizes, data)
     run.begin("end_to_end")
-    if setting.on_gpu:
-        torch.cuda.reset_peak_memory_stats()
+    forget_cuda_peak(run.device)
     name = f"EfficientNet-Lite0, {sizes.inputs[0]} to {sizes.inputs[1]}, {sizes.batch} images, bfloat16"
     losses: list[float] = []
     with closing(batches(run, dataset)) as coming:
@@ -177,7 +155,9 @@ def photographs(setting: CheckSetting, sizes: Sizes, data: Path, found: Found) -
         found.notes.append(f"EfficientNet-Lite0's first step: {shown(first)}")
         timed(lambda: step_on(kept), sizes.warm_up)
         seconds = timed(lambda: step_on(kept), sizes.steps, run.device)
-        found.add(f"{name}: the step, images in memory", sizes.batch, seconds, _peak(setting), losses[-1])
+        found.add(
+            f"{name}: the step, images in memory", sizes.batch, seconds, cuda_peak_mib(run.device), losses[-1]
+        )
         # What the readers have piled up meanwhile would flatter them: it is used up first.
         timed(lambda: step_on(coming), min(2 * number_of_workers(run.config.data.workers, run.device), 30))
         steps = sizes.steps
@@ -185,7 +165,7 @@ def photographs(setting: CheckSetting, sizes: Sizes, data: Path, found: Found) -
             steps = max(min(int(8 / statistics.median(seconds)), 120), steps)
         mean = statistics.fmean(timed(lambda: step_on(coming), steps, run.device))
         title = f"{name}: with {run.config.data.workers} readers"
-        rate = found.add(title, sizes.batch, [mean], _peak(setting), losses[-1])
+        rate = found.add(title, sizes.batch, [mean], cuda_peak_mib(run.device), losses[-1])
         found.bars["training photos"] = rate
 
 
@@ -196,19 +176,13 @@ def resnet(
     start = Path(setting.folder) / f"start-{sizes.side}.pt"
     if not start.is_file():
         write_start(data=str(data), network="resnet50", side=sizes.side, out=str(start))
-    common: Numbers = {
-        "side": sizes.side,
-        "batch": sizes.resnet_batch,
-        "batches": 2,
-        "device": "cuda" if setting.on_gpu else "cpu",
-    }
-    own: Numbers = {"precision": precision, "channels_last": True}
+    device = "cuda" if setting.on_gpu else "cpu"
+    common: Numbers = {"side": sizes.side, "batch": sizes.resnet_batch, "batches": 2, "device": device}
+    given, own = (str(data), str(start), "resnet50"), common | {"precision": precision, "channels_last": True}
     sides: dict[str, Callable[[], StepSide]] = {
-        "maskx, as Mask R-CNN": lambda: OursStep(
-            str(data), str(start), "resnet50", "mask_rcnn", **common, **own
-        ),
-        "torchvision": lambda: _reference(str(data), str(start), precision, common),
-        "maskx, Mask^X": lambda: OursStep(str(data), str(start), "resnet50", "maskx", **common, **own),
+        "maskx, as Mask R-CNN": lambda: OursStep(*given, "mask_rcnn", **own),
+        "torchvision": lambda: _reference(given, precision, common),
+        "maskx, Mask^X": lambda: OursStep(*given, "maskx", **own),
     }
     rates: dict[str, float] = {}
     for name, build in sides.items():
@@ -217,13 +191,12 @@ def resnet(
             continue
         say(f"training: ResNet-50, {name}, {precision}")
         side = build()
-        if setting.on_gpu:
-            torch.cuda.reset_peak_memory_stats()
+        forget_cuda_peak(side.device)
         side.steps(sizes.warm_up)
         steps = side.steps(sizes.steps)
         title = f"ResNet-50-FPN, {sizes.side}, {sizes.resnet_batch} images, {precision}: {name}"
         loss = statistics.mean(steps["loss"])
-        rates[name] = found.add(title, sizes.resnet_batch, steps["seconds"], _peak(setting), loss)
+        rates[name] = found.add(title, sizes.resnet_batch, steps["seconds"], cuda_peak_mib(side.device), loss)
         del side
         if setting.on_gpu:
             torch.cuda.empty_cache()
@@ -237,14 +210,10 @@ def resnet(
             found.bars["training resnet50"] = ratio
 
 
-def _reference(data: str, start: str, precision: str, common: Numbers) -> ReferenceStep:
+def _reference(given: tuple[str, str, str], precision: str, common: Numbers) -> ReferenceStep:
     """torchvision's step; in bfloat16 under autocast, as its script has it with --amp."""
-    side = ReferenceStep(data, start, "resnet50", **common)
+    side = ReferenceStep(*given, **common)
     if precision == "bfloat16":
         cast = torch.autocast(side.device.type, dtype=torch.bfloat16)
         side.network.forward = cast(side.network.forward)  # type: ignore[method-assign]
     return side
-
-
-def _peak(setting: CheckSetting) -> float | None:
-    return torch.cuda.max_memory_allocated() / 2**20 if setting.on_gpu else None

@@ -1,10 +1,9 @@
 """Where the host waits for the device, each with its place, and what one batch and one training step are made of."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +26,17 @@ ROWS = 12
 """Of each list of places and kernels."""
 
 
+@dataclass
 class Told:
     """The text and the numbers so far."""
 
-    def __init__(self) -> None:
-        self.text = ""
-        self.numbers: Numbers = {}
+    text: str = ""
+    numbers: Numbers = field(default_factory=dict)
 
     def part(self) -> Part:
         """As the report shows it."""
-        return Part(
-            title="Where the host waits, and what a batch is made of",
-            text=self.text or "-\n",
-            numbers=measured(**self.numbers),
-        )
+        title = "Where the host waits, and what a batch is made of"
+        return Part(title, self.text or "-\n", measured(**self.numbers))
 
 
 def measure(setting: CheckSetting, seconds: float, keep: Keep) -> Part:
@@ -63,8 +59,7 @@ def measure(setting: CheckSetting, seconds: float, keep: Keep) -> Part:
         told.text += f"\n{name}: {why}\n"
         told.numbers[name] = {"failed": why}
 
-    each(list(works), clock, 4, work, failed, lambda: keep(told.part()))
-    return told.part()
+    return each(list(works), clock, 4, work, failed, keep, told.part)
 
 
 def engine_batch(setting: CheckSetting, told: Told) -> None:
@@ -106,10 +101,9 @@ def trunk_graph(setting: CheckSetting, told: Told) -> None:
         ("the trained network", setting.trained_path, 256, 320),
     ):
         height, width = (side + -side % 64 for side in (height, width))
+        trunk, runs = trunk_of(path, device, dtype, height, width), 2 if setting.short else 40
         with torch.no_grad():
-            found = measure_trunk(
-                trunk_of(path, device, dtype, height, width), device, 2 if setting.short else 40
-            )
+            found = measure_trunk(trunk, device, runs)
         replayed = "no graphs on a CPU" if found.replayed is None else shown(found.replayed)
         same = {None: "-", True: "yes", False: "NO"}[found.same]
         rows.append((f"{name}, {height} x {width}", shown(found.launched), replayed, same))
@@ -124,9 +118,8 @@ def eager_places(setting: CheckSetting, told: Told) -> None:
     Without a GPU nothing waits: then it is the operations that would, as the dispatcher sees them.
     """
     if not setting.checkpoint_path.is_file():
-        told.text += (
-            "\nThe eager network: not looked at, for --maskx-pt alone was given, and no checkpoint.\n"
-        )
+        why = "not looked at, for --maskx-pt alone was given, and no checkpoint"
+        told.text += f"\nThe eager network: {why}.\n"
         return
     network, table_of_classes, _ = load_network(setting.checkpoint_path)
     inference = network.inference().eval().to(setting.device)
@@ -136,24 +129,20 @@ def eager_places(setting: CheckSetting, told: Told) -> None:
         torch.from_numpy(decode(data)).to(setting.device).permute(2, 0, 1)
         for data in [path.read_bytes() for path in paths] + empty_images()[:1]
     ]
-    classes = table_of_classes.num_classes + 1
+    count, classes = len(images), table_of_classes.num_classes + 1
+    sizes = torch.tensor([image.shape[1:] for image in images])
+    wished = torch.full((count,), 0.05), torch.full((count,), DETECTIONS)
+    every = torch.ones((count, classes), dtype=torch.bool), torch.ones(count, dtype=torch.bool)
 
     def run() -> None:
-        inference(
-            images,
-            torch.tensor([image.shape[1:] for image in images]),
-            torch.full((len(images),), 0.05),
-            torch.full((len(images),), DETECTIONS),
-            torch.ones((len(images), classes), dtype=torch.bool),
-            torch.ones(len(images), dtype=torch.bool),
-        )
+        inference(images, sizes, *wished, *every)
 
     with torch.no_grad():
         run()
         found = waits_of(run) if setting.on_gpu else host_operations(run)
     if_gpu = "operations that would wait on a GPU (nonzero, nms, indexing by bool, ...)"
-    count = f"{sum(found.values())} {'waits' if setting.on_gpu else if_gpu}"
-    told.text += f"\n**The eager network, {len(images)} images in one batch: {count}**\n\n{_places(found)}"
+    waits = f"{sum(found.values())} {'waits' if setting.on_gpu else if_gpu}"
+    told.text += f"\n**The eager network, {count} images in one batch: {waits}**\n\n{_places(found)}"
     told.numbers["eager"] = dict(found)
 
 
@@ -174,10 +163,8 @@ def _work(
     told.numbers[name] = found.numbers()
     if setting.on_gpu:
         waits = waits_of(work)
-        told.text += (
-            f"Waits that PyTorch warns of (sync debug mode): {sum(waits.values())}, by the line of Python:\n\n"
-            + _places(waits)
-        )
+        told.text += f"Waits that PyTorch warns of (sync debug mode): {sum(waits.values())}, by the line of Python:\n\n"
+        told.text += _places(waits)
         told.text += "\nBy stage and operator, as the trace has them:\n\n" + _places(found.waits)
         told.numbers[name]["waits"] = dict(waits)
 
