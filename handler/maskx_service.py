@@ -140,7 +140,8 @@ class Service:
     def _parse(self, request: tuple[Mapping[str, Any], Mapping[str, str]]) -> Request | MaskxError:
         try:
             most = {"max_images": self._limits.max_images, "max_image_bytes": self._limits.max_image_bytes}
-            return parse_request(*request, self._model.defaults, self._categories, **most)
+            fields, headers = request
+            return parse_request(fields, headers, self._model.defaults, self._categories, **most)
         except RequestError as error:
             return error
         except Exception as error:
