@@ -58,13 +58,14 @@ class Scene:
                 x0, y0, x1, y1 = thing.box
                 encoded = mask_utils.encode(np.asfortranarray(thing.mask.astype(np.uint8)))
                 segmentation = {"size": list(self.size), "counts": encoded["counts"].decode()}
-                own = {
+                box = [x0, y0, x1 - x0, y1 - y0]
+                one = annotation(len(annotations) + 1, image_id, thing.category_id, box)
+                one |= {
                     "area": int(thing.mask.sum()),
                     "iscrowd": int(thing.crowd),
                     "segmentation": segmentation,
                 }
-                ids, box = (len(annotations) + 1, image_id, thing.category_id), [x0, y0, x1 - x0, y1 - y0]
-                annotations.append(annotation(*ids, box, **own))
+                annotations.append(one)
         categories = [{"id": i, "name": name} for i, name in zip(CLASSES.ids, CLASSES.names, strict=True)]
         document = {"images": images, "annotations": annotations, "categories": categories}
         change(document)
