@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,8 @@ import pytest
 import export.archive
 from export.archive import MANIFEST, ROOT, build_archive, main, normalised_archive
 from tests.export.tiny import run_module
+
+Build = Callable[..., str]
 
 
 @pytest.fixture
@@ -35,21 +39,21 @@ def configuration(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def build(exported: Path, handler_folder: Path, configuration: Path) -> Build:
+    """Of an archive of these."""
+    return partial(build_archive, exported, handler_folder=handler_folder, configuration=configuration)
+
+
 def test_the_archive_holds_model_handler_and_configuration(
-    exported: Path, handler_folder: Path, configuration: Path, tmp_path: Path
+    exported: Path, build: Build, tmp_path: Path
 ) -> None:
     out = tmp_path / "new" / "other name.mar"
-    build_archive(exported, out, version="2.5", handler_folder=handler_folder, configuration=configuration)
+    build(out, version="2.5")
     with zipfile.ZipFile(out) as archive:
         assert archive.testzip() is None
-        assert archive.namelist() == [
-            MANIFEST,
-            "maskx.pt",
-            "maskx_answer.py",
-            "maskx_handler.py",
-            "maskx_image.py",
-            "model-config.yaml",
-        ]
+        modules = ["maskx_answer.py", "maskx_handler.py", "maskx_image.py"]
+        assert archive.namelist() == [MANIFEST, "maskx.pt", *modules, "model-config.yaml"]
         assert archive.read("maskx.pt") == exported.read_bytes()
         assert archive.read("maskx_answer.py") == b"# maskx_answer.py\n"
         manifest = json.loads(archive.read(MANIFEST))
@@ -63,11 +67,9 @@ def test_the_archive_holds_model_handler_and_configuration(
     }
 
 
-def test_the_sum_beside_the_archive_is_what_sha256sum_checks(
-    exported: Path, handler_folder: Path, configuration: Path, tmp_path: Path
-) -> None:
+def test_the_sum_beside_the_archive_is_what_sha256sum_checks(build: Build, tmp_path: Path) -> None:
     out = tmp_path / "maskx.mar"
-    digest = build_archive(exported, out, handler_folder=handler_folder, configuration=configuration)
+    digest = build(out)
     assert digest == hashlib.sha256(out.read_bytes()).hexdigest()
     check = ["sha256sum", "-c", "maskx.mar.sha256"]
     assert subprocess.run(check, cwd=tmp_path, capture_output=True, check=False).stdout == b"maskx.mar: OK\n"
@@ -123,20 +125,18 @@ def test_normalising_changes_no_content_but_the_date_of_the_manifest(tmp_path: P
 
 
 def test_the_temporary_folder_of_another_model_archiver_is_left_alone(
-    exported: Path, handler_folder: Path, configuration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """torch-model-archiver removes <temporary folder>/maskx, whoever made it."""
     somebody = tmp_path / "tmp" / "maskx"
     somebody.mkdir(parents=True)
     monkeypatch.setenv("TMPDIR", str(somebody.parent))
-    build_archive(
-        exported, tmp_path / "maskx.mar", handler_folder=handler_folder, configuration=configuration
-    )
+    build(tmp_path / "maskx.mar")
     assert somebody.is_dir()
 
 
 def test_the_error_of_the_archiver_is_shown_and_the_old_archive_kept(
-    exported: Path, handler_folder: Path, configuration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failing = tmp_path / "torch-model-archiver"
     failing.write_text("#!/bin/sh\necho no space >&2\nexit 3\n")
@@ -145,7 +145,7 @@ def test_the_error_of_the_archiver_is_shown_and_the_old_archive_kept(
     out = tmp_path / "maskx.mar"
     out.write_bytes(b"old")
     with pytest.raises(ValueError, match=r"torch-model-archiver failed \(3\):\nno space"):
-        build_archive(exported, out, handler_folder=handler_folder, configuration=configuration)
+        build(out)
     assert out.read_bytes() == b"old"
 
 
@@ -176,12 +176,12 @@ def test_what_is_not_exported_is_refused_by_name(
 
 
 def test_a_missing_handler_or_configuration_is_named(
-    exported: Path, handler_folder: Path, configuration: Path, tmp_path: Path
+    exported: Path, build: Build, configuration: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "maskx.mar"
     with pytest.raises(ValueError, match=r"there is no maskx_handler.py in .*exported"):
-        build_archive(exported, out, handler_folder=exported.parent, configuration=configuration)
+        build(out, handler_folder=exported.parent)
     configuration.unlink()
     with pytest.raises(ValueError, match=r"there is no .*model-config.yaml"):
-        build_archive(exported, out, handler_folder=handler_folder, configuration=configuration)
+        build(out)
     assert not out.exists()

@@ -12,6 +12,7 @@ from export.torchscript import export_checkpoint
 from model.build import build_network
 from model.config import MaskConfig, TransferConfig
 from tests.export.tiny import CLASSES, CONFIG, save_network
+from tests.model.small_network import asked
 
 SPECIFIC = TransferConfig(kind="class_specific", layers=1)
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -50,11 +51,10 @@ def test_a_checkpoint_becomes_a_file_that_predicts_as_it_does_at_its_own_mask_si
     assert json.loads(extra["metadata.json"])["mask_size"] == 2 * config.mask.roi_size
     photograph = torch.randint(0, 256, (3, 67, 101), dtype=torch.uint8)
     assert network.canvas.size_of(photograph) == ((63, 96) if config.input.rounding == "down" else (64, 96))
-    asked = (torch.tensor([[67, 101]]), torch.zeros(1), torch.tensor([8]))
-    switches = (torch.ones((1, CLASSES.num_classes + 1), dtype=torch.bool), torch.ones(1, dtype=torch.bool))
+    question = asked([photograph], most=8)
     with torch.inference_mode():
-        (answer,) = model([photograph], *asked, *switches)
-        (expected,) = network.eval().inference()([photograph], *asked, *switches)
+        (answer,) = model(*question)
+        (expected,) = network.eval().inference()(*question)
     assert answer["labels"].shape == (8,) and torch.equal(answer["labels"], expected["labels"])
     torch.testing.assert_close(answer["boxes"], expected["boxes"], rtol=0, atol=1e-3)
     runs = answer["rle_counts"].tensor_split(answer["rle_offsets"][1:-1])

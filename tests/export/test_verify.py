@@ -177,21 +177,6 @@ def test_a_table_of_too_few_rows_is_refused() -> None:
         verify_mask_table(network, served)
 
 
-class OnCpu(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x + torch.zeros(1, device=torch.device("cpu"))
-
-
-class OnNamedGpu(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x if x.sum() > 0 else x.to("cuda:0")
-
-
-class Fetched(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x.cpu()
-
-
 def helper(x: Tensor) -> Tensor:
     if x.numel() > 3:
         for _ in range(2):
@@ -204,6 +189,13 @@ class InAFunction(nn.Module):
         return helper(x)
 
 
+def coded(code: str) -> torch.jit.ScriptModule:
+    """A scripted module whose answer to `x` is the code's."""
+    module: torch.jit.ScriptModule = type("Coded", (torch.jit.ScriptModule,), {})()
+    module.define(f"def forward(self, x: Tensor) -> Tensor:\n    return {code}\n")
+    return module
+
+
 class Shift(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -213,18 +205,19 @@ class Shift(nn.Module):
         return x + self.shift
 
 
-class Compared(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x.to(x.device) if x.device.type == "cuda" else x + torch.zeros_like(x, device=x.device)
-
-
 @pytest.mark.parametrize(
     ("module", "named"),
-    [(OnCpu, "cpu"), (OnNamedGpu, "cuda:0"), (Fetched, "aten::cpu"), (InAFunction, "cuda")],
+    [
+        (coded("x + torch.zeros(1, device=torch.device('cpu'))"), "cpu"),
+        (coded("x if x.sum() > 0 else x.to('cuda:0')"), "cuda:0"),
+        (coded("x.cpu()"), "aten::cpu"),
+        (torch.jit.script(InAFunction()), "cuda"),
+    ],
+    ids=["always", "sometimes", "fetched", "in a function"],
 )
-def test_a_device_in_the_code_is_found(module: type[nn.Module], named: str) -> None:
+def test_a_device_in_the_code_is_found(module: torch.jit.ScriptModule, named: str) -> None:
     with pytest.raises(ExportError, match=named):
-        verify_no_device(torch.jit.script(module()))
+        verify_no_device(module)
 
 
 def test_a_traced_device_is_found() -> None:
@@ -243,7 +236,8 @@ def test_a_tensor_written_into_the_code_is_found() -> None:
 
 
 def test_comparing_a_devices_type_names_no_device() -> None:
-    assert devices_in(torch.jit.script(Compared())) == []
+    same = "x.to(x.device) if x.device.type == 'cuda' else x + torch.zeros_like(x, device=x.device)"
+    assert devices_in(coded(same)) == []
 
 
 def test_two_masks_differ_in_the_pixels_of_one_alone() -> None:

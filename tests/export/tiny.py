@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -51,11 +52,11 @@ def tiny_network(transfer: TransferConfig = CONFIG.transfer, *, config: ModelCon
 
 
 def save_network(
-    path: Path, network: MaskXRCNN, config: ModelConfig = CONFIG, classes: ClassTable = CLASSES
+    path: Path, network: MaskXRCNN, config: ModelConfig = CONFIG, classes: ClassTable = CLASSES, **more: Any
 ) -> Path:
-    """A checkpoint of a network that was not trained."""
-    contents = {"format": 1, "model": network.state_dict(), "model_config": to_dict(config)}
-    save_checkpoint(path, {**contents, "training_config": {}, "classes": classes.to_dict(), "step": 0})
+    """A checkpoint of a network that was not trained, with `more` in it."""
+    contents = {"format": 1, "model": network.state_dict(), "model_config": to_dict(config), "step": 0}
+    save_checkpoint(path, {**contents, "training_config": {}, "classes": classes.to_dict(), **more})
     return path
 
 

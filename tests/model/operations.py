@@ -115,7 +115,7 @@ class _Reads(TorchFunctionMode):
 
 
 class LargestTensor(TorchDispatchMode):
-    """Counts the numbers of the largest floating-point tensor that any operator makes."""
+    """Counts the numbers of the largest tensor that any operator makes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -124,6 +124,6 @@ class LargestTensor(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         out = func(*args, **(kwargs or {}))
         for value in out if isinstance(out, tuple | list) else (out,):
-            if isinstance(value, Tensor) and value.is_floating_point():
+            if isinstance(value, Tensor):
                 self.numel = max(self.numel, value.numel())
         return out

@@ -14,13 +14,13 @@ from model.checkpoint import (
     load_checkpoint,
     load_detector,
     load_network,
-    save_checkpoint,
     without_pretrained,
 )
 from model.classes import ClassTable
 from model.config import BackboneConfig, BoxConfig, InputConfig, MaskConfig, ModelConfig, to_dict
 from model.files import remove_unfinished
 from model.network import MaskXRCNN
+from tests.export.tiny import save_network
 
 CLASSES = ClassTable(ids=(3, 5), names=("brick", "tile"), has_mask=(True, False))
 CONFIG = ModelConfig(
@@ -36,16 +36,8 @@ def tiny(config: ModelConfig = CONFIG, *, seed: int = 0) -> MaskXRCNN:
     return build_network(config, num_classes=CLASSES.num_classes)
 
 
-def contents(network: MaskXRCNN, **changes: Any) -> dict[str, Any]:
-    return {
-        "format": 1,
-        "model": network.state_dict(),
-        "model_config": to_dict(CONFIG),
-        "training_config": {},
-        "classes": CLASSES.to_dict(),
-        "step": 7,
-        **changes,
-    }
+def save(path: Path, network: MaskXRCNN | None = None, **changes: Any) -> None:
+    save_network(path, network or tiny(), CONFIG, CLASSES, **changes)
 
 
 @pytest.fixture
@@ -55,7 +47,7 @@ def path(tmp_path: Path) -> Path:
 
 def test_a_network_comes_back_with_its_weights_classes_and_step(path: Path) -> None:
     network = tiny()
-    save_checkpoint(path, contents(network))
+    save(path, network, step=7)
     loaded, classes, whole = load_network(path)
     assert classes == CLASSES and whole["step"] == 7 and not loaded.training
     before, after = network.state_dict(), loaded.state_dict()
@@ -68,7 +60,7 @@ def test_a_network_loads_where_its_pretrained_weights_cannot_be_had(path: Path) 
     """Evaluating needs no download: the checkpoint's weights replace whatever the backbone started from."""
     config = to_dict(CONFIG)
     config["backbone"]["weights"] = "gone/away.pt"
-    save_checkpoint(path, contents(tiny(), model_config=config))
+    save(path, model_config=config)
     load_network(path)
 
 
@@ -76,7 +68,7 @@ def test_a_network_loads_where_its_pretrained_weights_cannot_be_had(path: Path) 
 def test_a_writer_that_fails_at_any_moment_leaves_the_old_file(
     path: Path, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save_checkpoint(path, contents(tiny(), step=1))
+    save(path, step=1)
 
     def fail(*arguments: Any) -> None:
         if moment == "save":
@@ -87,7 +79,7 @@ def test_a_writer_that_fails_at_any_moment_leaves_the_old_file(
         *{"save": (torch, "save"), "fsync": (os, "fsync"), "replace": (os, "replace")}[moment], fail
     )
     with pytest.raises(ValueError, match=r"checkpoint.pt could not be written: No space left on device"):
-        save_checkpoint(path, contents(tiny(), step=2))
+        save(path, step=2)
     assert load_checkpoint(path)["step"] == 1
     assert [p.name for p in path.parent.iterdir()] == ["checkpoint.pt"]
 
@@ -106,18 +98,18 @@ def test_the_file_is_on_the_disk_before_it_takes_the_name(
 
     noting("fsync", os.fsync)
     noting("replace", os.replace)
-    save_checkpoint(path, contents(tiny()))
+    save(path)
     assert order[:2] == ["fsync", "replace"]
 
 
 def test_others_may_read_a_checkpoint_as_they_may_any_new_file(path: Path, tmp_path: Path) -> None:
-    save_checkpoint(path, contents(tiny()))
+    save(path)
     (tmp_path / "ordinary").touch()
     assert path.stat().st_mode == (tmp_path / "ordinary").stat().st_mode
 
 
 def test_what_killed_writers_left_is_taken_away_and_nothing_else(path: Path) -> None:
-    save_checkpoint(path, contents(tiny()))
+    save(path)
     for name in (".checkpoint.pt.abc.unfinished", "log.csv"):
         (path.parent / name).touch()
     remove_unfinished(path)
@@ -143,7 +135,7 @@ def test_a_checkpoint_from_a_stranger_runs_no_code(path: Path, monkeypatch: pyte
 def test_a_file_that_is_no_checkpoint_is_refused_in_one_line(path: Path) -> None:
     with pytest.raises(ValueError, match="no such checkpoint"):
         load_checkpoint(path)
-    save_checkpoint(path, contents(tiny()))
+    save(path)
     whole = path.read_bytes()
     for data in (b"", b"text", whole[: len(whole) // 2]):
         path.write_bytes(data)
@@ -156,7 +148,7 @@ def test_a_file_that_is_no_checkpoint_is_refused_in_one_line(path: Path) -> None
 
 
 def test_a_newer_format_is_refused(path: Path) -> None:
-    save_checkpoint(path, contents(tiny(), format=2))
+    save(path, format=2)
     with pytest.raises(ValueError, match="checkpoint of format 2; this version reads 1"):
         load_checkpoint(path)
 
@@ -164,7 +156,7 @@ def test_a_newer_format_is_refused(path: Path) -> None:
 def test_weights_of_another_configuration_are_named(path: Path) -> None:
     config = to_dict(CONFIG)
     config["box"]["width"] = 16
-    save_checkpoint(path, contents(tiny(), model_config=config))
+    save(path, model_config=config)
     with pytest.raises(ValueError, match=r"of another shape .*box_head"):
         load_network(path)
 
@@ -172,7 +164,7 @@ def test_weights_of_another_configuration_are_named(path: Path) -> None:
 def test_a_detector_is_taken_over_without_its_mask_branch(path: Path) -> None:
     detector, network = tiny(seed=1), tiny(seed=2)
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    save_checkpoint(path, contents(detector))
+    save(path, detector)
     load_detector(network, path, CLASSES)
     mask_side = [key for key in before if key.startswith(("mask_branch.", "mask_weights."))]
     for key, value in network.state_dict().items():
@@ -182,7 +174,7 @@ def test_a_detector_is_taken_over_without_its_mask_branch(path: Path) -> None:
 
 
 def test_a_detector_of_other_classes_is_refused_and_another_split_is_not(path: Path) -> None:
-    save_checkpoint(path, contents(tiny()))
+    save(path)
     split = ClassTable(ids=(3, 5), names=("brick", "tile"), has_mask=(False, True))
     load_detector(tiny(), path, split)
     others = ClassTable(ids=(3, 5), names=("brick", "slab"), has_mask=(True, False))

@@ -32,17 +32,8 @@ class Outer:
 def test_what_was_made_plain_comes_back_equal() -> None:
     whole = Outer(count=3, inner=Inner(rate=0.5, sizes=(4, 5), kind="square", name="x", on=True))
     plain = to_plain(whole)
-    assert plain == {
-        "count": 3,
-        "inner": {
-            "rate": 0.5,
-            "sizes": [4, 5],
-            "span": [0.0, 1.0],
-            "kind": "square",
-            "name": "x",
-            "on": True,
-        },
-    }
+    inner = {"rate": 0.5, "sizes": [4, 5], "span": [0.0, 1.0], "kind": "square", "name": "x", "on": True}
+    assert plain == {"count": 3, "inner": inner}
     assert from_plain(Outer, plain) == whole
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from model.serving import LEAST_STEPS, OneCanvas, export_one_canvas
-from tests.model.small_network import small_network, transfer
+from tests.model.small_network import asked, small_network, transfer
 
 CLASSES, PLACES = 5, 20
 
@@ -29,13 +29,13 @@ def module() -> OneCanvas:
 
 def arguments(images: int, height: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(height + width + images)
-    asked = torch.ones(images, CLASSES + 1, dtype=torch.bool)
-    asked[-1, 2] = False
+    classes = torch.ones(images, CLASSES + 1, dtype=torch.bool)
+    classes[-1, 2] = False
     return (
         torch.randn(images, 3, height, width, generator=generator) * 0.5,
         torch.tensor([[height - 6.0, width - 9.0]] * images),
         torch.linspace(0.03, 0.4, images),
-        asked,
+        classes,
     )
 
 
@@ -69,14 +69,8 @@ def test_the_padded_answers_are_the_served_ones() -> None:
     thresholds = torch.tensor([0.03, 0.05, 1.5])
     everything = torch.ones(3, CLASSES + 1, dtype=torch.bool)
     boxes, scores, labels, counts, masks = own(canvas, sizes, thresholds, everything)
-    answers = served(
-        pictures,
-        sizes.long(),
-        thresholds,
-        torch.full((3,), PLACES),
-        everything,
-        torch.ones(3, dtype=torch.bool),
-    )
+    given, own_sizes, _, *wanted = asked(pictures, most=PLACES)
+    answers = served(given, own_sizes, thresholds, *wanted)
     assert counts.tolist() == [len(one["labels"]) for one in answers] and counts[2] == 0 < counts[0]
     for i, one in enumerate(answers):
         count = int(counts[i])

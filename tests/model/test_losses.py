@@ -88,10 +88,8 @@ def test_targets_are_those_of_roi_align_object_by_object() -> None:
 
 def test_losses_over_nothing_are_zero_and_differentiable() -> None:
     logits = torch.zeros((0, 4), requires_grad=True)
-    (
-        class_loss(logits, torch.zeros(0, dtype=torch.int64), own_total(0))
-        + box_loss(logits, torch.zeros((0, 4)), own_total(0))
-    ).backward()
+    of_class = class_loss(logits, torch.zeros(0, dtype=torch.int64), own_total(0))
+    (of_class + box_loss(logits, torch.zeros((0, 4)), own_total(0))).backward()
     assert logits.grad is not None
 
 

@@ -7,8 +7,6 @@ import pytest
 import torch
 
 from model.boxes.sampling import match_anchors, match_to_objects
-from model.config import MaskConfig
-from model.masks.head import OfficialMaskMLP
 from tests.model.operations import LargestTensor
 from tests.model.small_network import SMALL, image, small_network, target, transfer
 
@@ -40,19 +38,6 @@ def test_images_without_objects_give_finite_losses(stage: str) -> None:
     losses = network.losses([image(), image(50, 70)], [target(0), target(0)])
     assert losses and all(bool(torch.isfinite(loss)) for loss in losses.values())
     sum(losses.values(), torch.zeros(())).backward()
-
-
-def test_the_mask_loss_reads_no_mask_of_set_b() -> None:
-    """An object without `has_mask` leaves the loss as it is, whatever lies in its place."""
-    network = small_network(mask=dataclasses.replace(SMALL.mask, train_on="ground_truth")).eval()
-    both = target(4, with_masks=[True, True, False, False])
-    poisoned = copy.deepcopy(both)
-    poisoned["masks"][2] = torch.full((5, 5), 255, dtype=torch.uint8)
-    poisoned["masks"][3] = torch.zeros((0, 9), dtype=torch.uint8)
-    network.set_stage("mask")
-    clean = network.losses([image()], [both])["loss_mask"]
-    dirty = network.losses([image()], [poisoned])["loss_mask"]
-    assert torch.equal(clean, dirty)
 
 
 def test_a_roi_of_set_a_never_learns_from_a_mask_of_set_b() -> None:
@@ -159,18 +144,3 @@ def test_no_tensor_of_proposals_times_classes_times_four_is_made_in_detection() 
 def test_losses_ask_for_a_target_per_image() -> None:
     with pytest.raises(ValueError, match="2 images came with 1 targets"):
         small_network().losses([image(), image()], [target(1)])
-
-
-def test_the_official_mlp_has_its_157_million_weights() -> None:
-    with torch.device("meta"):
-        mlp = OfficialMaskMLP(width=256, mask_size=28)
-    assert sum(p.numel() for p in mlp.parameters()) == 157_352_720
-
-
-@pytest.mark.parametrize("mlp", ["none", "slim", "official"])
-def test_every_mlp_trains_and_answers(mlp: str) -> None:
-    network = small_network(mask=MaskConfig(width=8, convolutions=1, roi_size=7, mlp=mlp))  # type: ignore[arg-type]
-    network.train().losses([image()], [target(3)])["loss_mask"].backward()
-    assert gradients(network, "mask_branch.mlp") > 0 or mlp == "none"
-    answer = network.eval()([image()])[0]
-    assert answer["rle_offsets"][-1] == answer["rle_counts"].numel()

@@ -6,7 +6,7 @@ from torch import nn
 
 from model.backbones import build_backbone
 from model.backbones.norms import FrozenBatchNorm2d
-from model.serving import REDUCIBLE, fold_batch_norms, prepared_for_serving
+from model.serving import fold_batch_norms, prepared_for_serving
 from tests.model.small_network import ASKED, small_network
 
 
@@ -57,17 +57,3 @@ def test_the_prepared_network_answers_as_before_and_the_trained_one_is_untouched
     torch.testing.assert_close(a["boxes"], b["boxes"], atol=1e-2, rtol=0)
     assert all(torch.equal(network.state_dict()[key], value) for key, value in before.items())
     assert prepared.box_head.cell_by_cell and not network.box_head.cell_by_cell
-
-
-@torch.no_grad()
-def test_the_reducible_parts_and_no_others_compute_in_bfloat16() -> None:
-    prepared = prepared_for_serving(small_network().eval().inference())
-    for name in REDUCIBLE:
-        prepared.get_submodule(name).to(torch.bfloat16)
-    (answer,) = prepared(*ASKED)
-    assert answer["boxes"].dtype == answer["scores"].dtype == torch.float32
-    assert answer["labels"].shape == (20,)
-    weights = {n for n, p in prepared.named_parameters() if p.dtype == torch.float32}
-    assert weights == {
-        f"box_predictor.{n}.{p}" for n in ("cls_score", "bbox_pred") for p in ("weight", "bias")
-    }

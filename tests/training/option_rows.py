@@ -5,30 +5,21 @@ file of word vectors. A new option needs a value in a row here, or its own test 
 docs/training.md.
 """
 
+from tests.training.tiny_set import SMALLEST
+
 BASE = [
     "data.train_images={shapes}/train",
     "data.train_annotations={shapes}/train.json",
     "data.val_images={shapes}/val",
     "data.val_annotations={shapes}/val.json",
     "data.mask_classes={shapes}/mask_classes.txt",
-    "data.workers=0",
+    *SMALLEST,
     "output.log_every=5",
-    "output.tensorboard=false",
-    "device=cpu",
-    "threads=1",
-    "precision=float32",
-    "channels_last=false",
     "optimiser.learning_rate=1e-3",
-    "model.input.min_size=64",
-    "model.input.max_size=64",
-    "model.backbone.fpn_channels=8",
     "model.rpn.post_nms_train=40",
     "model.rpn.pre_nms_test=60",
     "model.rpn.post_nms_test=20",
-    "model.box.width=16",
     "model.box.rois_per_image=16",
-    "model.mask.width=8",
-    "model.mask.convolutions=1",
     "teacher.weight=0",
     "model.mask.roi_size=8",
     "schedule.batch_size=2",

@@ -12,8 +12,7 @@ from model.checkpoint import load_checkpoint, load_network
 from model.network import MaskXRCNN
 from tests.model.small_network import small_network
 from tests.training.tiny_set import equal, rows, tiny_changes, weights, write_tiny_set
-from training.config import BoxLossesConfig, TeacherConfig, box_only_weights, changed, load_config
-from training.experiments.variants import detector_alone
+from training.config import BoxLossesConfig, TeacherConfig, box_only_weights, load_config
 from training.run import Run
 from training.teacher import Teacher
 from training.train import main
@@ -21,10 +20,11 @@ from training.train import main
 ON = ["box_losses.projection=1", "box_losses.pairwise=0.5", "teacher.weight=0.5"]
 TWENTY = ["schedule.end_to_end_steps=10", "schedule.detector_steps=0", "schedule.mask_steps=10"]
 NEW = ["loss_projection", "loss_pairwise", "loss_pseudo_mask"]
+Train = Callable[..., int]
 
 
 @pytest.fixture
-def run(tiny_set: Path, tmp_path: Path) -> Callable[..., int]:
+def run(tiny_set: Path, tmp_path: Path) -> Train:
     """Train in `tmp_path`/`out` with further words on the command line; the exit status."""
     return lambda *words, out="run", data=tiny_set: main([*tiny_changes(data, tmp_path / out), *words])
 
@@ -33,7 +33,7 @@ def run(tiny_set: Path, tmp_path: Path) -> Callable[..., int]:
 
 
 def test_twenty_steps_with_everything_on_log_every_loss_and_leave_a_checkpoint_that_loads(
-    run: Callable[..., int], tmp_path: Path
+    run: Train, tmp_path: Path
 ) -> None:
     assert run(*ON, *TWENTY) == 0
     written = rows(tmp_path / "run")
@@ -52,9 +52,7 @@ def test_twenty_steps_with_everything_on_log_every_loss_and_leave_a_checkpoint_t
     assert differing == {"mask_branch", "mask_weights"}  # the detector stands still in stage "mask"
 
 
-def test_the_loss_of_a_step_is_the_sum_with_the_weights_of_that_step(
-    run: Callable[..., int], tmp_path: Path
-) -> None:
+def test_the_loss_of_a_step_is_the_sum_with_the_weights_of_that_step(run: Train, tmp_path: Path) -> None:
     steps = ["schedule.detector_steps=0", "schedule.mask_steps=6"]
     assert run(*ON, *steps, "box_losses.warmup_steps=2", "teacher.warmup_steps=2") == 0
     for step, row in enumerate(rows(tmp_path / "run")):
@@ -65,7 +63,7 @@ def test_the_loss_of_a_step_is_the_sum_with_the_weights_of_that_step(
         assert figures["loss"] == pytest.approx(wanted, rel=1e-4), step
 
 
-def test_the_masks_of_set_b_in_the_file_change_nothing(run: Callable[..., int], tmp_path: Path) -> None:
+def test_the_masks_of_set_b_in_the_file_change_nothing(run: Train, tmp_path: Path) -> None:
     spoilt = tmp_path / "spoilt"
     write_tiny_set(spoilt)
     document = json.loads((spoilt / "train.json").read_text())
@@ -79,19 +77,22 @@ def test_the_masks_of_set_b_in_the_file_change_nothing(run: Callable[..., int], 
     assert equal(weights(tmp_path / "run"), weights(tmp_path / "other"))
 
 
-def test_off_there_is_no_further_column_and_no_teacher(run: Callable[..., int], tmp_path: Path) -> None:
-    assert run() == 0
-    assert not set(NEW) & set(rows(tmp_path / "run")[0])
-    assert "teacher" not in load_checkpoint(tmp_path / "run" / "checkpoint.pt")
-
-
-def test_a_weight_of_its_own_is_what_switches_each_on(run: Callable[..., int], tmp_path: Path) -> None:
-    assert run("teacher.weight=0.5", "schedule.detector_steps=0", "schedule.mask_steps=1") == 0
-    assert set(NEW) & set(rows(tmp_path / "run")[0]) == {"loss_pseudo_mask"}
-    words = ["box_losses.projection=1", "schedule.detector_steps=0", "schedule.mask_steps=1"]
-    assert run(*words, out="other") == 0
-    assert set(NEW) & set(rows(tmp_path / "other")[0]) == {"loss_projection", "loss_pairwise"}
-    assert "teacher" not in load_checkpoint(tmp_path / "other" / "checkpoint.pt")
+@pytest.mark.parametrize(
+    ("words", "columns"),
+    [
+        ([], set()),
+        (["teacher.weight=0.5"], {"loss_pseudo_mask"}),
+        (["box_losses.projection=1"], {"loss_projection", "loss_pairwise"}),
+    ],
+)
+def test_a_weight_of_its_own_is_what_switches_each_on(
+    run: Train, tmp_path: Path, words: list[str], columns: set[str]
+) -> None:
+    assert run(*words, "schedule.detector_steps=0", "schedule.mask_steps=1") == 0
+    assert set(NEW) & set(rows(tmp_path / "run")[0]) == columns
+    assert ("teacher" in load_checkpoint(tmp_path / "run" / "checkpoint.pt")) == (
+        "loss_pseudo_mask" in columns
+    )
 
 
 # ---- going on ----
@@ -99,7 +100,7 @@ def test_a_weight_of_its_own_is_what_switches_each_on(run: Callable[..., int], t
 
 @pytest.mark.parametrize("broken_off_at", [2, 5])
 def test_a_run_broken_off_goes_on_to_the_same_weights_and_the_same_teacher(
-    run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken_off_at: int
+    run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken_off_at: int
 ) -> None:
     """Bit for bit, in the middle of either stage, after the teacher's warm-up and with dropout."""
     words = [*ON, "teacher.warmup_steps=1", "box_losses.warmup_steps=2", "model.transfer.dropout=0.2"]
@@ -125,7 +126,7 @@ def test_a_run_broken_off_goes_on_to_the_same_weights_and_the_same_teacher(
 
 
 def test_a_run_does_not_go_on_with_other_box_losses_or_another_teacher(
-    run: Callable[..., int], capsys: pytest.CaptureFixture[str]
+    run: Train, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(*ON) == 0
     assert run("--resume", *ON, "teacher.momentum=0.9", "box_losses.margin=0.2") == 2
@@ -227,10 +228,3 @@ def test_by_default_there_is_neither() -> None:
 def test_a_setting_that_makes_no_sense_is_refused_by_name(word: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_config("training/presets/shapes.toml", [word])
-
-
-def test_one_detector_serves_runs_with_and_without_them() -> None:
-    config = load_config("training/presets/shapes.toml")
-    on = changed(config, {"box_losses.projection": 1.0, "teacher.weight": 0.5})
-    assert on != config
-    assert detector_alone(on) == detector_alone(config)

@@ -188,7 +188,7 @@ def test_one_process_told_to_stop_stops_all_after_the_same_step(tiny_set: Path, 
 
 
 @pytest.mark.timeout(1500)
-def test_a_mistake_of_one_process_ends_all_with_its_one_line(tiny_set: Path, tmp_path: Path) -> None:
+def test_a_mistake_of_one_process_ends_all_with_its_one_line(tmp_path: Path) -> None:
     """A picture that breaks during the run is met by one process; the other one waits for it, and not for ever."""
     folder = tmp_path / "set"
     write_tiny_set(folder)

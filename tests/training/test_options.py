@@ -1,6 +1,5 @@
 """Every option of the method: trained for 20 steps (2 if large), exported, reloaded, and predicted with."""
 
-import csv
 import io
 import json
 import tomllib
@@ -20,7 +19,9 @@ from export.torchscript import export_checkpoint
 from export.verify import Answer, Case
 from model.checkpoint import load_checkpoint
 from model.keypoints.layout import COCO_NAMES
+from tests.model.small_network import asked
 from tests.training.option_rows import AMOUNTS, BASE, ELSEWHERE, ROWS
+from tests.training.tiny_set import rows as logged_rows
 from training.config import TrainingConfig, flat, load_config, to_dict
 from training.drawn.figures import FiguresConfig, write_figures
 from training.drawn.shapes import ShapesConfig, write_shapes
@@ -88,9 +89,7 @@ def test_an_option_trains_is_exported_reloaded_and_predicts(
     assert saved["finished"] and saved["step"] == config.schedule.total_steps > 0
     labels = saved["model"]["box_predictor.cls_score.weight"].shape[0]
     del saved
-    with (tmp_path / "log.csv").open(newline="") as file:
-        logged = list(csv.DictReader(file))
-    losses = ["loss_mask", "loss_class"]
+    logged, losses = logged_rows(tmp_path), ["loss_mask", "loss_class"]
     losses += ["loss_projection", "loss_pairwise"] * config.box_losses.used
     losses += ["loss_pseudo_mask"] * config.teacher.used + ["loss_keypoint"] * config.model.keypoints.used
     assert [name for name in losses if not any(float(step[name] or 0) > 0 for step in logged)] == []
@@ -100,15 +99,8 @@ def test_an_option_trains_is_exported_reloaded_and_predicts(
     model = torch.jit.load(tmp_path / "maskx.pt")
     picture = Image.open(next(Path(config.data.train_images).glob("*.png"))).convert("RGB")
     image = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-    asked = (
-        torch.tensor([[2 * SIDE, 2 * SIDE]]),
-        torch.zeros(1),
-        torch.tensor([5]),
-        torch.ones(1, labels, dtype=torch.bool),
-        torch.ones(1, dtype=torch.bool),
-    )
     with torch.inference_mode():
-        (answer,) = model([image], *asked)
+        (answer,) = model(*asked([image], sizes=[[2 * SIDE, 2 * SIDE]], most=5, classes=labels - 1))
     assert answer["labels"].shape == (5,) and bool(answer["scores"].isfinite().all())
     assert bool((answer["boxes"] >= 0).all()) and bool((answer["boxes"] <= 2 * SIDE).all())
     runs = answer["rle_counts"].tensor_split(answer["rle_offsets"][1:-1])

@@ -17,8 +17,8 @@ from model.config import ModelConfig
 from model.network import MaskXRCNN
 from model.serving import prepared_for_serving
 from tests.export.tiny import save_network
-from tests.training.tiny_set import tiny_changes
-from training.config import DEFAULT_CONFIG, load_config
+from tests.model.small_network import image
+from tests.training.tiny_set import tiny_changes, tiny_config
 from training.start import new_labels, read_start, take_over
 from training.train import main
 
@@ -27,8 +27,7 @@ PREDICTOR = "box_predictor."
 
 
 def model(*changes: str) -> ModelConfig:
-    words = tiny_changes(Path("unused"), Path("unused"))
-    return load_config(DEFAULT_CONFIG, [*words, "model.input.min_size=64", *changes]).model
+    return tiny_config(Path("unused"), Path("unused"), *changes).model
 
 
 def drawn(config: ModelConfig, classes: int, seed: int) -> MaskXRCNN:
@@ -131,10 +130,7 @@ def test_an_archive_gives_back_the_network_that_it_was_made_of(form: str, tmp_pa
     assert ("start anew (mask_weights.transfer" in said) == (form == "residual=true")
     for layer in network.mask_weights.transfer.parameters() if network.mask_weights.transfer else ():
         torch.nn.init.zeros_(layer)
-    image = [
-        torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    ]
-    (one,), (other,) = given(image), network(image)
+    (one,), (other,) = given([image()]), network([image()])
     assert one["labels"].numel() > 0
     torch.testing.assert_close(other["boxes"], one["boxes"], atol=1e-3, rtol=1e-4)
     torch.testing.assert_close(other["scores"], one["scores"], atol=1e-5, rtol=1e-4)
@@ -196,10 +192,8 @@ def test_steps_for_new_classes_want_a_start(
     check: Callable[..., int] = lambda *words: main([*tiny_changes(tiny_set, tmp_path / "run"), *words])  # noqa: E731
     assert check("schedule.classes_steps=1") == 2
     assert "name it in data.start_from" in capsys.readouterr().err
-    assert check("model.transfer.normalise=true", "model.transfer.kept_mean=true") == 2
+    kept = ["model.transfer.normalise=true", "model.transfer.kept_mean=true"]
+    assert check(*kept) == 2
     assert "set kept_mean to false, or these steps to 0" in capsys.readouterr().err
-    assert (
-        check("model.transfer.normalise=true", "model.transfer.kept_mean=true", "schedule.detector_steps=0")
-        == 2
-    )
+    assert check(*kept, "schedule.detector_steps=0") == 2
     assert "no mean was kept" in capsys.readouterr().err

@@ -16,10 +16,11 @@ from tests.training.tiny_set import equal, rows, tiny_changes, weights, write_ti
 from training.train import main
 
 Words = list[str]
+Train = Callable[..., int]
 
 
 @pytest.fixture
-def run(tiny_set: Path, tmp_path: Path) -> Callable[..., int]:
+def run(tiny_set: Path, tmp_path: Path) -> Train:
     """Train in `tmp_path`/run with further words on the command line; the exit status."""
     return lambda *words: main([*tiny_changes(tiny_set, tmp_path / "run"), *words])
 
@@ -32,9 +33,7 @@ def out(tmp_path: Path) -> Path:
 # ---- what a run writes ----
 
 
-def test_a_run_ends_with_a_checkpoint_that_loads_and_a_row_for_every_step(
-    run: Callable[..., int], out: Path
-) -> None:
+def test_a_run_ends_with_a_checkpoint_that_loads_and_a_row_for_every_step(run: Train, out: Path) -> None:
     assert run() == 0
     _, classes, contents = load_network(out / "checkpoint.pt")
     assert contents["step"] == 4 and contents["finished"] and classes.names == ("brick", "tile", "slab")
@@ -52,14 +51,14 @@ def test_a_run_ends_with_a_checkpoint_that_loads_and_a_row_for_every_step(
         assert float(row["images_per_second"]) > 0 and float(row["learning_rate"]) > 0
 
 
-def test_the_loss_is_the_sum_of_the_losses_times_their_weights(run: Callable[..., int], out: Path) -> None:
+def test_the_loss_is_the_sum_of_the_losses_times_their_weights(run: Train, out: Path) -> None:
     assert run("loss_weights.loss_box=10", "loss_weights.loss_class=0", "optimiser.clip_norm=0") == 0
     row = {key: float(value) for key, value in rows(out)[0].items() if key != "stage" and value}
     wanted = row["loss_objectness"] + row["loss_rpn_box"] + 10 * row["loss_box"]
     assert row["loss"] == pytest.approx(wanted, rel=1e-4)
 
 
-def test_the_mask_stage_moves_the_mask_branch_and_nothing_else(run: Callable[..., int], out: Path) -> None:
+def test_the_mask_stage_moves_the_mask_branch_and_nothing_else(run: Train, out: Path) -> None:
     assert run("schedule.mask_steps=0") == 0
     detector = weights(out)
     assert run("--resume") == 0
@@ -67,9 +66,7 @@ def test_the_mask_stage_moves_the_mask_branch_and_nothing_else(run: Callable[...
     assert moved and all(key.startswith(("mask_branch.", "mask_weights.")) for key in moved)
 
 
-def test_the_detector_stage_leaves_the_mask_branch_as_it_began(
-    run: Callable[..., int], out: Path, tiny_set: Path, tmp_path: Path
-) -> None:
+def test_the_detector_stage_leaves_the_mask_branch_as_it_began(run: Train, out: Path) -> None:
     assert run("schedule.mask_steps=0", "schedule.detector_steps=1") == 0
     one = weights(out)
     assert run("schedule.mask_steps=0", "schedule.detector_steps=2", "--restart") == 0
@@ -77,59 +74,43 @@ def test_the_detector_stage_leaves_the_mask_branch_as_it_began(
     assert moved and not any(key.startswith(("mask_branch.", "mask_weights.")) for key in moved)
 
 
-def test_end_to_end_training_moves_both_sides(run: Callable[..., int], out: Path) -> None:
+def test_end_to_end_training_moves_both_sides(run: Train, out: Path) -> None:
     stages = ["schedule.end_to_end_steps=2", "schedule.detector_steps=0", "schedule.mask_steps=0"]
     assert run(*stages) == 0
     assert all(row["stage"] == "end_to_end" and "" not in row.values() for row in rows(out))
 
 
-def test_the_mask_stage_has_a_learning_rate_of_its_own(run: Callable[..., int], out: Path) -> None:
+def test_the_mask_stage_has_a_learning_rate_of_its_own(run: Train, out: Path) -> None:
     words = ["optimiser.learning_rate=1e-3", "optimiser.mask_learning_rate=5e-4", "schedule.decay=none"]
     assert run(*words, "schedule.warmup_steps=0") == 0
     assert [float(row["learning_rate"]) for row in rows(out)] == [1e-3, 1e-3, 5e-4, 5e-4]
 
 
-def test_a_finished_detector_is_taken_from_another_run(
-    run: Callable[..., int], out: Path, tmp_path: Path
-) -> None:
+def test_a_finished_detector_is_taken_from_another_run(run: Train, out: Path, tmp_path: Path) -> None:
     assert run("schedule.mask_steps=0") == 0
     other = tmp_path / "other"
-    words = [
-        f"data.detector_from={out / 'checkpoint.pt'}",
-        "schedule.detector_steps=0",
-        f"output.dir={other}",
-    ]
-    assert run(*words) == 0
+    start = f"data.detector_from={out / 'checkpoint.pt'}"
+    assert run(start, "schedule.detector_steps=0", f"output.dir={other}") == 0
     detector, whole = weights(out), weights(other)
     taken = [key for key in whole if not key.startswith(("mask_branch.", "mask_weights."))]
     assert taken and all(torch.equal(whole[key], detector[key]) for key in taken)
 
 
-def test_clipping_keeps_the_step_of_sgd_within_rate_times_norm(run: Callable[..., int], out: Path) -> None:
-    still = [
-        "optimiser.name=sgd",
-        "optimiser.weight_decay=0",
-        "optimiser.momentum=0",
-        "schedule.warmup_steps=0",
+def test_clipping_keeps_the_step_of_sgd_within_rate_times_norm(run: Train, out: Path) -> None:
+    words = [f"optimiser.{word}" for word in ("name=sgd", "weight_decay=0", "momentum=0", "learning_rate=1")]
+    words += [
+        f"schedule.{word}" for word in ("warmup_steps=0", "detector_steps=1", "mask_steps=0", "decay=none")
     ]
-    only = [
-        "schedule.detector_steps=1",
-        "schedule.mask_steps=0",
-        "optimiser.learning_rate=1",
-        "schedule.decay=none",
-    ]
-    assert run(*still, *only, "optimiser.clip_norm=1e-6") == 0
+    assert run(*words, "optimiser.clip_norm=1e-6") == 0
     clipped = weights(out)
-    assert run(*still, *only, "optimiser.clip_norm=0.01", "--restart") == 0
+    assert run(*words, "optimiser.clip_norm=0.01", "--restart") == 0
     loose = weights(out)
     names = [key for key, _ in load_network(out / "checkpoint.pt")[0].named_parameters()]
     moved = torch.stack([(loose[key] - clipped[key]).square().sum() for key in names]).sum().sqrt()
     assert 0.009 < float(moved) < 0.011
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
-    run: Callable[..., int], out: Path
-) -> None:
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(run: Train, out: Path) -> None:
     states = []
     for seed in ("1", "1", "2"):
         assert run("--seed", seed, "--restart") == 0
@@ -137,7 +118,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
     assert equal(states[0], states[1]) and not equal(states[1], states[2])
 
 
-def test_tensorboard_gets_the_figures_of_the_log(run: Callable[..., int], out: Path) -> None:
+def test_tensorboard_gets_the_figures_of_the_log(run: Train, out: Path) -> None:
     accumulator = import_module("tensorboard.backend.event_processing.event_accumulator")
     assert run("output.tensorboard=true") == 0
     events = accumulator.EventAccumulator(str(out / "tensorboard"))
@@ -149,9 +130,7 @@ def test_tensorboard_gets_the_figures_of_the_log(run: Callable[..., int], out: P
 # ---- going on ----
 
 
-def test_a_run_made_longer_goes_on_and_the_rest_of_a_finished_one_is_nothing(
-    run: Callable[..., int], out: Path
-) -> None:
+def test_a_run_made_longer_goes_on_and_the_rest_of_a_finished_one_is_nothing(run: Train, out: Path) -> None:
     assert run() == 0
     before = (out / "checkpoint.pt").stat().st_mtime_ns
     assert run("--resume") == 0
@@ -161,7 +140,7 @@ def test_a_run_made_longer_goes_on_and_the_rest_of_a_finished_one_is_nothing(
 
 
 def test_a_run_goes_on_with_the_configuration_of_its_checkpoint_wherever_it_lies_now(
-    run: Callable[..., int], out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Train, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run() == 0
     moved = [f"output.dir={out.rename(tmp_path / 'moved')}", "--resume"]
@@ -195,7 +174,7 @@ def test_make_gives_a_run_that_was_begun_only_the_settings_that_it_is_given(tmp_
 
 
 def test_a_run_that_is_there_is_neither_overwritten_nor_mixed_up(
-    run: Callable[..., int], out: Path, capsys: pytest.CaptureFixture[str]
+    run: Train, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run() == 0
     before = (out / "checkpoint.pt").read_bytes()
@@ -209,14 +188,14 @@ def test_a_run_that_is_there_is_neither_overwritten_nor_mixed_up(
 
 
 def test_resuming_where_nothing_was_starts_and_says_so(
-    run: Callable[..., int], capsys: pytest.CaptureFixture[str]
+    run: Train, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("--resume") == 0
     assert "no checkpoint yet, starting from the beginning" in capsys.readouterr().out
 
 
 def test_a_run_does_not_go_on_with_other_data(
-    run: Callable[..., int], tiny_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = tmp_path / "names.txt"
     names.write_text("brick\ntile\n")
@@ -292,7 +271,7 @@ def test_a_run_killed_and_interrupted_ends_with_the_weights_of_one_left_alone(
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(
-    run: Callable[..., int], out: Path, tiny_set: Path, capsys: pytest.CaptureFixture[str]
+    run: Train, out: Path, tiny_set: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["optimiser.name=sgd", "optimiser.learning_rate=1e30", "schedule.warmup_steps=0"]
     assert run(*words, "output.checkpoint_every=1") == 2
@@ -307,22 +286,18 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_picture_that_breaks_during_the_run_is_one_line_with_its_name(tmp_path: Path, workers: int) -> None:
+def test_a_picture_that_breaks_during_the_run_is_one_line_with_its_name(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], workers: int
+) -> None:
     folder, out = tmp_path / "set", tmp_path / "run"
     write_tiny_set(folder, images=2)
     for picture in (folder / "images").iterdir():
         data = picture.read_bytes()
         picture.write_bytes(data[: len(data) // 2])  # the header, which is looked at before, is whole
-    module = [sys.executable, "-m", "training.train"]
-    done = subprocess.run(
-        [*module, *tiny_changes(folder, out), f"data.workers={workers}"],
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    last = done.stderr.splitlines()[-1]
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert last.startswith("error: step 1: ") and ".png: " in last
+    assert main([*tiny_changes(folder, out), f"data.workers={workers}"]) == 2
+    error = capfd.readouterr().err
+    last = error.splitlines()[-1]
+    assert last.startswith("error: step 1: ") and ".png: " in last and "Traceback" not in error
 
 
 @pytest.mark.parametrize(
@@ -343,7 +318,7 @@ def test_a_picture_that_breaks_during_the_run_is_one_line_with_its_name(tmp_path
     ],
 )
 def test_a_users_mistake_is_one_line_and_nothing_is_written(
-    run: Callable[..., int], out: Path, capsys: pytest.CaptureFixture[str], words: Words, message: str
+    run: Train, out: Path, capsys: pytest.CaptureFixture[str], words: Words, message: str
 ) -> None:
     assert run(*words) == 2
     error = capsys.readouterr().err
@@ -353,7 +328,7 @@ def test_a_users_mistake_is_one_line_and_nothing_is_written(
 
 
 def test_a_gpu_that_was_asked_for_and_is_not_there_is_an_error(
-    run: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    run: Train, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert run("--device", "cuda") == 2

@@ -10,9 +10,26 @@ from PIL import Image
 from torch import Tensor
 
 from model.checkpoint import load_checkpoint
+from tests.training.data.coco_set import annotation
+from training.config import TrainingConfig, load_config
 
 SIDE = 64
 NAMES = ("brick", "tile", "slab")
+SMALLEST = [
+    "data.workers=0",
+    "output.tensorboard=false",
+    "device=cpu",
+    "threads=1",
+    "precision=float32",
+    "channels_last=false",
+    f"model.input.min_size={SIDE}",
+    f"model.input.max_size={SIDE}",
+    "model.backbone.fpn_channels=8",
+    "model.box.width=16",
+    "model.mask.width=8",
+    "model.mask.convolutions=1",
+]
+"""Overrides that make the network of a preset as small as can be, on a CPU."""
 
 
 def write_tiny_set(folder: Path, *, images: int = 6) -> None:
@@ -27,17 +44,7 @@ def write_tiny_set(folder: Path, *, images: int = 6) -> None:
             x, y = (int(v) for v in random.integers(0, SIDE // 2, 2))
             w, h = (int(v) for v in random.integers(12, SIDE // 2, 2))
             pixels[y : y + h, x : x + w, category] = 255
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": number + 100,
-                    "category_id": category + 1,
-                    "bbox": [x, y, w, h],
-                    "area": w * h,
-                    "iscrowd": 0,
-                    "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]],
-                }
-            )
+            annotations.append(annotation(len(annotations) + 1, number + 100, category + 1, [x, y, w, h]))
         Image.fromarray(pixels).save(folder / "images" / f"{number}.png")
         entries.append({"id": number + 100, "file_name": f"{number}.png", "width": SIDE, "height": SIDE})
     categories = [{"id": i + 1, "name": name} for i, name in enumerate(NAMES)]
@@ -54,25 +61,14 @@ def tiny_changes(folder: Path, out: Path) -> list[str]:
         f"data.val_images={folder / 'images'}",
         f"data.val_annotations={folder / 'train.json'}",
         "data.mask_classes=brick,tile",
-        "data.workers=0",
+        *SMALLEST,
         f"output.dir={out}",
         "output.log_every=1",
-        "output.tensorboard=false",
-        "device=cpu",
-        "threads=1",
-        "precision=float32",
-        "channels_last=false",
         "optimiser.name=adamw",
         "optimiser.learning_rate=1e-3",
         "optimiser.weight_decay=0.01",
         "optimiser.clip_norm=10",
-        f"model.input.min_size={SIDE}",
-        f"model.input.max_size={SIDE}",
-        "model.backbone.fpn_channels=8",
-        "model.box.width=16",
         "model.box.rois_per_image=8",
-        "model.mask.width=8",
-        "model.mask.convolutions=1",
         "teacher.weight=0",
         "schedule.batch_size=2",
         "schedule.warmup_steps=2",
@@ -80,6 +76,11 @@ def tiny_changes(folder: Path, out: Path) -> list[str]:
         "schedule.detector_steps=2",
         "schedule.mask_steps=2",
     ]
+
+
+def tiny_config(folder: Path, out: Path, *words: str) -> TrainingConfig:
+    """Of `tiny_changes` and further ones."""
+    return load_config("training/presets/shapes.toml", [*tiny_changes(folder, out), *words])
 
 
 def rows(out: Path) -> list[dict[str, str]]:

@@ -271,27 +271,12 @@ def test_unreachable_hub_names_the_file_to_bring(
 
 
 def tensorflow_same(x: Tensor, weight: Tensor, stride: int, groups: int) -> Tensor:
-    """TensorFlow's definition, pixel by pixel: the window of output o begins at o * stride - before."""
-    kernel = weight.shape[2]
-    sides, befores = [], []
-    for side in x.shape[2:]:
-        outputs = -(-side // stride)
-        missing = (kernel - stride) if side % stride == 0 else (kernel - side % stride)
-        sides.append(outputs)
-        befores.append(max(missing, 0) // 2)
-    room = F.pad(x, [kernel] * 4)
-    rows = []
-    for row in range(sides[0]):
-        pixels = []
-        for column in range(sides[1]):
-            top, left = (
-                i * stride - before + kernel for i, before in zip((row, column), befores, strict=True)
-            )
-            pixels.append(
-                F.conv2d(room[:, :, top : top + kernel, left : left + kernel], weight, groups=groups)
-            )
-        rows.append(torch.cat(pixels, dim=3))
-    return torch.cat(rows, dim=2)
+    """TensorFlow's definition: the window of output o begins at o * stride - before."""
+    kernel, sides = weight.shape[2], x.shape[2:]
+    outputs = [-(-side // stride) for side in sides]
+    before = [max((n - 1) * stride + kernel - side, 0) // 2 for n, side in zip(outputs, sides, strict=True)]
+    room = F.pad(x, [before[1], kernel, before[0], kernel])
+    return F.conv2d(room, weight, stride=stride, groups=groups)[:, :, : outputs[0], : outputs[1]]
 
 
 @pytest.mark.parametrize("kernel", [1, 3, 5])

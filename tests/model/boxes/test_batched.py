@@ -12,11 +12,9 @@ from model.config import MaskConfig
 from model.inference import Inference
 from model.keypoints.layout import KeypointsConfig
 from tests.model.operations import Operations
-from tests.model.small_network import SMALL, image, small_network, transfer
+from tests.model.small_network import SMALL, Arguments, image, small_network, transfer
 
 CLASSES = 5
-
-Arguments = tuple[list[Tensor], Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def network(**changes: Any) -> Inference:
@@ -30,10 +28,10 @@ def network(**changes: Any) -> Inference:
     return made.eval().inference()
 
 
-def asked(images: list[Tensor], threshold: float = 0.02) -> Arguments:
+def asked(images: list[Tensor], threshold: float = 0.02, number_of_classes: int = CLASSES) -> Arguments:
     """A batch in which every request asks for something else; the third wants no masks, the fourth nothing at all."""
     count = len(images)
-    classes = torch.ones((count, CLASSES + 1), dtype=torch.bool)
+    classes = torch.ones((count, number_of_classes + 1), dtype=torch.bool)
     classes[1::3, 2] = False
     most = torch.tensor([20, 7, 30, 0, 3, 100, 1, 50])[:count]
     return (
@@ -69,6 +67,10 @@ def require_same(one: list[dict[str, Tensor]], other: list[dict[str, Tensor]]) -
                 assert torch.equal(a[key], b[key]), key
 
 
+def require_same_both_ways(served: Any, arguments: Arguments) -> None:
+    require_same(answers(served, arguments, batched=True), answers(served, arguments, batched=False))
+
+
 @pytest.mark.parametrize(
     "images",
     [eight(), [image()], [image(64, 64, 0), image(64, 90, 1), image(90, 64, 2), image(64, 90, 3)]],
@@ -94,20 +96,13 @@ def test_where_nothing_is_found_both_ways_say_so() -> None:
 def test_above_the_largest_group_the_answers_are_the_same() -> None:
     """At threshold 0 there are more candidates in an image than overlaps are computed for at once."""
     served = network(rpn=dataclasses.replace(SMALL.rpn, pre_nms_test=600, post_nms_test=600))
-    arguments = asked([image(), image(seed=1)], threshold=0.0)
-    require_same(answers(served, arguments, batched=True), answers(served, arguments, batched=False))
+    require_same_both_ways(served, asked([image(), image(seed=1)], threshold=0.0))
 
 
 def test_three_thousand_classes_batched_are_as_image_by_image() -> None:
     served = small_network(3000, mask=dataclasses.replace(SMALL.mask, mlp="none")).eval().inference()
     served.box_predictor.candidates_per_image = 150
-    images = [image(), image(seed=1)]
-    arguments = (
-        *asked(images, 0.0)[:4],
-        torch.ones(2, 3001, dtype=torch.bool),
-        torch.ones(2, dtype=torch.bool),
-    )
-    require_same(answers(served, arguments, batched=True), answers(served, arguments, batched=False))
+    require_same_both_ways(served, asked([image(), image(seed=1)], 0.0, 3000))
 
 
 @pytest.mark.parametrize(
@@ -121,9 +116,7 @@ def test_three_thousand_classes_batched_are_as_image_by_image() -> None:
     ids=["keypoints", "bicubic", "RoIPool", "not aligned"],
 )
 def test_every_form_answers_the_same_both_ways(changes: dict[str, Any]) -> None:
-    served = network(**changes)
-    arguments = asked(eight()[:3])
-    require_same(answers(served, arguments, batched=True), answers(served, arguments, batched=False))
+    require_same_both_ways(network(**changes), asked(eight()[:3]))
 
 
 def test_the_switch_can_be_set_after_scripting_and_freezing() -> None:

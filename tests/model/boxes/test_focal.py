@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -10,22 +11,15 @@ from torch import Tensor
 from model.boxes.ground_truth import Batch, ground_truth
 from model.boxes.rpn import CrowdAwareRPN
 from model.boxes.rpn_training import anchor_labels, level_anchors, proposals_and_losses
-from model.build import build_network
-from model.config import FocalConfig, ModelConfig, model_config_from_dict
+from model.config import FocalConfig, model_config_from_dict
 from model.losses import Focal, class_loss, own_total
 from tests.model.boxes.test_rpn import SIZES, pyramid
 from tests.model.small_network import SMALL, image, same_when_scripted, small_network, target
 
-FOCAL = dataclasses.replace(
-    SMALL,
-    rpn=dataclasses.replace(SMALL.rpn, loss="focal"),
-    box=dataclasses.replace(SMALL.box, loss="focal"),
-)
-
-
-def focal_network(config: ModelConfig = FOCAL, num_classes: int = 5) -> torch.nn.Module:
-    torch.manual_seed(0)
-    return build_network(config, num_classes=num_classes)
+FOCAL: dict[str, Any] = {
+    "rpn": dataclasses.replace(SMALL.rpn, loss="focal"),
+    "box": dataclasses.replace(SMALL.box, loss="focal"),
+}
 
 
 def test_class_loss_is_equation_5_over_the_softmax_by_the_foreground() -> None:
@@ -67,7 +61,7 @@ def test_without_foreground_the_loss_is_divided_by_one() -> None:
 
 @pytest.mark.parametrize("classes", [1, 80])
 def test_biases_begin_with_the_prior_whatever_the_number_of_classes(classes: int) -> None:
-    net = focal_network(num_classes=classes)
+    net = small_network(classes, **FOCAL)
     background = float(net.box_predictor.cls_score.bias.softmax(dim=0)[0].detach())
     assert background == pytest.approx(0.99)
     objectness = net.rpn.head.cls_logits.bias.detach().sigmoid()
@@ -78,11 +72,9 @@ def test_biases_begin_with_the_prior_whatever_the_number_of_classes(classes: int
     )
 
 
-def rpn_losses(config: ModelConfig, counts: list[int]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+def rpn_losses(counts: list[int], **changes: Any) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """Losses of the RPN on a fixed pyramid, its objectness over all anchors, and their labels."""
-    rpn = focal_network(
-        dataclasses.replace(config, backbone=dataclasses.replace(SMALL.backbone, fpn_channels=8))
-    ).rpn
+    rpn = small_network(backbone=dataclasses.replace(SMALL.backbone, fpn_channels=8), **changes).rpn
     assert isinstance(rpn, CrowdAwareRPN)
     levels = {str(k): level for k, level in enumerate(pyramid(2))}
     targets = [target(3), target(2, seed=1)]
@@ -103,7 +95,7 @@ def rpn_losses(config: ModelConfig, counts: list[int]) -> tuple[dict[str, Tensor
 
 def test_the_rpn_judges_every_anchor_but_those_left_out_and_divides_by_the_foreground() -> None:
     counts: list[int] = []
-    losses, logits, labels = rpn_losses(FOCAL, counts)
+    losses, logits, labels = rpn_losses(counts, **FOCAL)
     judged = labels >= 0
     assert int((labels < 0).sum()) > 0 and counts == [int((labels > 0).sum())] and counts[0] > 0
     p = logits.sigmoid()[judged]
@@ -116,17 +108,17 @@ def test_the_rpn_judges_every_anchor_but_those_left_out_and_divides_by_the_foreg
 
 def test_by_default_anchors_are_sampled_as_before() -> None:
     counts: list[int] = []
-    rpn_losses(SMALL, counts)
+    rpn_losses(counts)
     assert counts == [2 * SMALL.rpn.batch_per_image]
 
 
 def test_a_network_with_focal_losses_learns_and_scripts_as_it_is() -> None:
-    net = focal_network()
+    net = small_network(**FOCAL)
     losses = net.train().losses([image(), image(seed=1)], [target(3), target(0, seed=1)], seeds=[0, 1])
     sum(losses.values()).backward()  # type: ignore[union-attr]
     assert [n for n, p in net.named_parameters() if p.requires_grad and p.grad is None] == []
     plain = small_network().train().losses([image()], [target(3)], seeds=[0])
-    focal = focal_network().train().losses([image()], [target(3)], seeds=[0])
+    focal = small_network(**FOCAL).train().losses([image()], [target(3)], seeds=[0])
     assert not torch.equal(plain["loss_class"], focal["loss_class"])
     assert not torch.equal(plain["loss_objectness"], focal["loss_objectness"])
     same_when_scripted(net.eval().inference())

@@ -41,12 +41,9 @@ def test_bicubic_bins_are_means_of_torchs_bicubic_samples() -> None:
         x0, y0, x1, y1 = roi[1:] * scale - 0.5
         x, y = (x0 + step * (x1 - x0)).clamp(0, 32), (y0 + step * (y1 - y0)).clamp(0, 23)
         grid = torch.stack(torch.meshgrid(y / 23 * 2 - 1, x / 32 * 2 - 1, indexing="ij")[::-1], dim=2)
+        picture = feature[int(roi[0])][None]
         samples = F.grid_sample(
-            feature[int(roi[0])][None],
-            grid[None],
-            mode="bicubic",
-            padding_mode="border",
-            align_corners=True,
+            picture, grid[None], mode="bicubic", padding_mode="border", align_corners=True
         )
         torch.testing.assert_close(pooled, F.avg_pool2d(samples, ratio)[0], atol=1e-4, rtol=1e-4)
 

@@ -1,6 +1,7 @@
 """Training's proposals, anchors and losses for all images at once, against torchvision's one by one."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -16,22 +17,17 @@ from tests.model.boxes.test_rpn import SIZES, pyramid, rpn
 from tests.model.small_network import SMALL, image, small_network, target
 
 CANVAS = (96, 128)
-TARGETS = [
+TARGETS: list[Any] = [
     {**target(3), "crowd_boxes": torch.tensor([[60.0, 40, 128, 90], [0, 0, 9, 9]])},
     target(0),
     target(1, seed=1),
 ]
 
 
-def truth() -> GroundTruth:
-    sizes = [*SIZES, (96, 128)]
-    return ground_truth(
-        TARGETS,  # type: ignore[arg-type]
-        shapes=sizes,
-        sizes=sizes,
-        seeds=[7, 8, 9],
-        device=torch.device("cpu"),
-    )
+def truth(targets: list[Any] = TARGETS) -> GroundTruth:
+    sizes = [*SIZES, CANVAS][: len(targets)]
+    seeds = [7, 8, 9][: len(targets)]
+    return ground_truth(targets, shapes=sizes, sizes=sizes, seeds=seeds, device=torch.device("cpu"))
 
 
 def batch_of(levels: dict[str, Tensor], known: GroundTruth) -> Batch:
@@ -48,14 +44,7 @@ def test_proposals_are_those_of_torchvision(batched: bool, training: bool) -> No
     module.batched = batched
     module.train(training)
     levels = {str(k): level for k, level in enumerate(pyramid(2))}
-    known = ground_truth(
-        TARGETS[1:],  # type: ignore[arg-type]
-        shapes=SIZES,
-        sizes=SIZES,
-        seeds=[7, 8],
-        device=torch.device("cpu"),
-    )
-    boxes, valid = proposed(module, batch_of(levels, known))
+    boxes, valid = proposed(module, batch_of(levels, truth(TARGETS[1:])))
     listed = ImageList(torch.zeros(2, 3, *CANVAS), SIZES)
     theirs, _ = module(listed, levels, [{"boxes": torch.tensor([[0.0, 0, 20, 20]])}] * 2)
     for i, wanted in enumerate(theirs):

@@ -12,14 +12,16 @@ from torch.nn import functional as F
 from torchvision.ops import box_iou
 
 from model.boxes.pooling import rois_of
+from model.build import build_network
 from model.classes import ClassTable
-from model.config import MaskConfig, ModelConfig, model_config_from_dict, to_dict
+from model.config import ModelConfig, model_config_from_dict, to_dict
 from model.keypoints.head import keypoint_cells, keypoint_loss, keypoints_of
 from model.keypoints.layout import COCO_NAMES, COCO_SIGMAS, KeypointsConfig, keypoint_labels
 from model.losses import own_total
 from model.network import MaskXRCNN
 from model.serving import prepared_for_serving
 from model.targets import Target
+from tests.model.backbones.test_c4 import SMALL_C4
 from tests.model.small_network import (
     SMALL,
     Arguments,
@@ -191,9 +193,10 @@ def enlarged(images: list[Tensor], masks: bool = True) -> Arguments:
     return asked(images, sizes=sizes, most=6, with_masks=masks)
 
 
-def answer_of(network: Any, images: list[Tensor], masks: bool = True) -> list[dict[str, Tensor]]:
-    answers: list[dict[str, Tensor]] = network(*enlarged(images, masks))
-    return answers
+@torch.inference_mode()
+def answer_of(network: MaskXRCNN, masks: bool = True) -> dict[str, Tensor]:
+    (answer,) = network.eval().inference()(*enlarged([image()], masks))
+    return dict(answer)
 
 
 def test_scripted_keypoints_are_exactly_the_eager_ones() -> None:
@@ -205,9 +208,7 @@ def test_scripted_keypoints_are_exactly_the_eager_ones() -> None:
 
 
 def test_keypoints_lie_in_their_boxes_in_pixels_of_the_original() -> None:
-    network = network_with_keypoints().eval()
-    with torch.inference_mode():
-        (answer,) = answer_of(network.inference(), [image()])
+    answer = answer_of(network_with_keypoints())
     low, high = answer["boxes"][:, None, :2], answer["boxes"][:, None, 2:]
     at = answer["keypoints"][:, :, :2]
     assert bool(((at >= low - 1e-3) & (at <= high + 1e-3)).all())
@@ -215,39 +216,28 @@ def test_keypoints_lie_in_their_boxes_in_pixels_of_the_original() -> None:
 
 
 def test_keypoints_are_found_on_the_one_level_of_the_c4_form_too() -> None:
-    network = network_with_keypoints().eval()
-    c4 = small_network(
-        backbone=dataclasses.replace(SMALL.backbone, norm="group"),
-        box=dataclasses.replace(SMALL.box, head="res5", width=192, roi_size=8),
-        mask=MaskConfig(head="res5", width=16, roi_size=4),
-        keypoints=CONFIG,
-    )
+    c4 = build_network(dataclasses.replace(SMALL_C4, keypoints=CONFIG), num_classes=5)
     assert float(c4.train().losses([image()], [with_keypoints(3)])["loss_keypoint"].detach()) > 0
-    with torch.inference_mode():
-        (of_c4,), (of_fpn,) = (answer_of(one.eval().inference(), [image()]) for one in (c4, network))
+    of_c4, of_fpn = answer_of(c4), answer_of(network_with_keypoints())
     assert of_c4["keypoints"].shape == of_fpn["keypoints"].shape == (6, 3, 3)
     assert bool((of_c4["keypoints"][:, :, 2] > 0).all())
 
 
 def test_keypoints_are_answered_without_masks_too() -> None:
-    network = network_with_keypoints().eval()
-    with torch.inference_mode():
-        (with_masks,), (without,) = (
-            answer_of(network.inference(), [image()], masks) for masks in (True, False)
-        )
+    network = network_with_keypoints()
+    with_masks, without = (answer_of(network, masks) for masks in (True, False))
     assert torch.equal(with_masks["keypoints"], without["keypoints"]) and without["rle_counts"].numel() == 0
 
 
 def test_only_the_classes_that_have_keypoints_get_some() -> None:
-    network = network_with_keypoints().eval()
+    network = network_with_keypoints()
     with torch.no_grad():
         network.box_predictor.cls_score.weight.mul_(100)  # so that classes differ
-    with torch.inference_mode():
-        (everywhere,) = answer_of(network.inference(), [image()])
-        labels = everywhere["labels"].unique().tolist()
-        assert len(labels) > 1
-        network.set_keypoint_labels(labels[:1])
-        (answer,) = answer_of(network.inference(), [image()])
+    everywhere = answer_of(network)
+    labels = everywhere["labels"].unique().tolist()
+    assert len(labels) > 1
+    network.set_keypoint_labels(labels[:1])
+    answer = answer_of(network)
     mine = answer["labels"] == labels[0]
     assert torch.allclose(answer["keypoints"][mine], everywhere["keypoints"][mine], atol=1e-4)
     assert not answer["keypoints"][~mine].any() and everywhere["keypoints"][~mine].any()
@@ -261,9 +251,7 @@ def test_an_image_without_detections_has_no_keypoints() -> None:
 
 
 def test_a_network_without_keypoints_answers_as_before() -> None:
-    with torch.inference_mode():
-        (answer,) = answer_of(small_network().eval().inference(), [image()])
-    assert set(answer) == {"boxes", "scores", "labels", "rle_counts", "rle_offsets"}
+    assert set(answer_of(small_network())) == {"boxes", "scores", "labels", "rle_counts", "rle_offsets"}
     assert not [name for name in small_network().state_dict() if name.startswith("keypoint")]
 
 

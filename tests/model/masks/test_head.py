@@ -1,12 +1,10 @@
-"""The deconvolution as a matrix product, the mask of a class as one dot product a pixel, and the pyramid's sums."""
+"""The deconvolution as a matrix product, the mask of a class as one dot product a pixel, the pyramid's sums."""
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torchvision.ops import FeaturePyramidNetwork
-from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from model.backbones import Pyramid, with_nearest
+from model.backbones import with_nearest
 from model.masks.head import MaskBranch, MaskHead, OfficialMaskMLP
 
 
@@ -36,15 +34,3 @@ def test_a_finer_level_gets_its_nearest_coarser_cells(fine: tuple[int, int]) -> 
             given = lateral.clone(memory_format=layout)
             assert torch.equal(with_nearest(given, coarse), expected)
             assert torch.equal(given, expected) is (fine == (6, 8)), "in place where the sides are doubled"
-
-
-def test_the_pyramid_is_torchvisions_under_its_names() -> None:
-    torch.manual_seed(1)
-    theirs = FeaturePyramidNetwork([4, 6, 8, 10], 5, extra_blocks=LastLevelMaxPool())
-    ours = Pyramid([4, 6, 8, 10], 5)
-    ours.load_state_dict(theirs.state_dict())
-    features = {str(k): torch.randn(1, 4 + 2 * k, 20 >> k, 25 >> k) for k in range(4)}
-    expected, got = theirs(dict(features)), ours(dict(features))
-    assert list(got) == list(expected) == ["0", "1", "2", "3", "pool"]
-    for name in expected:
-        torch.testing.assert_close(got[name], expected[name])

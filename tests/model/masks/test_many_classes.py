@@ -55,20 +55,15 @@ def test_weights_and_gradients_are_those_of_t_on_all_classes(
     assert found[0][0].shape == (5, MASK_WIDTH)
 
 
-def test_t_sees_the_labels_that_occur_and_no_others() -> None:
-    weights, seen = made(), []
+@pytest.mark.parametrize(("options", "rows"), [({}, 4), ({"noise": 0.1}, CLASSES + 1)])
+def test_t_sees_the_labels_that_occur_and_no_others_but_for_noise_which_all_measure(
+    options: dict[str, float], rows: int
+) -> None:
+    weights, seen = made(**options), []
     assert weights.transfer is not None
     weights.transfer.register_forward_pre_hook(lambda _m, given: seen.append(given[0].shape[0]))
     weights.of_labels(*detection_weights(), LABELS)
-    assert seen == [4]
-
-
-def test_noise_is_measured_over_all_classes() -> None:
-    weights, seen = made(noise=0.1), []
-    assert weights.transfer is not None
-    weights.transfer.register_forward_pre_hook(lambda _m, given: seen.append(given[0].shape[0]))
-    weights.of_labels(*detection_weights(), LABELS)
-    assert seen == [CLASSES + 1]
+    assert seen == [rows]
 
 
 def test_without_a_label_every_parameter_of_t_still_gets_a_gradient() -> None:

@@ -31,19 +31,13 @@ def test_a_class_has_the_first_vector_of_its_word_and_several_words_have_their_m
 
 
 @pytest.mark.parametrize("name", ["fire_hydrant.n.01", "fire-hydrant", "hydrant (fire)", " FIRE hydrant "])
+@pytest.mark.parametrize("first_line", ["", "2 3\n"], ids=["GloVe", "word2vec"])
 def test_underscores_hyphens_brackets_capitals_and_the_ending_of_a_synset_are_no_part_of_a_word(
-    name: str, file: Path
+    name: str, first_line: str, file: Path
 ) -> None:
-    assert read_word_vectors(file, [name], width=3).tolist() == [[3, 1, 0]]
-
-
-def test_a_name_that_the_file_has_whole_is_not_taken_apart(file: Path) -> None:
-    assert read_word_vectors(file, ["T-shirt"], width=3).tolist() == [[7, 7, 7]]
-
-
-def test_the_first_line_of_word2vec_is_passed_over(file: Path) -> None:
-    file.write_text("2 3\n" + GLOVE, encoding="utf-8")
-    assert read_word_vectors(file, ["cat"], width=3).tolist() == [[1, 2, 3]]
+    """A name that the file has whole is not taken apart."""
+    file.write_text(first_line + GLOVE, encoding="utf-8")
+    assert read_word_vectors(file, [name, "T-shirt"], width=3).tolist() == [[3, 1, 0], [7, 7, 7]]
 
 
 def test_words_that_are_missing_are_one_error_that_names_their_classes(file: Path) -> None:

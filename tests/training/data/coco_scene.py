@@ -1,6 +1,7 @@
 """A small COCO set with known masks, and a network that answers from them; for the tests of evaluation."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ from pycocotools import mask as mask_utils
 from torch import Tensor
 
 from model.classes import ClassTable
+from tests.training.data.coco_set import annotation
 
 CLASSES = ClassTable(
     ids=(2, 5, 7, 9), names=("ant", "bee", "cat", "dog"), has_mask=(True, False, True, False)
 )
 HEIGHT, WIDTH = 40, 48
+Change = Callable[[dict[str, Any]], Any]
 
 
 @dataclass
@@ -40,8 +43,8 @@ class Scene:
     things: dict[int, list[Thing]] = field(default_factory=dict)
     size: tuple[int, int] = (HEIGHT, WIDTH)
 
-    def write(self, folder: Path) -> tuple[Path, Path]:
-        """Images and annotations (compressed run lengths): the folder of images and the JSON file."""
+    def write(self, folder: Path, change: Change = bool) -> tuple[Path, Path]:
+        """Images and annotations (compressed run lengths), changed: the folder of images and the JSON file."""
         (folder / "images").mkdir(parents=True)
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
@@ -54,19 +57,18 @@ class Scene:
             for thing in things:
                 x0, y0, x1, y1 = thing.box
                 encoded = mask_utils.encode(np.asfortranarray(thing.mask.astype(np.uint8)))
-                annotations.append(
-                    {
-                        "id": len(annotations) + 1,
-                        "image_id": image_id,
-                        "category_id": thing.category_id,
-                        "bbox": [x0, y0, x1 - x0, y1 - y0],
-                        "area": int(thing.mask.sum()),
-                        "iscrowd": int(thing.crowd),
-                        "segmentation": {"size": list(self.size), "counts": encoded["counts"].decode()},
-                    }
-                )
+                segmentation = {"size": list(self.size), "counts": encoded["counts"].decode()}
+                box = [x0, y0, x1 - x0, y1 - y0]
+                one = annotation(len(annotations) + 1, image_id, thing.category_id, box)
+                one |= {
+                    "area": int(thing.mask.sum()),
+                    "iscrowd": int(thing.crowd),
+                    "segmentation": segmentation,
+                }
+                annotations.append(one)
         categories = [{"id": i, "name": name} for i, name in zip(CLASSES.ids, CLASSES.names, strict=True)]
         document = {"images": images, "annotations": annotations, "categories": categories}
+        change(document)
         (folder / "truth.json").write_text(json.dumps(document))
         return folder / "images", folder / "truth.json"
 
@@ -169,15 +171,8 @@ class KnowingNetwork:
                 masks = [np.roll(mask, shift, axis=1) for mask, shift in zip(masks, shifts, strict=True)]
             counts, offsets = run_lengths(masks)
             labels = torch.tensor([self._label(thing.category_id) for thing in found], dtype=torch.int64)
-            answers.append(
-                {
-                    "boxes": boxes,
-                    "scores": scores,
-                    "labels": labels,
-                    "rle_counts": counts,
-                    "rle_offsets": offsets,
-                }
-            )
+            runs = {"rle_counts": counts, "rle_offsets": offsets}
+            answers.append({"boxes": boxes, "scores": scores, "labels": labels} | runs)
         return answers
 
     def masks_on_boxes(

@@ -59,12 +59,8 @@ Load = Callable[..., CocoDataset]
 
 def assert_same(one: Target, other: Target) -> None:
     assert one["image_id"] == other["image_id"]
-    for a, b in (
-        (one["boxes"], other["boxes"]),
-        (one["labels"], other["labels"]),
-        (one["has_mask"], other["has_mask"]),
-        (one["crowd_boxes"], other["crowd_boxes"]),
-    ):
+    for key in ("boxes", "labels", "has_mask", "crowd_boxes"):
+        a, b = (target[key] for target in (one, other))  # type: ignore[literal-required]
         assert a.dtype == b.dtype and torch.equal(a, b)
     assert [mask.tolist() for mask in one["masks"]] == [mask.tolist() for mask in other["masks"]]
 

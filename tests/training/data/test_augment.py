@@ -10,22 +10,26 @@ from torch import Tensor
 
 from model.targets import Target, mask_windows
 from tests.model.pasting import paste_crop
+from tests.training.data.coco_set import assert_same
 from training.data.augment import AugmentConfig, augment, flip_horizontally
 
 HEIGHT, WIDTH = 12, 17
 GRID = 256
+Box = tuple[float, float, float, float]
 
 
-def sample(boxes: list[tuple[float, float, float, float]], seed: int = 0) -> tuple[Tensor, Target]:
+def sample(
+    boxes: list[Box], *, height: int = HEIGHT, width: int = WIDTH, **more: Any
+) -> tuple[Tensor, Target]:
     """A picture of noise with noise in the window of every box but the last, which has no mask."""
-    generator = torch.Generator().manual_seed(seed)
-    image = torch.randint(0, 256, (3, HEIGHT, WIDTH), generator=generator, dtype=torch.uint8)
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
     boxes_N4 = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
     masks = [
         torch.randint(0, 2, (y1 - y0, x1 - x0), generator=generator, dtype=torch.uint8)
-        for x0, y0, x1, y1 in mask_windows(boxes_N4, HEIGHT, WIDTH).tolist()[:-1]
+        for x0, y0, x1, y1 in mask_windows(boxes_N4, height, width).tolist()[:-1]
     ] + [torch.zeros((0, 0), dtype=torch.uint8)] * bool(boxes)
-    return image, {
+    known: Any = {
         "image_id": 7,
         "boxes": boxes_N4,
         "labels": torch.arange(1, len(boxes) + 1),
@@ -33,35 +37,24 @@ def sample(boxes: list[tuple[float, float, float, float]], seed: int = 0) -> tup
         "masks": masks,
         "crowd_boxes": torch.tensor([[1.5, 2.0, 4.0, 9.25]]),
     }
-
-
-def assert_same(one: Target, other: Target) -> None:
-    assert one["image_id"] == other["image_id"]
-    assert torch.equal(one["boxes"], other["boxes"])
-    assert torch.equal(one["labels"], other["labels"])
-    assert torch.equal(one["has_mask"], other["has_mask"])
-    assert torch.equal(one["crowd_boxes"], other["crowd_boxes"])
-    assert len(one["masks"]) == len(other["masks"])
-    assert all(torch.equal(a, b) for a, b in zip(one["masks"], other["masks"], strict=True))
+    return image, known | more
 
 
 @st.composite
-def grid_boxes(draw: st.DrawFn) -> list[tuple[float, float, float, float]]:
+def grid_boxes(draw: st.DrawFn, height: int = HEIGHT, width: int = WIDTH, grid: int = GRID) -> list[Box]:
     """Boxes on the data set's grid, many of them with edges a hair beside a whole pixel."""
     boxes = []
     for _ in range(draw(st.integers(1, 4))):
         spans = []
-        for side in (WIDTH, HEIGHT):
-            low = draw(st.integers(0, side * GRID - 1))
-            spans.append((low / GRID, draw(st.integers(low + 1, side * GRID)) / GRID))
+        for side in (width, height):
+            low = draw(st.integers(0, side * grid - 1))
+            spans.append((low / grid, draw(st.integers(low + 1, side * grid)) / grid))
         boxes.append((spans[0][0], spans[1][0], spans[0][1], spans[1][1]))
     return boxes
 
 
 @given(grid_boxes())
-def test_a_flipped_mask_pasted_is_the_pasted_mask_flipped(
-    boxes: list[tuple[float, float, float, float]],
-) -> None:
+def test_a_flipped_mask_pasted_is_the_pasted_mask_flipped(boxes: list[Box]) -> None:
     image, target = sample(boxes)
     flipped_image, flipped = flip_horizontally(image, target)
     assert torch.equal(flipped_image, image.flip(2))
@@ -74,7 +67,7 @@ def test_a_flipped_mask_pasted_is_the_pasted_mask_flipped(
 
 
 @given(grid_boxes())
-def test_flipping_twice_changes_nothing(boxes: list[tuple[float, float, float, float]]) -> None:
+def test_flipping_twice_changes_nothing(boxes: list[Box]) -> None:
     image, target = sample(boxes)
     twice_image, twice = flip_horizontally(*flip_horizontally(image, target))
     assert torch.equal(twice_image, image)

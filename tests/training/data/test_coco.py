@@ -257,12 +257,6 @@ def test_changing_a_target_does_not_change_the_data_set(load_coco: Load) -> None
     assert dataset.target(0)["has_mask"].tolist() == [True, False, True]
 
 
-def test_progress_ends_at_all_images(load_coco: Load) -> None:
-    calls: list[tuple[int, int]] = []
-    load_coco(document(), progress=lambda done, total: calls.append((done, total)))
-    assert calls[-1] == (3, 3)
-
-
 def test_an_index_outside_the_set_is_an_index_error(load_coco: Load) -> None:
     dataset = load_coco(document())
     with pytest.raises(IndexError):

@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from tests.model.small_network import image, target
-from tests.training.data.test_augment import assert_same
+from tests.training.data.coco_set import assert_same
 from training.data.augment import AugmentConfig, augment
 from training.data.colour import coloured, turned
 

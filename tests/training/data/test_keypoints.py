@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from model.checkpoint import load_network
-from model.classes import ClassTable
+from model.classes import ClassTable, class_table
 from model.keypoints.layout import KeypointsConfig
+from tests.training.tiny_set import SMALLEST
 from training.config import DEFAULT_CONFIG, load_config
 from training.data.augment import AugmentConfig, cropped, flip_horizontally
 from training.data.coco import CocoDataset
@@ -21,7 +22,7 @@ from training.drawn.figures import NAMES, FiguresConfig, draw, write_figures
 from training.evaluate.measure import judge, main, table
 from training.evaluate.precision import keypoint_precision
 from training.evaluate.predictions import Predictions
-from training.evaluate.truth import load_ground_truth
+from training.evaluate.truth import GroundTruth, load_ground_truth
 from training.run_log import COLUMNS
 from training.train import train
 
@@ -171,15 +172,9 @@ def test_in_a_mirrored_image_left_and_right_have_changed_places(figures: Path, t
     assert torch.allclose(again["keypoints"], target["keypoints"], atol=1e-4)
 
 
-def test_augmentation_flips_keypoints_with_their_boxes(figures: Path) -> None:
-    data = CocoDataset(
-        figures / "val",
-        figures / "val.json",
-        mask_classes="all",
-        keypoints=CONFIG,
-        augment=AugmentConfig(horizontal_flip=1.0),
-    )
-    _, target = data[0, 7]
+def test_augmentation_flips_keypoints_with_their_boxes(figures: Path, tmp_path: Path) -> None:
+    mirroring = AugmentConfig(horizontal_flip=1.0)
+    _, target = loaded(figures, document(figures), tmp_path, augment=mirroring)[0, 7]
     at, boxes = target["keypoints"], target["boxes"][:, None]
     inside = ((at[:, :, :2] >= boxes[:, :, :2] - 3) & (at[:, :, :2] <= boxes[:, :, 2:] + 3)).all(dim=2)
     assert bool(inside[at[:, :, 2] == 2].all()) and bool((at[:, :, 2] > 0).any())
@@ -207,15 +202,14 @@ def results_of(contents: dict[str, Any], **changes: Any) -> list[dict[str, Any]]
     ]
 
 
-def classes_of(contents: dict[str, Any]) -> ClassTable:
-    names = {c["id"]: c["name"] for c in contents["categories"]}
-    return ClassTable(ids=tuple(names), names=tuple(names.values()), has_mask=(True,) * len(names))
+def judged_by(figures: Path) -> tuple[dict[str, Any], ClassTable, GroundTruth]:
+    contents = document(figures)
+    classes = class_table(contents["categories"], "all")
+    return contents, classes, load_ground_truth(figures / "val.json", classes)
 
 
 def test_what_lies_on_every_keypoint_has_precision_one_and_distance_costs_by_sigma(figures: Path) -> None:
-    contents = document(figures)
-    classes = classes_of(contents)
-    truth = load_ground_truth(figures / "val.json", classes)
+    contents, classes, truth = judged_by(figures)
     perfect = keypoint_precision(truth, results_of(contents), classes, CONFIG)
     assert perfect.ap == perfect.ap50 == 1.0
     assert perfect.objects == len(results_of(contents))
@@ -229,9 +223,7 @@ def test_what_lies_on_every_keypoint_has_precision_one_and_distance_costs_by_sig
 
 
 def test_left_taken_for_right_is_no_right_answer(figures: Path) -> None:
-    contents = document(figures)
-    classes = classes_of(contents)
-    truth = load_ground_truth(figures / "val.json", classes)
+    contents, classes, truth = judged_by(figures)
     swapped = results_of(contents)
     for one in swapped:
         one["keypoints"] = np.array(one["keypoints"]).reshape(-1, 3)[list(CONFIG.mirrored)].flatten().tolist()
@@ -240,17 +232,14 @@ def test_left_taken_for_right_is_no_right_answer(figures: Path) -> None:
 
 
 def test_the_table_has_a_row_of_keypoints_where_they_were_judged(figures: Path) -> None:
-    contents = document(figures)
-    classes = classes_of(contents)
-    truth = load_ground_truth(figures / "val.json", classes)
+    contents, classes, truth = judged_by(figures)
     mask = next(iter(truth.objects.values()))[0].mask
     results = results_of(contents, bbox=[1.0, 1.0, 20.0, 20.0], segmentation=mask)
-    judged = judge(Predictions(truth=truth, results=results, object_masks=[]), classes, keypoints=CONFIG)
+    predictions = Predictions(truth=truth, results=results, object_masks=[])
+    judged = judge(predictions, classes, keypoints=CONFIG)
     assert judged.keypoints is not None and judged.keypoints.ap == 1.0
     assert "keypoints" in table(judged) and "100.0" in table(judged)
-    without = judge(
-        Predictions(truth=truth, results=results, object_masks=[]), classes, keypoints=KeypointsConfig()
-    )
+    without = judge(predictions, classes, keypoints=KeypointsConfig())
     assert without.keypoints is None and "keypoints" not in table(without)
 
 
@@ -265,11 +254,9 @@ def test_a_training_with_keypoints_can_be_evaluated_and_names_its_loss(
         [
             *(f"data.{part}_images={figures / part}" for part in ("train", "val")),
             *(f"data.{part}_annotations={figures / part}.json" for part in ("train", "val")),
-            "data.workers=0", "output.tensorboard=false", "output.log_every=1", "device=cpu", "threads=1",
-            "precision=float32", "model.input.min_size=64", "model.input.max_size=64", "model.backbone.fpn_channels=8",
-            "model.box.width=16", "model.mask.width=8", "model.mask.convolutions=1", "model.keypoints.width=8",
-            "model.keypoints.convolutions=1", "schedule.end_to_end_steps=2", "schedule.batch_size=2",
-            "schedule.warmup_steps=1", f"output.dir={tmp_path / 'run'}",
+            *SMALLEST, "output.log_every=1", "model.keypoints.width=8", "model.keypoints.convolutions=1",
+            "schedule.end_to_end_steps=2", "schedule.batch_size=2", "schedule.warmup_steps=1",
+            f"output.dir={tmp_path / 'run'}",
         ],
     )  # fmt: skip
     checkpoint = train(config)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.model.small_network import image, target
-from tests.training.data.test_augment import assert_same
+from tests.training.data.coco_set import assert_same
 from training.data.coco import collate
 from training.data.reading import PackedBatch, loader_options, number_of_workers
 

@@ -16,7 +16,8 @@ from model.config import InputConfig
 from model.targets import Target, mask_windows
 from tests.model.pasting import paste_crop
 from tests.model.small_network import SMALL, image, small_network, target
-from tests.training.tiny_set import tiny_changes, write_tiny_set
+from tests.training.data import test_augment
+from tests.training.tiny_set import equal, tiny_config, weights
 from training.config import load_config
 from training.data.augment import AugmentConfig, cropped, jittered, scaled
 from training.train import train
@@ -25,36 +26,15 @@ HEIGHT, WIDTH = 20, 30
 INPUT = InputConfig(min_size=40, max_size=60)
 
 
-def sample(boxes: list[list[float]], image_id: int = 7) -> tuple[Tensor, Target]:
-    """A picture of noise; every object but the last has a mask of ones with a hole in its middle."""
-    boxes_N4 = torch.tensor(boxes).reshape(-1, 4)
-    masks = []
-    for x0, y0, x1, y1 in mask_windows(boxes_N4, HEIGHT, WIDTH).tolist()[:-1]:
-        mask = torch.ones((y1 - y0, x1 - x0), dtype=torch.uint8)
-        mask[(y1 - y0) // 2, (x1 - x0) // 2] = 0
-        mask[0, 0] = 1
-        masks.append(mask)
-    masks += [torch.zeros((0, 0), dtype=torch.uint8)] * bool(boxes)
-    return image(HEIGHT, WIDTH), {
-        "image_id": image_id,
-        "boxes": boxes_N4,
-        "labels": torch.arange(1, len(boxes) + 1),
-        "has_mask": torch.tensor([mask.numel() > 0 for mask in masks], dtype=torch.bool),
-        "masks": masks,
-        "crowd_boxes": torch.tensor([[0.0, 0.0, 4.5, 20.0], [10.0, 2.0, 25.0, 9.25]]),
-    }
+def sample(boxes: list[Any], image_id: int = 7) -> tuple[Tensor, Target]:
+    crowds = torch.tensor([[0.0, 0.0, 4.5, 20.0], [10.0, 2.0, 25.0, 9.25]])
+    return test_augment.sample(boxes, height=HEIGHT, width=WIDTH, image_id=image_id, crowd_boxes=crowds)
 
 
 @st.composite
-def scenes(draw: st.DrawFn) -> tuple[list[list[float]], tuple[int, int, int, int]]:
+def scenes(draw: st.DrawFn) -> tuple[list[test_augment.Box], tuple[int, int, int, int]]:
     """Boxes with edges on quarters of a pixel, and a window of whole pixels."""
-    boxes = []
-    for _ in range(draw(st.integers(1, 4))):
-        spans = []
-        for side in (WIDTH, HEIGHT):
-            low = draw(st.integers(0, side * 4 - 1))
-            spans.append((low / 4, draw(st.integers(low + 1, side * 4)) / 4))
-        boxes.append([spans[0][0], spans[1][0], spans[0][1], spans[1][1]])
+    boxes = draw(test_augment.grid_boxes(HEIGHT, WIDTH, 4))
     x, y = draw(st.integers(0, WIDTH - 1)), draw(st.integers(0, HEIGHT - 1))
     return boxes, (x, y, draw(st.integers(x + 1, WIDTH)), draw(st.integers(y + 1, HEIGHT)))
 
@@ -62,7 +42,7 @@ def scenes(draw: st.DrawFn) -> tuple[list[list[float]], tuple[int, int, int, int
 @given(scenes())
 @settings(max_examples=50)
 def test_a_cut_mask_pasted_is_the_pasted_mask_cut(
-    scene: tuple[list[list[float]], tuple[int, int, int, int]],
+    scene: tuple[list[test_augment.Box], tuple[int, int, int, int]],
 ) -> None:
     boxes, (x0, y0, x1, y1) = scene
     picture, whole = sample(boxes)
@@ -111,16 +91,10 @@ def canvas_sizes(rounding: Any, *, min_size: int = 40) -> dict[tuple[int, int], 
 def test_sizes_are_rounded_as_the_networks_own_canvas_rounds_them(augmented: dict[str, Any]) -> None:
     """A converted torchvision network rounds down."""
     down = dataclasses.replace(INPUT, rounding="down")
-    nothing = {
-        "boxes": torch.zeros(0, 4),
-        "labels": torch.zeros(0),
-        "has_mask": torch.zeros(0, dtype=torch.bool),
-    }
-    empty: Any = {"image_id": 1, "masks": [], "crowd_boxes": torch.zeros(0, 4), **nothing}
     expected = canvas_sizes("down", min_size=augmented.get("min_sizes", (40,))[0])
     for (h, w), size in expected.items():
         picture = torch.zeros((3, h, w), dtype=torch.uint8)
-        _, (told,) = scaled([picture], [empty], AugmentConfig(**augmented), down, seed=0, step=1)
+        _, (told,) = scaled([picture], [target(0)], AugmentConfig(**augmented), down, seed=0, step=1)
         assert told["size"] == size
     assert expected != canvas_sizes("nearest", min_size=augmented.get("min_sizes", (40,))[0])
 
@@ -144,11 +118,10 @@ def test_a_size_in_the_target_is_what_the_networks_own_setting_would_be() -> Non
 
 
 def sizes(config: AugmentConfig, *, step: int, seed: int = 0) -> list[tuple[int, int]]:
-    pairs = [sample([[1.0, 1.0, 9.5, 9.0], [2.0, 2.0, 4.0, 4.0]], image_id=i) for i in range(40)]
-    images, targets = scaled(
-        [p[0] for p in pairs], [p[1] for p in pairs], config, INPUT, seed=seed, step=step
-    )
-    assert all(torch.equal(one, other[0]) for one, other in zip(images, pairs, strict=True))
+    boxes = [[1.0, 1.0, 9.5, 9.0], [2.0, 2.0, 4.0, 4.0]]
+    pictures, known = zip(*(sample(boxes, image_id=i) for i in range(40)), strict=True)
+    images, targets = scaled(list(pictures), list(known), config, INPUT, seed=seed, step=step)
+    assert all(torch.equal(one, other) for one, other in zip(images, pictures, strict=True))
     return [one["size"] for one in targets]
 
 
@@ -200,12 +173,8 @@ def test_large_scale_jitter_scales_by_every_factor_of_its_range_and_never_beyond
 
 def test_where_an_image_grows_every_part_of_it_is_shown_sometimes() -> None:
     whole = sample([[3.0, 2.0, 30.0, 20.0], [2.0, 2.0, 4.0, 4.0]])[1]
-    places = torch.stack(
-        [
-            *torch.meshgrid(torch.arange(HEIGHT), torch.arange(WIDTH), indexing="ij"),
-            torch.zeros(HEIGHT, WIDTH),
-        ]
-    ).to(torch.uint8)
+    rows, columns = torch.meshgrid(torch.arange(HEIGHT), torch.arange(WIDTH), indexing="ij")
+    places = torch.stack([rows, columns, torch.zeros_like(rows)]).to(torch.uint8)
     corners = set()
     for seed in range(400):
         part, inside = jittered(places, whole, (2.0, 2.0), INPUT, torch.Generator().manual_seed(seed))
@@ -217,33 +186,24 @@ def test_where_an_image_grows_every_part_of_it_is_shown_sometimes() -> None:
     assert {x for _, x in corners} == set(range(WIDTH // 2 + 1))
 
 
-def trained(tmp_path: Path, change: str) -> dict[str, Tensor]:
-    write_tiny_set(tmp_path)
-    changes = [
-        *tiny_changes(tmp_path, tmp_path / "out"),
-        "schedule.detector_steps=0",
-        "schedule.mask_steps=0",
-    ]
-    path = train(
-        load_config("training/presets/shapes.toml", [*changes, "schedule.end_to_end_steps=2", change])
-    )
-    weights: dict[str, Tensor] = torch.load(path, weights_only=True)["model"]
-    return weights
+def trained(tiny_set: Path, out: Path, change: str) -> dict[str, Tensor]:
+    steps = [f"schedule.{stage}_steps={n}" for stage, n in (("end_to_end", 2), ("detector", 0), ("mask", 0))]
+    train(tiny_config(tiny_set, out, *steps, change))
+    return weights(out)
 
 
 @pytest.fixture(scope="module")
-def at_one_size(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
-    return trained(tmp_path_factory.mktemp("plain"), "seed=0")
+def at_one_size(tiny_set: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+    return trained(tiny_set, tmp_path_factory.mktemp("plain"), "seed=0")
 
 
 @pytest.mark.parametrize("change", ["augment.min_sizes=[32, 48]", "augment.scale_jitter=[0.1, 2.0]"])
 def test_a_training_takes_its_steps_at_the_drawn_sizes(
-    tmp_path: Path, at_one_size: dict[str, Tensor], change: str
+    tiny_set: Path, tmp_path: Path, at_one_size: dict[str, Tensor], change: str
 ) -> None:
-    weights = trained(tmp_path, change)
-    assert weights.keys() == at_one_size.keys()
-    assert all(bool(value.isfinite().all()) for value in weights.values())
-    assert any(not torch.equal(value, at_one_size[name]) for name, value in weights.items())
+    found = trained(tiny_set, tmp_path, change)
+    assert all(bool(value.isfinite().all()) for value in found.values())
+    assert found.keys() == at_one_size.keys() and not equal(found, at_one_size)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from model.classes import ClassTable
-from tests.training.data.coco_set import Load, document
-from tests.training.data.test_augment import assert_same, sample
+from tests.training.data.coco_set import Load, assert_same, document
+from tests.training.data.test_augment import sample
 from tests.training.tiny_set import tiny_changes, write_tiny_set
 from training.config import load_config
 from training.data.augment import AugmentConfig, augment

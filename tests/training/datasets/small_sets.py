@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from tests.training.data.coco_set import annotation
 from training.datasets.coco_2014 import COCO_IDS, COCO_NAMES
 from training.datasets.visual_genome import MANUAL
 
@@ -27,13 +28,8 @@ def write_picture(path: Path, seed: int = 0) -> None:
     Image.fromarray(pixels).save(path)
 
 
-def square(x: int, y: int, side: int) -> list[list[int]]:
-    return [[x, y, x + side, y, x + side, y + side, x, y + side]]
-
-
 def object_of(number: int, image: int, category: int, x: int = 10, y: int = 8, side: int = 20) -> Json:
-    return {"id": number, "image_id": image, "category_id": category, "bbox": [x, y, side, side],
-            "area": side * side, "iscrowd": 0, "segmentation": square(x, y, side)}  # fmt: skip
+    return annotation(number, image, category, [x, y, side, side])
 
 
 COCO_CATEGORIES = [
@@ -73,9 +69,9 @@ def write_lvis(root: Path) -> None:
             )  # fmt: skip
         found = []
         for count, number in enumerate(places, start=1):
-            annotation = object_of(count, number, 793)
-            del annotation["iscrowd"]
-            found.append(annotation)
+            one = object_of(count, number, 793)
+            del one["iscrowd"]
+            found.append(one)
         write_json(
             root / "lvis" / f"lvis_v1_{part}.json",
             {"images": images, "annotations": found, "categories": categories, "licenses": [], "info": {}},
@@ -134,22 +130,18 @@ def write_voc(root: Path) -> Path:
         write_picture(devkit / "JPEGImages" / f"{stem}.jpg", number)
         (devkit / "Annotations").mkdir(parents=True, exist_ok=True)
         (devkit / "Annotations" / f"{stem}.xml").write_text(voc_xml(stem, objects))
-    instances, classes = np.zeros((2, HEIGHT, WIDTH), np.uint8)
     # Palette indices of classes: person 15, dog 12, chair 9, cat 8.
-    for index, category, place in (
-        (1, 15, (12, 10, 17, 29)),
-        (2, 12, (42, 22, 17, 27)),
-        (3, 9, (67, 7, 7, 7)),
-    ):
-        bordered(instances, *place, index)
-        bordered(classes, *place, category)
-    write_indices(devkit / "SegmentationObject" / "2007_000027.png", instances)
-    write_indices(devkit / "SegmentationClass" / "2007_000027.png", classes)
-    instances, classes = np.zeros((2, HEIGHT, WIDTH), np.uint8)
-    bordered(instances, 12, 12, 37, 37, 1)
-    bordered(classes, 12, 12, 37, 37, 8)
-    write_indices(devkit / "SegmentationObject" / "2009_000001.png", instances)
-    write_indices(devkit / "SegmentationClass" / "2009_000001.png", classes)
+    masks = {
+        "2007_000027": [(15, (12, 10, 17, 29)), (12, (42, 22, 17, 27)), (9, (67, 7, 7, 7))],
+        "2009_000001": [(8, (12, 12, 37, 37))],
+    }
+    for stem, drawn in masks.items():
+        instances, classes = np.zeros((2, HEIGHT, WIDTH), np.uint8)
+        for index, (category, place) in enumerate(drawn, start=1):
+            bordered(instances, *place, index)
+            bordered(classes, *place, category)
+        write_indices(devkit / "SegmentationObject" / f"{stem}.png", instances)
+        write_indices(devkit / "SegmentationClass" / f"{stem}.png", classes)
     for image_set, train in (("Segmentation", ["2007_000027"]), ("Main", ["2007_000027", "2008_000002"])):
         folder = devkit / "ImageSets" / image_set
         folder.mkdir(parents=True)
@@ -183,16 +175,9 @@ def write_visual_genome(root: Path, *, images: int = 8) -> None:
     for number in range(1, images + 1):
         place = f"{'VG_100K_2' if number % 2 else 'VG_100K'}/{number}.jpg"
         write_picture(folder / place, number)
-        data.append(
-            {
-                "image_id": number,
-                "url": f"https://cs.stanford.edu/people/rak248/{place}",
-                "width": WIDTH,
-                "height": HEIGHT,
-                "coco_id": {1: 4, 2: 77}.get(number),
-                "flickr_id": None,
-            }
-        )
+        url, coco_id = f"https://cs.stanford.edu/people/rak248/{place}", {1: 4, 2: 77}.get(number)
+        ids = {"image_id": number, "coco_id": coco_id, "flickr_id": None}
+        data.append({**ids, "url": url, "width": WIDTH, "height": HEIGHT})
         synsets = [[synset] for synset in vg_synsets()] + [["tree.n.01"]] * 3
         synsets += [[], ["tree.n.01", "plant.n.02"]]
         synsets += [["dune.n.01"]] if number == 3 else []

@@ -36,16 +36,10 @@ def of(address: str, body: bytes = BODY, kind: str = "sha256") -> Download:
     )
 
 
-class Waits(list[float]):
-    """Takes the place of sleep, and keeps how long."""
-
-    def __call__(self, seconds: float) -> None:
-        self.append(seconds)
-
-
 @pytest.fixture
-def waits() -> Waits:
-    return Waits()
+def waits() -> list[float]:
+    """How long was slept, where its `append` takes the place of sleep."""
+    return []
 
 
 def names(folder: Path) -> list[str]:
@@ -67,10 +61,10 @@ def test_a_file_is_fetched_once_and_nothing_else_is_left(
 
 
 def test_a_connection_that_breaks_again_and_again_is_gone_on_with_to_the_same_bytes(
-    server: Server, tmp_path: Path, item: Download, waits: Waits
+    server: Server, tmp_path: Path, item: Download, waits: list[float]
 ) -> None:
     server[1].cut_after = 700_000
-    path = download(item, tmp_path / "out", sleep=waits)
+    path = download(item, tmp_path / "out", sleep=waits.append)
     assert path.read_bytes() == BODY
     assert [asked for _, asked in server[1].requests] == [
         None, "bytes=700000-", "bytes=1400000-", "bytes=2100000-", "bytes=2800000-"
@@ -121,37 +115,37 @@ def test_a_part_that_cannot_be_gone_on_with_is_replaced_by_the_whole(
 
 @pytest.mark.parametrize("etag", ['W/"weak"', None])
 def test_a_server_without_a_strong_etag_is_gone_on_with_and_the_digest_decides(
-    server: Server, tmp_path: Path, item: Download, waits: Waits, etag: str | None
+    server: Server, tmp_path: Path, item: Download, waits: list[float], etag: str | None
 ) -> None:
     server[1].etag, server[1].cut_after = etag, 2_000_000
-    assert download(item, tmp_path / "out", sleep=waits).read_bytes() == BODY
+    assert download(item, tmp_path / "out", sleep=waits.append).read_bytes() == BODY
     assert server[1].statuses == [200, 206]
     (tmp_path / "out" / "set.bin").unlink()
     (tmp_path / "out" / "set.bin.part").write_bytes(b"x" * 2_999_000)
     with pytest.raises(ValueError, match="its digest is sha256:.*expected sha256:"):
-        download(item, tmp_path / "out", sleep=waits)
+        download(item, tmp_path / "out", sleep=waits.append)
 
 
 def test_another_part_than_asked_for_is_not_appended(
-    server: Server, tmp_path: Path, item: Download, waits: Waits
+    server: Server, tmp_path: Path, item: Download, waits: list[float]
 ) -> None:
     server[1].shift = 5
     folder = part_of(tmp_path, BODY[:1000], '"one"')
     with pytest.raises(
         ValueError, match="the server sent the part bytes 1005-2999999/3000000 instead of bytes 1000-"
     ):
-        download(item, folder, sleep=waits)
+        download(item, folder, sleep=waits.append)
     assert (folder / "set.bin.part").read_bytes() == BODY[:1000]
 
 
 def test_a_shorter_file_than_the_part_at_the_server_is_noticed(
-    server: Server, tmp_path: Path, item: Download, waits: Waits
+    server: Server, tmp_path: Path, item: Download, waits: list[float]
 ) -> None:
     """416 to the rest: the part is not of this file. The whole of it is then asked for, and has another size."""
     (server[1].folder / "set.bin").write_bytes(BODY[:500])
     folder = part_of(tmp_path, BODY[:1000], '"one"')
     with pytest.raises(ValueError, match="offers 500 bytes; expected 3000000"):
-        download(item, folder, sleep=waits)
+        download(item, folder, sleep=waits.append)
 
 
 def test_a_wrong_digest_keeps_the_file_under_another_name(
@@ -176,29 +170,31 @@ def test_a_file_of_another_size_that_is_there_is_neither_taken_nor_replaced(
 
 
 def test_errors_that_pass_are_waited_for_longer_and_longer(
-    server: Server, tmp_path: Path, item: Download, waits: Waits
+    server: Server, tmp_path: Path, item: Download, waits: list[float]
 ) -> None:
     server[1].failures = [503, 429, 500]
-    assert download(item, tmp_path / "out", sleep=waits).read_bytes() == BODY
+    assert download(item, tmp_path / "out", sleep=waits.append).read_bytes() == BODY
     assert waits == [2.0, 4.0, 8.0]
 
 
 def test_a_server_that_stays_away_is_given_up_with_what_is_there(
-    tmp_path: Path, waits: Waits, server: Server
+    tmp_path: Path, waits: list[float], server: Server
 ) -> None:
     (server[1].folder / "set.bin").write_bytes(BODY)
     server[1].failures = [503] * 99
     with pytest.raises(ValueError, match=r"answers 503 .*6 times without a byte; 0 of 3000000 bytes"):
-        download(of(server[0]), tmp_path / "out", sleep=waits)
+        download(of(server[0]), tmp_path / "out", sleep=waits.append)
     assert len(server[1].requests) == 6
     with pytest.raises(ValueError, match="no connection"):
-        download(of("http://127.0.0.1:9"), tmp_path / "out", sleep=waits)
+        download(of("http://127.0.0.1:9"), tmp_path / "out", sleep=waits.append)
 
 
-def test_errors_that_stay_end_at_once(server: Server, tmp_path: Path, item: Download, waits: Waits) -> None:
+def test_errors_that_stay_end_at_once(
+    server: Server, tmp_path: Path, item: Download, waits: list[float]
+) -> None:
     server[1].failures = [403]
     with pytest.raises(ValueError, match=r"/set\.bin: the server answers 403"):
-        download(item, tmp_path / "out", sleep=waits)
+        download(item, tmp_path / "out", sleep=waits.append)
     assert not waits
     with pytest.raises(ValueError, match="begins with http:// or https://"):
         download(item, tmp_path / "out", url="file:///etc/passwd")

@@ -1,7 +1,6 @@
 """Evaluation reads by the rules of training: what is broken is counted or named, never a hang or a traceback."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +10,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from model.classes import class_table
-from tests.training.data.coco_scene import CLASSES, HEIGHT, WIDTH, Scene, Thing, corner, usual_scene
+from tests.training.data.coco_scene import CLASSES, HEIGHT, WIDTH, Change, Thing, corner, usual_scene
 from training.data.coco import CocoDataset
 from training.evaluate.truth import GroundTruth, load_ground_truth
-
-Change = Callable[[dict[str, Any]], Any]
-
-
-def changed(folder: Path, change: Change, scene: Scene | None = None) -> tuple[Path, Path]:
-    images, annotations = (scene or usual_scene()).write(folder)
-    document = json.loads(annotations.read_text())
-    change(document)
-    annotations.write_text(json.dumps(document))
-    return images, annotations
 
 
 def of_first(**change: Any) -> Change:
@@ -54,7 +43,9 @@ def of_image(**change: Any) -> Change:
     ],
 )
 def test_run_lengths_that_are_broken_are_no_mask_and_named(tmp_path: Path, counts: Any) -> None:
-    _, annotations = changed(tmp_path, of_first(segmentation={"size": [HEIGHT, WIDTH], "counts": counts}))
+    _, annotations = usual_scene().write(
+        tmp_path, of_first(segmentation={"size": [HEIGHT, WIDTH], "counts": counts})
+    )
     truth = load_ground_truth(annotations, CLASSES)
     assert truth.objects[1][0].mask is None and truth.objects[1][1].mask is not None
     assert truth.skipped == {"objects without a readable mask": 1}
@@ -82,6 +73,7 @@ def test_run_lengths_that_are_broken_are_no_mask_and_named(tmp_path: Path, count
         (of_image(file_name=None), r"image entry number 1"),
         (of_image(neg_category_ids=5), r"image 1: neg_category_ids 5"),
         (of_image(neg_category_ids=[], not_exhaustive_category_ids=[[2]]), r"not_exhaustive_category_ids"),
+        (lambda document: document["categories"][1].update(name="wasp"), r"category 5 is called 'wasp'.*'bee'"),
         (lambda document: document["categories"].append({"id": [1], "name": "x"}), r"category \{'id': \[1\]"),
         (lambda document: document["images"].insert(0, None), r"image entry number 1: None"),
         (lambda document: document["annotations"].insert(0, 5), r"annotation number 1"),
@@ -90,7 +82,7 @@ def test_run_lengths_that_are_broken_are_no_mask_and_named(tmp_path: Path, count
 def test_what_cannot_be_used_is_one_error_that_names_file_and_entry(
     tmp_path: Path, change: Change, words: str
 ) -> None:
-    _, annotations = changed(tmp_path, change)
+    _, annotations = usual_scene().write(tmp_path, change)
     with pytest.raises(ValueError, match=rf"(?s)truth\.json.*{words}"):
         load_ground_truth(annotations, CLASSES)
 
@@ -110,7 +102,7 @@ def test_what_cannot_be_used_is_one_error_that_names_file_and_entry(
 def test_single_annotations_that_are_broken_are_counted_as_in_training(
     tmp_path: Path, change: Change, skipped: dict[str, int], kind: str
 ) -> None:
-    _, annotations = changed(tmp_path, change)
+    _, annotations = usual_scene().write(tmp_path, change)
     truth = load_ground_truth(annotations, CLASSES)
     assert truth.skipped == skipped
     (finding,) = truth.findings
@@ -120,9 +112,14 @@ def test_single_annotations_that_are_broken_are_counted_as_in_training(
     assert all(one.area > 0 for one in left)
 
 
+def test_a_box_that_reaches_out_of_its_image_is_cut_at_the_border(tmp_path: Path) -> None:
+    _, annotations = usual_scene().write(tmp_path, of_first(bbox=[-3, -2, WIDTH + 9, HEIGHT + 9]))
+    assert load_ground_truth(annotations, CLASSES).objects[1][0].box == (0, 0, WIDTH, HEIGHT)
+
+
 def test_a_mask_outside_its_box_is_judged_though_training_leaves_it_out(tmp_path: Path) -> None:
     """LVIS has such masks, and its own code judges by them."""
-    images, annotations = changed(tmp_path, of_first(segmentation=[[40, 30, 47, 30, 47, 39]]))
+    images, annotations = usual_scene().write(tmp_path, of_first(segmentation=[[40, 30, 47, 30, 47, 39]]))
     classes = class_table(json.loads(annotations.read_text())["categories"], "all")
     truth, data = load_ground_truth(annotations, classes), CocoDataset(images, annotations, classes=classes)
     assert truth.objects[1][0].mask is not None and truth.skipped == {}
@@ -134,7 +131,9 @@ def test_a_mask_outside_its_box_is_judged_though_training_leaves_it_out(tmp_path
 
 def test_polygons_of_two_points_are_dropped_from_a_mask_as_in_training(tmp_path: Path) -> None:
     square = [2.0, 3.0, 12.0, 3.0, 12.0, 13.0, 2.0, 13.0]
-    _, annotations = changed(tmp_path, of_first(segmentation=[square, [2.0, 3.0, 9.0, 9.0]], area=None))
+    _, annotations = usual_scene().write(
+        tmp_path, of_first(segmentation=[square, [2.0, 3.0, 9.0, 9.0]], area=None)
+    )
     truth = load_ground_truth(annotations, CLASSES)
     mask = truth.objects[1][0].mask
     assert mask is not None and truth.skipped == {}
@@ -146,7 +145,7 @@ def test_sizes_that_are_not_stated_are_those_of_the_images_as_in_training(tmp_pa
         for entry in document["images"]:
             del entry["width"], entry["height"]
 
-    images, annotations = changed(tmp_path, without_sizes)
+    images, annotations = usual_scene().write(tmp_path, without_sizes)
     assert load_ground_truth(annotations, CLASSES, images).sizes == dict.fromkeys(
         range(1, 6), (HEIGHT, WIDTH)
     )
@@ -161,7 +160,7 @@ def test_boxes_masks_and_crowds_are_those_of_training_but_exact(tmp_path: Path) 
     scene = usual_scene()
     scene.things[2].append(Thing(2, corner(20, 20, 15), crowd=True))
     larger = [0.123, 1.456, 12.789, 12.875]
-    images, annotations = changed(tmp_path, of_first(bbox=larger), scene)
+    images, annotations = scene.write(tmp_path, of_first(bbox=larger))
     classes = class_table(json.loads(annotations.read_text())["categories"], "all")
     truth, data = load_ground_truth(annotations, classes), CocoDataset(images, annotations, classes=classes)
     assert truth.objects[1][0].box == (0.123, 1.456, 0.123 + 12.789, 1.456 + 12.875)
@@ -178,13 +177,15 @@ def test_boxes_masks_and_crowds_are_those_of_training_but_exact(tmp_path: Path) 
 
 
 def test_of_the_front_of_a_set_no_other_object_is_looked_at(tmp_path: Path) -> None:
-    _, annotations = changed(tmp_path, lambda document: document["annotations"][-1].update(bbox=None))
+    _, annotations = usual_scene().write(
+        tmp_path, lambda document: document["annotations"][-1].update(bbox=None)
+    )
     assert load_ground_truth(annotations, CLASSES, max_images=2).findings == ()
     nothing = load_ground_truth(annotations, CLASSES, only_categories=[])
     assert nothing.findings == () and not any(nothing.objects.values())
 
 
 def test_a_set_without_annotations_is_no_mistake(tmp_path: Path) -> None:
-    _, annotations = changed(tmp_path, lambda document: document.update(annotations=[]))
+    _, annotations = usual_scene().write(tmp_path, lambda document: document.update(annotations=[]))
     truth: GroundTruth = load_ground_truth(annotations, CLASSES)
     assert truth.skipped == {} and set(truth.objects.values()) == {()}

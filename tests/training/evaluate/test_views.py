@@ -10,11 +10,10 @@ import torch
 from pycocotools import mask as mask_utils
 from torch import Tensor
 
-from model.checkpoint import FORMAT, save_checkpoint
 from model.classes import ClassTable
-from model.config import to_dict
 from model.network import MaskXRCNN
-from tests.model.small_network import SMALL, image, small_network
+from tests.export.tiny import save_network
+from tests.model.small_network import SMALL, asked, image, small_network
 from tests.training.tiny_set import NAMES, write_tiny_set
 from training.evaluate.measure import main
 from training.evaluate.precision import masks_from_counts
@@ -36,14 +35,7 @@ def network() -> MaskXRCNN:
 
 
 def answered(network: Any, picture: Tensor, *, most: int = 10, masks: bool = True) -> dict[str, Tensor]:
-    (answer,) = network.inference()(
-        [picture],
-        torch.tensor([[picture.shape[1], picture.shape[2]]]),
-        torch.full((1,), 0.2),
-        torch.full((1,), most),
-        torch.ones((1, 6), dtype=torch.bool),
-        torch.full((1,), masks),
-    )
+    (answer,) = network.inference()(*asked([picture], threshold=0.2, most=most, with_masks=masks))
     return dict(answer)
 
 
@@ -83,10 +75,9 @@ def test_a_mirrored_image_has_the_mirrored_answer(network: MaskXRCNN, merge: Any
     pixels = [torch.from_numpy(mask_utils.decode(masks_of(one))) for one in (answer, of_mirror)]
     assert int(pixels[0].sum()) > 100
     assert int((pixels[0] != pixels[1].flip(1)).sum()) < 20
-    plain = answered(network, picture.flip(2))
-    assert not torch.equal(
-        plain["scores"], answered(network, picture)["scores"]
-    )  # else nothing was to be shown
+    # Else nothing was to be shown:
+    plain, of_mirror = answered(network, picture), answered(network, picture.flip(2))
+    assert not torch.equal(plain["scores"], of_mirror["scores"])
 
 
 @torch.no_grad()
@@ -112,11 +103,8 @@ def test_a_mirrored_view_answers_in_the_classes_of_the_other_side(network: MaskX
     assert not torch.equal(answers[0]["labels"], answers[1]["labels"])
     alone = views.inference()
     alone.views = [view for view in alone.views if view[1]]
-    only_two = torch.tensor([[True, False, True, False, False, False]])
-    asked = (torch.tensor([[HEIGHT, WIDTH]]), torch.zeros(1), torch.tensor([7]))
-    (of_two,) = alone([picture], *asked, only_two, torch.ones(1, dtype=torch.bool))
-    only_one = torch.tensor([[True, True, False, False, False, False]])
-    (of_mirror,) = network.inference()([picture.flip(2)], *asked, only_one, torch.ones(1, dtype=torch.bool))
+    (of_two,) = alone(*asked([picture], most=7, labels=[0, 2]))
+    (of_mirror,) = network.inference()(*asked([picture.flip(2)], most=7, labels=[0, 1]))
     assert of_two["labels"].unique().tolist() == [2] and of_mirror["labels"].unique().tolist() == [1]
     assert torch.equal(of_two["scores"], of_mirror["scores"])
     boxes = mirrored(of_two["boxes"], WIDTH)
@@ -176,15 +164,8 @@ def test_the_command_judges_by_views_and_says_so(tmp_path: Path, capsys: pytest.
     write_tiny_set(tmp_path)
     checkpoint = tmp_path / "checkpoint.pt"
     data = {"val_images": str(tmp_path / "images"), "val_annotations": str(tmp_path / "train.json")}
-    contents = {
-        "format": FORMAT,
-        "model": small_network(3).state_dict(),
-        "model_config": to_dict(SMALL),
-        "training_config": {"data": data},
-        "classes": ClassTable(ids=(1, 2, 3), names=NAMES, has_mask=(True, True, False)).to_dict(),
-        "step": 0,
-    }
-    save_checkpoint(checkpoint, contents)
+    classes = ClassTable(ids=(1, 2, 3), names=NAMES, has_mask=(True, True, False))
+    save_network(checkpoint, small_network(3), SMALL, classes, training_config={"data": data})
     command = ["--checkpoint", str(checkpoint), "--device", "cpu", "--out", str(tmp_path / "judged")]
 
     def judged(*more: str) -> dict[str, Any]:

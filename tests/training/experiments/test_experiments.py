@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from PIL import Image
 from model.classes import ClassTable
 from tests.conftest import ROOT
 from tests.training.data.coco_scene import CLASSES, KnowingNetwork, usual_scene
+from tests.training.tiny_set import SMALLEST
 from training.config import DEFAULT_CONFIG, TrainingConfig, changed, config_from_dict, load_config, to_dict
 from training.evaluate import measure as evaluate
 from training.experiments import __main__ as experiments
@@ -35,20 +37,7 @@ ROWS = (
     RowConfig(name="conv", after="exact", set=("model.box.head=conv",)),
     RowConfig(name="oracle", after="exact", set=("data.mask_classes=all",)),
 )
-TINY = (
-    "model.input.min_size=64",
-    "model.input.max_size=64",
-    "model.backbone.fpn_channels=16",
-    "model.box.width=32",
-    "model.mask.width=16",
-    "schedule.detector_steps=2",
-    "schedule.mask_steps=1",
-    "schedule.batch_size=2",
-    "data.workers=0",
-    "output.tensorboard=false",
-    "device=cpu",
-    "threads=1",
-)
+TINY = (*SMALLEST, "schedule.detector_steps=2", "schedule.mask_steps=1", "schedule.batch_size=2")
 
 
 @dataclass
@@ -196,21 +185,26 @@ def test_a_grid_that_was_stopped_goes_on_behind_the_last_finished_row(
     assert len(json.loads((out / "results.json").read_text())["rows"]) == len(ROWS)
 
 
-def test_a_row_that_another_process_is_at_comes_last(grid: GridConfig, tmp_path: Path) -> None:
-    """The other process is played by a lock, given back when the last of the other rows is being trained."""
-    under_way = Experiments(grid, NotingTrain(), out=tmp_path / "out", rows=ROWS)
-    (cell,) = [one for one in under_way.cells([0]) if one.row.name == "class_agnostic"]
-    train = NotingTrain()
-    lock = locked(under_way.row_file(cell).with_suffix(".lock"), wait=False)
+def run_beside(under_way: Experiments, path: Path, last: Callable[[TrainingConfig], bool]) -> NotingTrain:
+    """Run beside another process, played by a lock, which is given back when `last` of the others is being trained."""
+    train, lock = NotingTrain(), locked(path, wait=False)
 
     def giving_back(config: TrainingConfig, *, resume: bool = False) -> Path:
-        if config.data.mask_classes == "all":
+        if last(config):
             lock.__exit__(None, None, None)
         return train(config, resume=resume)
 
     lock.__enter__()
     under_way.train = giving_back
     under_way.run([0])
+    return train
+
+
+def test_a_row_that_another_process_is_at_comes_last(grid: GridConfig, tmp_path: Path) -> None:
+    under_way = Experiments(grid, NotingTrain(), out=tmp_path / "out", rows=ROWS)
+    (cell,) = [one for one in under_way.cells([0]) if one.row.name == "class_agnostic"]
+    lock = under_way.row_file(cell).with_suffix(".lock")
+    train = run_beside(under_way, lock, lambda config: config.data.mask_classes == "all")
     trained = [(one.model.box.head, one.model.transfer.kind, one.data.mask_classes) for one in train.masks]
     assert trained == [
         ("fc", "transfer", "ant,cat"),
@@ -223,17 +217,10 @@ def test_a_row_that_another_process_is_at_comes_last(grid: GridConfig, tmp_path:
 def test_rows_whose_detector_another_process_trains_come_last_too(grid: GridConfig, tmp_path: Path) -> None:
     under_way = Experiments(grid, NotingTrain(), out=tmp_path / "out", rows=ROWS[2:4])
     exact, _ = under_way.cells([0])
-    train = NotingTrain()
-    lock = locked(tmp_path / "out" / "seed0" / "runs" / f"{detector_digest(exact.detector)}.lock", wait=False)
-
-    def giving_back(config: TrainingConfig, *, resume: bool = False) -> Path:
-        if config.schedule.mask_steps and config.model.box.head == "conv":
-            lock.__exit__(None, None, None)
-        return train(config, resume=resume)
-
-    lock.__enter__()
-    under_way.train = giving_back
-    under_way.run([0])
+    lock = tmp_path / "out" / "seed0" / "runs" / f"{detector_digest(exact.detector)}.lock"
+    train = run_beside(
+        under_way, lock, lambda one: one.schedule.mask_steps > 0 and one.model.box.head == "conv"
+    )
     assert [one.model.box.head for one in train.configs] == ["conv", "conv", "fc", "fc"]
 
 
@@ -281,7 +268,11 @@ def test_what_cannot_be_run_is_named(
         assert experiments.main([*arguments, "--out", str(tmp_path / "out"), "--dry-run"]) == 2
         return capsys.readouterr().err
 
-    assert "shape: no such grid. There are paper, photos, shapes" in error_of("shape")
+    unknown = error_of("shape")
+    assert (
+        "shape: no such grid. There are paper, photos, shapes" in unknown
+        and "did you mean shapes?" in unknown
+    )
     assert "no row is called exakt" in error_of("shapes", "--rows", "box,exakt")
     assert "--seeds 0" in error_of("shapes", "--seeds", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")

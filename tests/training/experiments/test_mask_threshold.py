@@ -15,8 +15,8 @@ from model.network import MaskXRCNN
 from model.serving import prepared_for_serving
 from tests.export.tiny import tiny_network
 from tests.model.small_network import image, small_network, target, transfer
-from tests.training.tiny_set import tiny_changes, write_tiny_set
-from training.config import TrainingConfig, changed, config_from_dict, load_config
+from tests.training.tiny_set import tiny_config, write_tiny_set
+from training.config import TrainingConfig, changed, config_from_dict
 from training.evaluate.predictions import ObjectMask, Predictions
 from training.experiments import mask_threshold as calibrate_masks
 from training.experiments.mask_threshold import calibrate, chosen_threshold, main, report
@@ -124,11 +124,8 @@ def test_half_stays_where_no_other_is_surely_better(ious: dict[float, list[float
 def config(tmp_path: Path) -> TrainingConfig:
     """A training on the tiny set, with brick and tile in set A and slab in set B, judged by its own images."""
     write_tiny_set(tmp_path / "set")
-    words = tiny_changes(tmp_path / "set", tmp_path / "run")
-    words += [f"data.val_images={tmp_path / 'set' / 'images'}"]
-    words += [f"data.val_annotations={tmp_path / 'set' / 'train.json'}"]
-    words += ["validate_transfer.groups=2", "validate_transfer.folds=2", "validate_transfer.steps=1"]
-    return load_config("training/presets/shapes.toml", words)
+    words = [f"validate_transfer.{word}" for word in ("groups=2", "folds=2", "steps=1")]
+    return tiny_config(tmp_path / "set", tmp_path / "run", *words)
 
 
 def test_only_held_out_classes_are_shifted_and_judged(

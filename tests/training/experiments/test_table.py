@@ -124,11 +124,7 @@ def test_bars_of_the_plot_are_as_long_as_their_figures(tmp_path: Path) -> None:
 def cell(tmp_path: Path) -> Cell:
     write_tiny_set(tmp_path / "set")
     changes = tiny_changes(tmp_path / "set", tmp_path / "run")
-    val = (
-        f"data.val_images={tmp_path / 'set' / 'images'}",
-        f"data.val_annotations={tmp_path / 'set' / 'train.json'}",
-    )
-    grid = GridConfig(about="", preset="shapes", set=(*changes, *val), rows=(RowConfig(name="one"),))
+    grid = GridConfig(about="", preset="shapes", set=tuple(changes), rows=(RowConfig(name="one"),))
     (found,) = cells_of_seed(grid, grid.rows, ["schedule.detector_steps=3600"], seed=0, out=tmp_path)
     return found
 

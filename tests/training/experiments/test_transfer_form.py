@@ -20,6 +20,7 @@ from training.experiments.transfer_form import CANDIDATES, hold_out_groups
 FIVE = ClassTable(
     ids=(2, 5, 7, 9, 11), names=("ant", "bee", "cat", "dog", "eel"), has_mask=(True,) * 4 + (False,)
 )
+TWELVE = ClassTable(ids=tuple(range(1, 13)), names=tuple("abcdefghijkl"), has_mask=(True,) * 12)
 
 
 class Stopped(Exception):
@@ -69,11 +70,9 @@ def config(tmp_path: Path, scene: Scene) -> TrainingConfig:
     return changed(TrainingConfig(), changes)
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def networks(monkeypatch: pytest.MonkeyPatch, scene: Scene) -> list[KnowingNetwork]:
-    """The networks that `load_network` gives: on held-out classes `residual` is best, on the others
-    `exact`.
-    """
+    """The networks that `load_network` gives: on held-out classes `residual` is best, on the others `exact`."""
     given: list[KnowingNetwork] = []
 
     def load(path: Path) -> tuple[KnowingNetwork, ClassTable, dict[str, Any]]:
@@ -97,7 +96,7 @@ def validate(config: TrainingConfig, train: Callable[..., Path]) -> validate_tra
 
 
 def test_the_form_best_on_held_out_classes_is_chosen_and_not_the_one_best_on_trained_classes(
-    config: TrainingConfig, networks: list[KnowingNetwork]
+    config: TrainingConfig,
 ) -> None:
     outcome = validate(config, NotingTrain())
     by_name = {one.name: one for one in outcome.judged}
@@ -108,7 +107,7 @@ def test_the_form_best_on_held_out_classes_is_chosen_and_not_the_one_best_on_tra
 
 
 def test_held_out_classes_have_no_masks_in_training_and_the_others_of_set_a_have(
-    config: TrainingConfig, networks: list[KnowingNetwork]
+    config: TrainingConfig,
 ) -> None:
     train = NotingTrain()
     outcome = validate(config, train)
@@ -132,9 +131,7 @@ def test_masks_of_set_b_are_neither_read_nor_asked_for(
     assert set.union(*(network.labels_asked for network in networks)) == {1, 2, 3}
 
 
-def test_one_detector_is_trained_for_all_forms(
-    config: TrainingConfig, networks: list[KnowingNetwork]
-) -> None:
+def test_one_detector_is_trained_for_all_forms(config: TrainingConfig) -> None:
     train = NotingTrain()
     validate(config, train)
     detector, *forms = train.configs
@@ -148,9 +145,7 @@ def test_one_detector_is_trained_for_all_forms(
     assert len({one.output.dir for one in train.configs}) == 4
 
 
-def test_a_finished_detector_is_taken_as_it_is(
-    config: TrainingConfig, networks: list[KnowingNetwork]
-) -> None:
+def test_a_finished_detector_is_taken_as_it_is(config: TrainingConfig) -> None:
     train = NotingTrain()
     validate(changed(config, {"data.detector_from": "some/detector.pt"}), train)
     assert [one.data.detector_from for one in train.configs] == ["some/detector.pt"] * 3
@@ -168,7 +163,7 @@ def test_a_finished_detector_is_taken_as_it_is(
     ],
 )
 def test_the_runs_own_detector_is_taken_where_its_stage_is_done_and_it_is_the_same(
-    config: TrainingConfig, networks: list[KnowingNetwork], step: int, changes: dict[str, Any], taken: bool
+    config: TrainingConfig, step: int, changes: dict[str, Any], taken: bool
 ) -> None:
     own = Path(config.output.dir) / "checkpoint.pt"
     own.parent.mkdir()
@@ -180,9 +175,7 @@ def test_the_runs_own_detector_is_taken_where_its_stage_is_done_and_it_is_the_sa
     assert (train.configs[-1].data.detector_from == str(own)) is taken
 
 
-def test_finished_forms_are_not_trained_again_but_changed_ones_are(
-    config: TrainingConfig, networks: list[KnowingNetwork]
-) -> None:
+def test_finished_forms_are_not_trained_again_but_changed_ones_are(config: TrainingConfig) -> None:
     first, second, third = NotingTrain(), NotingTrain(), NotingTrain()
     outcome = validate(config, first)
     again = validate(config, second)
@@ -193,9 +186,7 @@ def test_finished_forms_are_not_trained_again_but_changed_ones_are(
     assert len(third.configs) == 4
 
 
-def test_a_stopped_validation_goes_on_where_it_was(
-    config: TrainingConfig, networks: list[KnowingNetwork]
-) -> None:
+def test_a_stopped_validation_goes_on_where_it_was(config: TrainingConfig) -> None:
     stopped, then = NotingTrain(stop_at=3), NotingTrain()
     with pytest.raises(Stopped):
         validate(config, stopped)
@@ -207,9 +198,7 @@ def test_a_stopped_validation_goes_on_where_it_was(
     assert then.resumed == [True, True, False]
 
 
-def test_with_more_folds_every_class_of_set_a_is_held_out_in_turn(
-    config: TrainingConfig, networks: list[KnowingNetwork]
-) -> None:
+def test_with_more_folds_every_class_of_set_a_is_held_out_in_turn(config: TrainingConfig) -> None:
     train = NotingTrain()
     outcome = validate(changed(config, {"validate_transfer.folds": 3}), train)
     assert sorted(name for group in outcome.held_out for name in group) == ["ant", "bee", "cat"]
@@ -228,7 +217,7 @@ def test_where_cuda_was_asked_for_and_is_not_there_no_form_is_trained_or_judged_
 
 
 def test_the_run_prints_lines_that_set_the_chosen_form_and_writes_them(
-    config: TrainingConfig, networks: list[KnowingNetwork], capsys: pytest.CaptureFixture[str], tmp_path: Path
+    config: TrainingConfig, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     validate_transfer.run(config, NotingTrain())
     printed = capsys.readouterr().out
@@ -263,18 +252,16 @@ def test_groups_part_set_a_and_leave_set_b_out() -> None:
 
 
 def test_groups_have_about_as_many_objects_each() -> None:
-    table = ClassTable(ids=tuple(range(1, 13)), names=tuple("abcdefghijkl"), has_mask=(True,) * 12)
     objects = {label: 2**label for label in range(1, 13)} | {12: 2100, 11: 2000, 10: 1900}
     sums = [
-        sum(objects[label] for label in group) for group in hold_out_groups(table, objects, groups=3, seed=4)
+        sum(objects[label] for label in group) for group in hold_out_groups(TWELVE, objects, groups=3, seed=4)
     ]
     assert max(sums) < 1.3 * min(sums)
 
 
 def test_another_seed_holds_out_other_classes() -> None:
-    table = ClassTable(ids=tuple(range(1, 13)), names=tuple("abcdefghijkl"), has_mask=(True,) * 12)
     objects = dict.fromkeys(range(1, 13), 5)
-    deals = [hold_out_groups(table, objects, groups=3, seed=seed) for seed in (0, 0, 1)]
+    deals = [hold_out_groups(TWELVE, objects, groups=3, seed=seed) for seed in (0, 0, 1)]
     assert deals[0] == deals[1] != deals[2]
 
 
@@ -301,8 +288,6 @@ def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any], words:
         changed(TrainingConfig(), changes)
 
 
-def test_a_schedule_without_a_detector_is_refused(
-    config: TrainingConfig, networks: list[KnowingNetwork]
-) -> None:
+def test_a_schedule_without_a_detector_is_refused(config: TrainingConfig) -> None:
     with pytest.raises(ValueError, match="no steps for a detector"):
         validate(changed(config, {"schedule.detector_steps": 0}), NotingTrain())

@@ -72,6 +72,15 @@ def peer(kind: str) -> tuple[MaskRCNN, list[str]]:
     return model.eval(), [*overrides, "model.input.max_size=96"]
 
 
+def converted(model: MaskRCNN, folder: Path, overrides: list[str], **options: Any) -> Path:
+    """The checkpoint made of a network of torchvision."""
+    given, out = folder / "model.pth", folder / "checkpoint.pt"
+    torch.save(options.pop("state", model.state_dict()), given)
+    table = convert(str(given), out, classes=",".join(NAMES), overrides=overrides, **options)
+    assert (table.names, table.ids) == (tuple(NAMES), (1, 2, 3, 4, 5))
+    return out
+
+
 def picture(height: int, width: int) -> Tensor:
     noise = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(height))
     smooth = nn.functional.avg_pool2d(noise, 5, 1, 2)[0]
@@ -102,20 +111,14 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[MaskRCNN, Path, lis
 @pytest.mark.parametrize("kind", ["v1", "v2", "resnet18"])
 def test_detections_of_a_converted_network_equal_torchvisions(kind: str, tmp_path: Path) -> None:
     model, overrides = peer(kind)
-    torch.save(model.state_dict(), tmp_path / "model.pth")
-    out = tmp_path / "checkpoint.pt"
-    classes = convert(str(tmp_path / "model.pth"), out, classes=",".join(NAMES), overrides=overrides)
-    assert (classes.names, classes.ids) == (tuple(NAMES), (1, 2, 3, 4, 5))
-    require_equal(model, out, SIZES if kind == "resnet18" else SIZES[1:2])
+    require_equal(model, converted(model, tmp_path, overrides), SIZES if kind == "resnet18" else SIZES[1:2])
 
 
 def test_a_converted_v2_head_on_a_small_network_can_be_trained_on(tmp_path: Path) -> None:
     model, overrides = peer("resnet18")
     model.roi_heads.box_head = FastRCNNConvFCHead((64, 7, 7), [64] * 4, [256], norm_layer=nn.BatchNorm2d)
     model.rpn.head = RPNHead(64, 3, conv_depth=2)
-    torch.save(model.eval().state_dict(), tmp_path / "model.pth")
-    out = tmp_path / "checkpoint.pt"
-    convert(str(tmp_path / "model.pth"), out, classes=",".join(NAMES), overrides=overrides)
+    out = converted(model.eval(), tmp_path, overrides)
     require_equal(model, out, SIZES[1:2])
     network, _, _ = load_network(out)
     losses = network.train().losses([picture(64, 64)], [target(3, classes=5)])
@@ -146,16 +149,12 @@ def test_a_file_of_2019_has_old_names_and_norms_of_epsilon_zero(tmp_path: Path) 
             module.eps = 1e-20  # as good as none; torch 2.11 refuses 0 itself
     state = old_state(model)
     assert "roi_heads.mask_head.mask_fcn2.bias" in state and has_old_names(state)
-    torch.save(state, tmp_path / "old.pth")
-    out = tmp_path / "checkpoint.pt"
-    convert(str(tmp_path / "old.pth"), out, classes=",".join(NAMES), overrides=overrides)
-    require_equal(model, out, SIZES[:1])
-    torch.save(model.state_dict(), tmp_path / "tuned.pth")  # trained on from such a file: nothing shows it
-    convert(str(tmp_path / "tuned.pth"), out, classes=",".join(NAMES), epsilon=0.0, overrides=overrides)
-    require_equal(model, out, SIZES[:1])
-    convert(str(tmp_path / "tuned.pth"), out, classes=",".join(NAMES), overrides=overrides)
+    require_equal(model, converted(model, tmp_path, overrides, state=state), SIZES[:1])
+    # Of one that was trained on from such a file nothing shows it.
+    require_equal(model, converted(model, tmp_path, overrides, epsilon=0.0), SIZES[:1])
+    wrong = converted(model, tmp_path, overrides)
     with pytest.raises(AssertionError):
-        require_equal(model, out, SIZES[:1])
+        require_equal(model, wrong, SIZES[:1])
 
 
 def test_a_channel_without_variance_is_refused_where_its_epsilon_is_zero() -> None:

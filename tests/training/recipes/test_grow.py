@@ -11,7 +11,9 @@ from torch import Tensor
 
 from model.checkpoint import load_checkpoint, load_network
 from model.classes import ClassTable
-from tests.training.tiny_set import SIDE, tiny_changes, write_tiny_set
+from tests.model.small_network import image
+from tests.training.datasets.small_sets import write_json
+from tests.training.tiny_set import tiny_changes, write_tiny_set
 from training.evaluate.measure import main as evaluate
 from training.recipes.grow import main, with_classes_before
 from training.train import main as train
@@ -27,17 +29,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_tiny_set(folder)
     whole = json.loads((folder / "train.json").read_text())
     old = [one for one in whole["annotations"] if one["category_id"] < 3]
-    new = [
-        {**one, "category_id": 1, "segmentation": []}
-        for one in whole["annotations"]
-        if one["category_id"] == 3
-    ]
-    (folder / "train.json").write_text(
-        json.dumps({**whole, "annotations": old, "categories": whole["categories"][:2]})
-    )
-    (folder / "new.json").write_text(
-        json.dumps({**whole, "annotations": new, "categories": [{"id": 1, "name": "slab"}]})
-    )
+    boxes = {"category_id": 1, "segmentation": []}
+    new = [one | boxes for one in whole["annotations"] if one["category_id"] == 3]
+    write_json(folder / "train.json", whole | {"annotations": old, "categories": whole["categories"][:2]})
+    write_json(folder / "new.json", whole | {"annotations": new, "categories": [{"id": 1, "name": "slab"}]})
     threads = torch.get_num_threads()
     normal = [f"model.transfer.{form}" for form in ("input=cls+box", "normalise=true", "residual=false")]
     assert train([*tiny_changes(folder, folder / "before"), "data.mask_classes=tile", *normal]) == 0
@@ -71,9 +66,7 @@ def test_only_the_rows_of_the_new_class_are_learned_and_its_masks_are_t_of_them(
     for name, value in before.items():
         if name.startswith(LAST):
             assert torch.equal(rows(now, name)[:3], rows(before, name)), name
-            assert not torch.equal(rows(now, name)[3], rows(one, name)[3]), (
-                f"{name} of the new class is not learned"
-            )
+            assert not torch.equal(rows(now, name)[3], rows(one, name)[3]), f"{name} is not learned"
         else:
             assert torch.equal(now[name], value), name
     assert now.keys() - before.keys() == {"mask_weights.mean"}
@@ -81,11 +74,8 @@ def test_only_the_rows_of_the_new_class_are_learned_and_its_masks_are_t_of_them(
     table = network.mask_table()[0]
     torch.testing.assert_close(table[:3], was)
     assert bool(table[3].abs().sum() > 0) and not torch.allclose(table[3], table[2])
-    image = torch.randint(
-        0, 256, (3, SIDE, SIDE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
     network.score_threshold = 0.0
-    (answer,) = network([image])
+    (answer,) = network([image()])
     assert 3 in answer["labels"].tolist()
 
 
@@ -95,7 +85,7 @@ def test_the_network_grows_again_and_keeps_the_first_mean(
     assert grow("--steps", "1") == 0
     more = json.loads((folder / "new.json").read_text())
     more["categories"][0]["name"] = "plank"
-    (tmp_path / "more.json").write_text(json.dumps(more))
+    write_json(tmp_path / "more.json", more)
     words = [str(tmp_path / "g" / "checkpoint.pt"), "--images", str(folder / "images"), "--steps", "1"]
     assert main([*words, "--annotations", str(tmp_path / "more.json"), "--out", str(tmp_path / "again")]) == 0
     first, _, _ = load_network(tmp_path / "g" / "checkpoint.pt")
@@ -141,12 +131,8 @@ def test_categories_of_before_keep_their_ids_and_new_ones_come_after_them() -> N
         {"id": 8, "name": "ant"},
         {"id": 9, "name": "cow", "color": "red"},
     ]
-    assert [one["category_id"] for one in merged["annotations"]] == [
-        8,
-        7,
-        9,
-        5,
-    ]  # an unknown id stays, to be reported
+    # An unknown id stays, to be reported.
+    assert [one["category_id"] for one in merged["annotations"]] == [8, 7, 9, 5]
     assert document["annotations"][0]["category_id"] == 2
 
 
@@ -176,8 +162,7 @@ def test_a_file_without_a_new_class_is_refused(
 def test_a_category_that_is_none_is_one_error(
     category: Any, grow: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = tmp_path / "new.json"
-    path.write_text(json.dumps({"images": [], "annotations": [], "categories": [category]}))
+    path = write_json(tmp_path / "new.json", {"images": [], "annotations": [], "categories": [category]})
     assert grow(of=["--annotations", str(path)]) == 2
     assert f"{path}: category number 1" in capsys.readouterr().err
 

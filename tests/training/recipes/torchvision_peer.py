@@ -16,6 +16,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.ops import MultiScaleRoIAlign, box_iou
 
 from model.inference import Inference
+from tests.model.small_network import asked
 from training.evaluate.predictions import MAX_DETECTIONS, SCORE_THRESHOLD
 
 WIDTH, BOX_WIDTH, MASK_CONVOLUTIONS = 64, 256, 2
@@ -120,14 +121,7 @@ def answer_of_converted(network: Inference, image: Tensor, *, classes: int) -> A
 
     network.mask_probabilities = remember  # type: ignore[method-assign]
     try:
-        (answer,) = network(
-            [image],
-            torch.tensor([image.shape[1:]]),
-            torch.tensor([SCORE_THRESHOLD]),
-            torch.tensor([MAX_DETECTIONS]),
-            torch.ones((1, classes + 1), dtype=torch.bool),
-            torch.ones(1, dtype=torch.bool),
-        )
+        (answer,) = network(*asked([image], threshold=SCORE_THRESHOLD, most=MAX_DETECTIONS, classes=classes))
     finally:
         del network.mask_probabilities
     return Answer(boxes=answer["boxes"], scores=answer["scores"], labels=answer["labels"], masks=masks[0])
