@@ -1,7 +1,5 @@
 """The assembler: the one place that reads `ModelConfig` and hands plain numbers to the leaves."""
 
-from __future__ import annotations
-
 import math
 
 import torch

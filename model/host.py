@@ -12,8 +12,6 @@ training step that is allowed in `read` and under `waiting` alone, which are:
 `no_other_waits` makes every other wait an error.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any

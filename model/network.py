@@ -3,11 +3,9 @@
 Two methods, not two modes: `losses` for training and `forward` for answers.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -108,7 +106,7 @@ class MaskXRCNN(Detector):
             parameter.requires_grad_(name in self._trainable and not left_out)
         self.train(self.training)
 
-    def train(self, mode: bool = True) -> MaskXRCNN:
+    def train(self, mode: bool = True) -> Self:
         """As `nn.Module.train`, but a frozen detector stays in evaluation mode."""
         super().train(mode)
         if self.stage in ("mask", "classes"):

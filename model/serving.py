@@ -10,8 +10,6 @@ can read stands behind `torch.jit.is_scripting()`:
 * `model.boxes.pooling.bucket_of`: counts as they are.
 """
 
-from __future__ import annotations
-
 import copy
 
 import torch

@@ -1,7 +1,5 @@
 """What is known about a batch, put together on the host and brought to the device in one copy (`model.targets`)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

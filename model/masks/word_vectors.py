@@ -1,7 +1,5 @@
 """Word vectors of class names, from a file in GloVe's text format (Table 1a, T of word embeddings)."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path

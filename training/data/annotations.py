@@ -9,8 +9,6 @@ else those of its stored pixels. In the second case annotations were made on the
 then used unturned.
 """
 
-from __future__ import annotations
-
 import gc
 import json
 import os

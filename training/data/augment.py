@@ -6,8 +6,6 @@ same pixels. How large a training step sees its images (multi-scale training and
 what size the network is to bring it to. Boxes and masks keep the own pixels of the data set: nothing is resampled.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

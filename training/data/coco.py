@@ -1,7 +1,5 @@
 """Any COCO-format set as images and targets; the masks of set B are never read (Sec. 3.1)."""
 
-from __future__ import annotations
-
 import io
 import os
 from collections.abc import Mapping, Sequence

@@ -4,8 +4,6 @@ COCO counts a keypoint's place in whole pixels, the first being 0; here, as in b
 1, so half a pixel is added.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

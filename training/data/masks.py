@@ -4,8 +4,6 @@ A photograph of 300 objects would be hundreds of MB as full masks. Run lengths a
 with zeros.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any

@@ -1,7 +1,5 @@
 """The objects of a COCO set, packed into a few arrays; masks of set A only (Sec. 3.1)."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,10 +1,8 @@
 """How a training's images are read: by how many processes, and how a batch comes from them in one piece."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Generator, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -70,7 +68,7 @@ class PackedBatch:
         self.layouts: list[Layout]
         self.buffer, self.layouts = packed(tensors)
 
-    def pin_memory(self) -> PackedBatch:
+    def pin_memory(self) -> Self:
         """The same in memory that a GPU reads by itself; the loader calls it."""
         self.buffer = self.buffer.pin_memory()
         return self

@@ -1,7 +1,5 @@
 """Classes that have a side: a left light is a right light in a mirrored image (`augment.swapped_classes`)."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Sequence

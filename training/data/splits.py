@@ -6,8 +6,6 @@ choice without replacement of positions among the categories by ascending id. Si
 classes C are ours: 2 to 6 eighths of C, rounded down, which for 80 are the paper's.
 """
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
