@@ -179,10 +179,9 @@ def box_head(config: ModelConfig, channels: int) -> BoxHead:
 def mask_head(config: ModelConfig, channels: int) -> MaskHead | MLPMaskHead | HourglassMaskHead:
     """The mask head of the configuration on `channels` pooled channels."""
     mask = config.mask
-    if mask.head == "hourglass20":
-        return hourglass_20(channels=channels, width=mask.width, roi_size=mask.roi_size)
-    if mask.head == "hourglass52":
-        return hourglass_52(channels=channels, width=mask.width, roi_size=mask.roi_size)
+    if mask.head.startswith("hourglass"):
+        form = hourglass_20 if mask.head == "hourglass20" else hourglass_52
+        return form(channels=channels, width=mask.width, roi_size=mask.roi_size)
     if mask.head == "mlp":
         return MLPMaskHead(
             channels=channels, roi_size=mask.roi_size, hidden=config.box.width, width=mask.width

@@ -306,10 +306,3 @@ class MaskXRCNN(Detector):
             torch.ones(count, dtype=torch.bool),
         )
         return answers
-
-    @torch.no_grad()
-    def masks_on_boxes(
-        self, images: list[Tensor], boxes: list[Tensor], labels: list[Tensor]
-    ) -> list[tuple[Tensor, Tensor]]:
-        """Run lengths of the masks on given boxes and labels, see `Inference.masks_on_boxes`."""
-        return self.inference().masks_on_boxes(images, boxes, labels)

@@ -38,10 +38,6 @@ class MaskHead(nn.Module):
                 nn.init.zeros_(module.bias)
         with_winograd(self.convs, many=True)
 
-    def weight_type(self) -> torch.dtype:
-        """The type that it computes in."""
-        return self.deconv.weight.dtype
-
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """Pooled [R, channels, S, S] -> features before [R, F, S, S] and after the deconvolution [R, S, S, 2, 2, F]."""
         before = self.convs(pooled)
@@ -72,10 +68,6 @@ class MLPMaskHead(nn.Module):
         nn.init.kaiming_normal_(self.fc3.weight, mode="fan_in", nonlinearity="linear")
         for layer in (self.fc1, self.fc2, self.fc3):
             nn.init.zeros_(layer.bias)
-
-    def weight_type(self) -> torch.dtype:
-        """The type that it computes in."""
-        return self.fc1.weight.dtype
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """Pooled [R, channels, S, S] -> the same, and mask features [R, S, S, 2, 2, F] as of `MaskHead`."""
@@ -144,11 +136,6 @@ class MaskBranch(nn.Module):
         super().__init__()
         self.head = head
         self.mlp = mlp
-
-    def weight_type(self) -> torch.dtype:
-        """The type that it computes in."""
-        dtype: torch.dtype = self.head.weight_type()  # type: ignore[operator]
-        return dtype
 
     def forward(self, pooled: Tensor, weights_RF: Tensor, bias: Tensor) -> Tensor:
         """Pooled [R, channels, S, S], the mask weights of each RoI's class [R, F] -> logits [R, M, M] float32.

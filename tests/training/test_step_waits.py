@@ -11,7 +11,6 @@ import training.data.colour
 from tests.model.test_step_operations import watched
 from tests.training.tiny_set import tiny_changes, write_tiny_set
 from training.config import load_config
-from training.data.coco import collate
 from training.data.sampler import SeededBatches
 from training.distributed import ALONE
 from training.run import Run
@@ -38,7 +37,8 @@ def started(tmp_path: Path) -> Started:
 
 def batch(data: Any, count: int) -> tuple[Any, Any]:
     (pairs,) = SeededBatches(size=len(data), batch_size=count, batches=1, seed=0)
-    return collate([data[pair] for pair in pairs])
+    images, targets = zip(*(data[pair] for pair in pairs), strict=True)
+    return list(images), list(targets)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])

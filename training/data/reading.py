@@ -74,7 +74,7 @@ class PackedBatch:
         return self
 
     def unpacked(self) -> tuple[list[Tensor], list[Target]]:
-        """Images and targets as `training.data.coco.collate` has them, views of the one tensor."""
+        """Images and targets as two lists, since images differ in size; views of the one tensor."""
         tensors = unpacked(self.buffer, self.layouts)
 
         def back(value: Any) -> Any:

@@ -8,7 +8,6 @@ crates, a class without keypoints, and grey sticks that belong to nobody.
 import colorsys
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -24,7 +23,6 @@ from training.drawn.write import (
     SetConfig,
     annotation,
     mask_box,
-    write_set,
 )
 
 SIDES = ("left", "right")
@@ -243,5 +241,3 @@ class FiguresConfig(SetConfig):
 
 
 FIGURES = Kind(defaults=FiguresConfig(), draw=_draw, document=_document, sources=(__file__,))
-write_figures = partial(write_set, FIGURES)
-"""`write_set` of this kind."""

@@ -104,11 +104,6 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def one_mask(uncompressed: RunLengths, height: int, width: int) -> RunLengths:
-    """Run lengths given as a list of counts, in pycocotools' compressed form."""
-    return dict(mask_utils.frPyObjects(uncompressed, height, width))
-
-
 def masks_from_counts(rle_counts: Tensor, rle_offsets: Tensor, height: int, width: int) -> list[RunLengths]:
     """The network's run lengths (int64 [total], offsets int64 [D+1]) as D compressed masks."""
     counts, offsets = rle_counts.tolist(), rle_offsets.tolist()
