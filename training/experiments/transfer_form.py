@@ -11,7 +11,6 @@ ground-truth boxes is chosen. No mask of set B is read.
 
 import itertools
 import json
-import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +27,8 @@ from training.data.coco import classes_of
 from training.distributed import chosen_device
 from training.evaluate.measure import aligned, percent
 from training.evaluate.predictions import predict
-from training.evaluate.truth import GroundTruth, ground_truth
+from training.evaluate.truth import GroundTruth
+from training.experiments.held_out import folds_of, truth_of_set_a
 from training.experiments.variants import (
     Train,
     detector_in,
@@ -102,78 +102,37 @@ class Outcome:
     chosen: str
 
 
-def hold_out_groups(
-    classes: ClassTable, objects: Mapping[int, int], *, groups: int, seed: int
-) -> list[list[int]]:
-    """The labels of set A dealt into groups that are alike in number of classes and of objects.
-
-    `objects` counts the objects of each label. Classes are dealt from the most frequent to the rarest, to
-    and fro; `seed` decides among equals. Raises ValueError where set A has fewer than `groups` classes with
-    objects, or `groups` is below 2.
-    """
-    labels = [label for label in classes.set_a_labels() if objects.get(label, 0)]
-    if groups < 2 or len(labels) < groups:
-        raise ValueError(
-            f"{groups} groups of the {len(labels)} classes of set A that have objects with masks to be judged by; "
-            "there must be at least 2 groups, and a class for each"
-        )
-    random.Random(seed).shuffle(labels)
-    labels.sort(key=lambda label: -objects[label])
-    dealt: list[list[int]] = [[] for _ in range(groups)]
-    for position, label in enumerate(labels):
-        lap, place = divmod(position, groups)
-        dealt[place if lap % 2 == 0 else groups - 1 - place].append(label)
-    return [sorted(group) for group in dealt]
-
-
 def validate(
     config: TrainingConfig,
     train: Train,
     *,
     candidates: Mapping[str, Changes] = CANDIDATES,
-    folder: Path | None = None,
 ) -> Outcome:
     """Judge every candidate as `config.validate_transfer` says, by the objects of the validation set.
 
-    Runs lie in `folder` (default: validate_transfer in the run's own); finished ones are not made again.
+    Runs lie in validate_transfer in the run's own folder; finished ones are not made again.
     The detector is that of `config.data.detector_from`, else of the run's own checkpoint where it holds a
     finished stage-wise one, else it is trained. Raises ValueError where set A has fewer classes than
     groups.
     """
     chosen_device(config.device)  # before hours of training: where CUDA was asked for and is not there
     wanted = config.validate_transfer
-    folder = folder or Path(config.output.dir) / "validate_transfer"
+    folder = Path(config.output.dir) / "validate_transfer"
     path = Path(config.data.val_annotations)
     document = read_annotations(path)
     classes = classes_of(document, config.data.mask_classes, path)
-    truth = ground_truth(
-        document,
-        classes,
-        Path(config.data.val_images),
-        source=str(path),
-        only_categories={classes.id_of_label(label) for label in classes.set_a_labels()},
-    )
-    dealt = hold_out_groups(classes, _objects(truth, classes), groups=wanted.groups, seed=config.seed)[
-        : wanted.folds
-    ]
+    truth = truth_of_set_a(config, classes, document=document)
+    folds = folds_of(config, classes, truth)
     detector = finished_detector(config) or detector_in(folder / "detector", config, train)
-
-    fold_classes: list[tuple[list[int], Path]] = []
-    for fold, held_out in enumerate(dealt):
-        kept = [classes.name_of_label(label) for label in classes.set_a_labels() if label not in held_out]
-        split = folder / f"fold{fold}" / "mask_classes.txt"
-        split.parent.mkdir(parents=True, exist_ok=True)
-        split.write_text("".join(f"{name}\n" for name in kept), encoding="utf-8")
-        fold_classes.append((held_out, split))
-
+    splits = [(fold, fold.write_split(folder / f"fold{number}")) for number, fold in enumerate(folds)]
     rows_file = folder / "rows.json"
     rows = kept_rows(rows_file)
     mine: dict[str, list[dict[str, Any]]] = {name: [] for name in candidates}
-    for (held_out, split), (name, changes) in itertools.product(fold_classes, candidates.items()):
+    for (fold, split), (name, changes) in itertools.product(splits, candidates.items()):
         split_config = changed(config, {**changes, "data.mask_classes": str(split)})
         variant = mask_branch_alone(split_config, detector, steps=wanted.steps)
         settings = digest(variant, kept=split.read_text(encoding="utf-8"), val=config.data.val_annotations)
-        make = partial(_row, variant, split.parent / name, truth, held_out, classes, train)
+        make = partial(_row, variant, split.parent / name, truth, fold.labels, classes, train)
         row = row_of(rows, settings, make)
         write_json(rows_file, {"rows": rows})
         mine[name].append(row)
@@ -183,19 +142,9 @@ def validate(
     return Outcome(
         judged=judged,
         box_fill=_mean(fills),
-        held_out=tuple(tuple(classes.name_of_label(label) for label in group) for group in dealt),
+        held_out=tuple(fold.names for fold in folds),
         chosen=max(judged, key=lambda one: one.held_out_iou).name,
     )
-
-
-def _objects(truth: GroundTruth, classes: ClassTable) -> dict[int, int]:
-    counts: dict[int, int] = {}
-    for found in truth.objects.values():
-        for one in found:
-            if one.mask is not None and not one.crowd:
-                label = classes.label_of_id(one.category_id)
-                counts[label] = counts.get(label, 0) + 1
-    return counts
 
 
 def _row(
