@@ -192,22 +192,10 @@ def verification_cases(min_size: int, classes: int) -> list[Case]:
         torch.tensor([True, True, True]),
     )
     tiny = drawn_image(37, 61)
-    without_masks: Case = (
-        [tiny, tiny],
-        torch.tensor([[37, 61], [37, 61]]),
-        torch.tensor([0.0, 0.0]),
-        torch.tensor([60, 60]),
-        torch.cat([everything, everything]),
-        torch.tensor([True, False]),
-    )
-    nothing: Case = (
-        [black],
-        torch.tensor([[side // 2, side // 2]]),
-        torch.tensor([2.0]),
-        torch.tensor([100]),
-        everything,
-        torch.tensor([True]),
-    )
+    sizes, none, most = torch.tensor([[37, 61]] * 2), torch.zeros(2), torch.tensor([60, 60])
+    without_masks = ([tiny, tiny], sizes, none, most, everything.repeat(2, 1), torch.tensor([True, False]))
+    images, *others = batch
+    nothing: Case = (images[2:], *(values[2:] for values in others))
     return [batch, without_masks, nothing]
 
 

@@ -128,9 +128,7 @@ def uses_c4(config: ModelConfig) -> bool:
     return config.box.head == "res5"
 
 
-def backbone_and_box_head(
-    config: ModelConfig,
-) -> tuple[Backbone | C4Backbone, BoxHead]:
+def backbone_and_box_head(config: ModelConfig) -> tuple[Backbone | C4Backbone, BoxHead]:
     """The backbone and the box head of the configuration; in the C4 form both come from one ResNet.
 
     ValueError where a model of timm could not be exported, before it is trained.

@@ -174,11 +174,7 @@ class MaskXRCNN(Detector):
         return losses
 
     def batch_of(
-        self,
-        images: list[Tensor],
-        targets: list[Target],
-        seeds: Sequence[int] | None,
-        total: LossDivisor,
+        self, images: list[Tensor], targets: list[Target], seeds: Sequence[int] | None, total: LossDivisor
     ) -> Batch:
         """The images on one canvas, its features, and the objects on it; see `losses`."""
         sizes = [t.get("size") or self.canvas.size_of(x) for x, t in zip(images, targets, strict=True)]

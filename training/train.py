@@ -268,24 +268,23 @@ def describe(run: Run, data: CocoDataset, device: torch.device, saved: dict[str,
     if saved is None:
         return
     print(f"going on at step {run.step} of {run.config.schedule.total_steps}")
+    warnings = []
     if saved["threads"] != threads:
-        print(
-            f"warning: {threads} threads instead of {saved['threads']}: sums are rounded otherwise, so the weights "
-            "will not be those of an uninterrupted run to the last bit",
-            file=sys.stderr,
+        warnings.append(
+            f"{threads} threads instead of {saved['threads']}: sums are rounded otherwise, so the weights will not be "
+            "those of an uninterrupted run to the last bit"
         )
     if run.precision != run.own_precision:
-        print(
-            f"warning: precision auto was {run.precision} where this run began, and stays so; it would be "
-            f"{run.own_precision} on this machine, which may be faster: precision={run.own_precision} and another "
-            "output.dir begin anew",
-            file=sys.stderr,
+        warnings.append(
+            f"precision auto was {run.precision} where this run began, and stays so; it would be {run.own_precision} "
+            f"on this machine, which may be faster: precision={run.own_precision} and another output.dir begin anew"
         )
     if (before := saved.get("processes", 1)) != run.group.size:
-        print(
-            f"warning: {run.group.size} processes instead of {before}: the same images, with sums rounded otherwise",
-            file=sys.stderr,
+        warnings.append(
+            f"{run.group.size} processes instead of {before}: the same images, with sums rounded otherwise"
         )
+    for words in warnings:
+        print(f"warning: {words}", file=sys.stderr)
 
 
 def require_images_for_all(config: TrainingConfig, group: Group) -> None:

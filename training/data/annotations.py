@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from maskx_image import MAX_PIXELS, MAX_SIDE, ImageHeader, read_header
 from model.classes import ClassTable
-from training.data.findings import Tally, refuse
+from training.data.findings import Tally, are_numbers, refuse
 from training.data.masks import SegmentationError, pack_segmentation
 
 Progress = Callable[[int, int], None]
@@ -31,8 +31,6 @@ Size = tuple[int, int]
 """(height, width) in pixels."""
 
 _CHUNK = 64
-_FARTHEST = 1e9
-"""Coordinates beyond this many pixels are no numbers meant for a picture (and may not fit a float)."""
 
 
 @contextmanager
@@ -313,7 +311,7 @@ class AnnotationFile:
 
     def _box(self, bbox: Any, height: int, width: int, where: str) -> Box | None:
         """XYXY cut to the image, from COCO's [x, y, width, height]; None, counted, where nothing is left of it."""
-        if not _is_four_numbers(bbox):
+        if not isinstance(bbox, list) or len(bbox) != 4 or not are_numbers(bbox):
             words = f"{where}: bbox {bbox!r:.100}; expected [x, y, width, height] in numbers"
             self.tally.add("box that is not four numbers", "left out", words)
             return None
@@ -374,9 +372,3 @@ class AnnotationFile:
 def _key(value: Any) -> Any:
     """An id to look up; None for what is no id (a list could not be hashed, and True would be 1)."""
     return value if is_id(value) else None
-
-
-def _is_four_numbers(bbox: Any) -> bool:
-    if not isinstance(bbox, list) or len(bbox) != 4:
-        return False
-    return all(type(v) in (int, float) and -_FARTHEST < v < _FARTHEST for v in bbox)

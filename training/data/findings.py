@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Outcome = Literal["left out", "kept without its mask", "kept without its keypoints", "kept"]
 
@@ -64,6 +64,11 @@ class Tally:
             Finding(kind=kind, outcome=outcome, count=count, first=first)
             for (kind, outcome), (count, first) in self._seen.items()
         )
+
+
+def are_numbers(values: Sequence[Any], farthest: float = 1e9) -> bool:
+    """Whether all are numbers below `farthest`, so no NaN, no Infinity and nothing that is no place in a picture."""
+    return all(type(v) in (int, float) and abs(v) < farthest for v in values)
 
 
 def refuse(source: str, problems: Sequence[str]) -> None:

@@ -16,11 +16,9 @@ from torch import Tensor
 from model.classes import ClassTable
 from model.keypoints.layout import KeypointsConfig, keypoint_labels
 from model.targets import Target
-from training.data.findings import Tally, refuse
+from training.data.findings import Tally, are_numbers, refuse
 
 PIXEL_CENTRE = 0.5
-_FARTHEST = 1e6
-"""Coordinates beyond this many pixels are no numbers meant for a picture."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,9 +97,7 @@ class KeypointRows:
 
 def can_be_read(values: Any, count: int) -> bool:
     """Whether `values` are x, y and visibility of `count` keypoints."""
-    if not isinstance(values, list) or len(values) != 3 * count:
-        return False
-    if not all(type(v) in (int, float) and -_FARTHEST < v < _FARTHEST for v in values):
+    if not isinstance(values, list) or len(values) != 3 * count or not are_numbers(values, 1e6):
         return False
     return set(values[2::3]) <= {0, 1, 2}
 

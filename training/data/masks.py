@@ -12,11 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
 
+from training.data.findings import are_numbers
+
 NO_MASK, POLYGONS, RUNS = 0, 1, 2
 """Kinds of packed segmentations."""
-
-_FARTHEST = 1e9
-"""Larger coordinates are no pixels; JSON also knows NaN, Infinity and whole numbers that no float holds."""
 
 Extent = tuple[float, float, float, float]
 """Smallest and largest x and y that a mask reaches, XYXY."""
@@ -55,7 +54,8 @@ def draw_crop(kind: int, data: bytes, window: Sequence[int], height: int, width:
     Equal to pycocotools' full mask, cut. Needs time and memory for the window's columns, not for the image.
     """
     assert kind in (POLYGONS, RUNS), kind
-    runs = np.frombuffer(data, np.uint32) if kind == RUNS else _runs_of_polygons(data, height, width)
+    drawn = kind == POLYGONS
+    runs = parse_counts(_merged(data, height, width)["counts"]) if drawn else np.frombuffer(data, np.uint32)
     x0, y0, x1, y1 = (int(v) for v in window)
     ends = np.clip(np.cumsum(runs, dtype=np.int64), x0 * height, x1 * height)
     lengths = np.diff(ends, prepend=x0 * height)
@@ -152,9 +152,7 @@ def _pack_polygons(polygons: list[Any], height: int, width: int) -> tuple[bytes,
     """Bytes of one float64 array: number of polygons, their lengths, their coordinates."""
     kept: list[NDArray[np.float64]] = []
     for polygon in polygons:
-        if not isinstance(polygon, list) or not all(
-            type(v) in (int, float) and abs(v) < _FARTHEST for v in polygon
-        ):
+        if not isinstance(polygon, list) or not are_numbers(polygon):
             raise SegmentationError(
                 "polygon that cannot be read", "a polygon that is no list of finite numbers"
             )
@@ -183,10 +181,6 @@ def _pack_polygons(polygons: list[Any], height: int, width: int) -> tuple[bytes,
         )
     head = np.array([len(kept), *map(len, kept)], dtype=np.float64)
     return np.concatenate([head, numbers]).tobytes(), extent, len(polygons) - len(kept)
-
-
-def _runs_of_polygons(data: bytes, height: int, width: int) -> NDArray[np.int64]:
-    return parse_counts(_merged(data, height, width)["counts"])
 
 
 def _merged(data: bytes, height: int, width: int) -> dict[str, Any]:

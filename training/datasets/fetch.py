@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from training.progress import Progress, progress
 
@@ -260,13 +260,8 @@ def _members(archive: Path) -> Iterator[_Members]:
         for one in files:
             if not one.isreg():
                 raise ValueError(f"{archive}: {one.name} is no plain file")
-        yield [(one.name, one.size, one) for one in files], lambda one: _opened_member(tar, one)
-
-
-def _opened_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
-    source = tar.extractfile(member)
-    assert source is not None, member.name
-    return source
+        extract = cast(Callable[[Any], IO[bytes]], tar.extractfile)  # None of what is no plain file
+        yield [(one.name, one.size, one) for one in files], extract
 
 
 def _safe(name: str, archive: Path) -> Path:

@@ -42,11 +42,7 @@ class _Object:
 
 
 def write_voc(
-    root: Path,
-    out: Path,
-    *,
-    image_set: ImageSet = "Segmentation",
-    names: Names = "voc",
+    root: Path, out: Path, *, image_set: ImageSet = "Segmentation", names: Names = "voc"
 ) -> list[str]:
     """Convert the devkit's folder `root` (VOCdevkit/VOC2012) to `out`/train.json and val.json.
 

@@ -13,17 +13,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from training.drawn.write import (
-    SPLITS,
-    Bools,
-    Drawn,
-    Floats,
-    IntBox,
-    Kind,
-    SetConfig,
-    annotation,
-    mask_box,
-)
+from training.drawn.write import SPLITS, Bools, Drawn, Floats, IntBox, Kind, SetConfig, annotation, mask_box
 
 SIDES = ("left", "right")
 NAMES: tuple[str, ...] = (

@@ -8,7 +8,6 @@ here, and nowhere in training.
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,8 @@ import torch
 from model.checkpoint import load_network
 from model.classes import ClassTable
 from model.config import model_config_from_dict
-from model.dataclass_io import to_plain
+from model.dataclass_io import require_at_least, to_plain
+from model.files import exit_status
 from model.keypoints.layout import KeypointsConfig
 from training.data.sides import sides
 from training.data.splits import split_classes
@@ -198,30 +198,10 @@ def table(results: Results) -> str:
     is none.
     """
     groups = [("A (with masks)", results.a), ("B (boxes only)", results.b), ("all", results.all)]
-    heads = [
-        "",
-        "classes",
-        "objects",
-        "box AP",
-        "AP50",
-        "AP75",
-        "mask AP",
-        "AP50",
-        "AP75",
-        "filled box",
-        "mask IoU",
-        "box fill",
-    ]
-    rows = [heads]
+    heads = ["", "classes", "objects", "box AP", "AP50", "AP75", "mask AP", "AP50", "AP75"]
+    rows = [[*heads, "filled box", "mask IoU", "box fill"]]
     for name, group in groups:
-        figures = [
-            group.box.ap,
-            group.box.ap50,
-            group.box.ap75,
-            group.mask.ap,
-            group.mask.ap50,
-            group.mask.ap75,
-        ]
+        figures = [each for one in (group.box, group.mask) for each in (one.ap, one.ap50, one.ap75)]
         figures += [group.filled_box.ap, group.mask_iou, group.box_fill]
         rows.append([name, str(group.classes), str(group.objects), *map(percent, figures)])
     heads = ["class", "set", "objects", "box AP", "AP50", "mask AP", "AP50", "mask IoU", "box fill"]
@@ -302,23 +282,22 @@ def main(arguments: list[str] | None = None) -> int:
     )
     add_view_options(parser)
     options = parser.parse_args(arguments)
-    try:
-        with process_group(options.device) as group, group.one_voice():
-            _evaluate_checkpoint(options, group)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except torch.OutOfMemoryError as error:
-        print(f"error: {error}. Try a smaller --batch-size", file=sys.stderr)
-        return 2
-    except FailedElsewhere:
-        return 2
-    return 0
+
+    def shown(error: BaseException) -> str:
+        out_of_memory = isinstance(error, torch.OutOfMemoryError)
+        return f"{error}. Try a smaller --batch-size" if out_of_memory else str(error)
+
+    with exit_status(torch.OutOfMemoryError, shown=shown) as status:
+        try:
+            with process_group(options.device) as group, group.one_voice():
+                _evaluate_checkpoint(options, group)
+        except FailedElsewhere:
+            return 2
+    return status.code
 
 
 def _evaluate_checkpoint(options: argparse.Namespace, group: Group) -> None:
-    if options.batch_size < 1:
-        raise ValueError(f"batch_size is {options.batch_size}; give 1 or more")
+    require_at_least(1, batch_size=options.batch_size)
     device = chosen_device(options.device)
     with group.together():
         network, classes, contents = load_network(options.checkpoint)

@@ -80,12 +80,7 @@ class PrecisionTable:
         columns = [k for k, category_id in enumerate(self.category_ids) if category_id in category_ids]
         chosen = self.precision[:, :, columns, :]
         return AveragePrecision(
-            ap=_mean(chosen[:, :, :, 0]),
-            ap50=_mean(chosen[0, :, :, 0]),
-            ap75=_mean(chosen[5, :, :, 0]),
-            ap_small=_mean(chosen[:, :, :, 1]),
-            ap_medium=_mean(chosen[:, :, :, 2]),
-            ap_large=_mean(chosen[:, :, :, 3]),
+            **_over_thresholds(chosen, ("small", "medium", "large")),
             ar_1=_mean(self.recall[:, columns, 0, 0]),
             ar_10=_mean(self.recall[:, columns, 0, 1]),
             ar_100=_mean(self.recall[:, columns, 0, 2]),
@@ -97,11 +92,11 @@ def _mean(precision: NDArray[np.float64]) -> float | None:
     return float(found.mean()) if found.size else None
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """pycocotools prints its progress; callers of this module have their own."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        yield
+def _over_thresholds(precision: NDArray[np.float64], sizes: Sequence[str]) -> dict[str, float | None]:
+    """Mean precisions of an array [threshold, recall, class, size range], of which the first range is all sizes."""
+    means = {"ap": precision[..., 0], "ap50": precision[0, :, :, 0], "ap75": precision[5, :, :, 0]}
+    means |= {f"ap_{size}": precision[..., number] for number, size in enumerate(sizes, start=1)}
+    return {name: _mean(values) for name, values in means.items()}
 
 
 def masks_from_counts(rle_counts: Tensor, rle_offsets: Tensor, height: int, width: int) -> list[RunLengths]:
@@ -119,6 +114,12 @@ def filled_boxes(boxes: NDArray[np.float64], height: int, width: int) -> list[Ru
         return []
     xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).astype(np.float64)
     return [dict(mask) for mask in mask_utils.frPyObjects(xywh, height, width)]
+
+
+def xywh(box: Sequence[float]) -> list[float]:
+    """A box XYXY as COCO has it."""
+    x0, y0, x1, y1 = box
+    return [x0, y0, x1 - x0, y1 - y0]
 
 
 def mask_iou(one: RunLengths, other: RunLengths) -> float:
@@ -139,11 +140,11 @@ def coco_results(
         {
             "image_id": image_id,
             "category_id": classes.id_of_label(label),
-            "bbox": [x0, y0, x1 - x0, y1 - y0],
+            "bbox": xywh(box),
             "score": score,
             "segmentation": mask,
         }
-        for (x0, y0, x1, y1), label, score, mask in zip(boxes, labels, scores, masks, strict=True)
+        for box, label, score, mask in zip(boxes, labels, scores, masks, strict=True)
     ]
     if "keypoints" in output:
         for one, keypoints in zip(found, output["keypoints"].tolist(), strict=True):
@@ -159,8 +160,7 @@ def box_precision(
     annotations: list[dict[str, Any]] = []
     for image_id in truth.image_ids:
         for one in truth.objects[image_id]:
-            bbox = [one.box[0], one.box[1], one.box[2] - one.box[0], one.box[3] - one.box[1]]
-            annotations.append(_annotation(image_id, one) | {"bbox": bbox})
+            annotations.append(_annotation(image_id, one) | {"bbox": xywh(one.box)})
     found = [{**_only(r, "bbox"), "area": r["bbox"][2] * r["bbox"][3]} for r in results]
     return _precision(truth, annotations, found, "bbox", classes)
 
@@ -213,11 +213,7 @@ def _precision(
     classes: ClassTable,
 ) -> PrecisionTable:
     found = [result for result in found if truth.judged(result)]
-    annotations = [*annotations, *_searched_in_part(truth)]
-    with _quiet():
-        evaluation = COCOeval(indexed(truth, annotations, classes), indexed(truth, found, classes), kind)
-        evaluation.evaluate()
-        evaluation.accumulate()
+    evaluation = _evaluated(truth, [*annotations, *_searched_in_part(truth)], found, kind, classes)
     # [IoU threshold, recall, class, size range, detections an image]: the last is the 100 of COCO's main figures.
     return PrecisionTable(
         evaluation.eval["precision"][..., -1], evaluation.eval["recall"], tuple(evaluation.params.catIds)
@@ -244,38 +240,34 @@ def keypoint_precision(
         for result in results
         if result["category_id"] in ids and "keypoints" in result
     ]
-    with _quiet():
-        evaluation = COCOeval(
-            indexed(truth, annotations, classes), indexed(truth, found, classes), "keypoints"
-        )
-        evaluation.params.kpt_oks_sigmas = np.array(config.all_sigmas)
-        evaluation.params.catIds = sorted(ids)
+    params = {"kpt_oks_sigmas": np.array(config.all_sigmas), "catIds": sorted(ids)}
+    evaluation = _evaluated(truth, annotations, found, "keypoints", classes, **params)
+    objects = sum(one["num_keypoints"] > 0 and not one["iscrowd"] for one in annotations)
+    precision = evaluation.eval["precision"][..., -1]  # similarity, recall, class, size range
+    return KeypointPrecision(objects=objects, **_over_thresholds(precision, ("medium", "large")))
+
+
+def _evaluated(
+    truth: GroundTruth,
+    annotations: list[dict[str, Any]],
+    found: list[dict[str, Any]],
+    kind: str,
+    classes: ClassTable,
+    **params: Any,
+) -> COCOeval:
+    """pycocotools' evaluation, without what it prints: callers of this module have their own progress."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = COCOeval(indexed(truth, annotations, classes), indexed(truth, found, classes), kind)
+        vars(evaluation.params).update(params)
         evaluation.evaluate()
         evaluation.accumulate()
-    precision: NDArray[np.float64] = evaluation.eval["precision"][
-        ..., -1
-    ]  # similarity, recall, class, size range
-    return KeypointPrecision(
-        objects=sum(one["num_keypoints"] > 0 and not one["iscrowd"] for one in annotations),
-        ap=_mean(precision[:, :, :, 0]),
-        ap50=_mean(precision[0, :, :, 0]),
-        ap75=_mean(precision[5, :, :, 0]),
-        ap_medium=_mean(precision[:, :, :, 1]),
-        ap_large=_mean(precision[:, :, :, 2]),
-    )
+    return evaluation
 
 
 def _keypoint_annotation(image_id: int, one: GroundObject, count: int) -> dict[str, Any]:
     keypoints = list(one.keypoints) if len(one.keypoints) == 3 * count else [0] * (3 * count)
-    return {
-        "image_id": image_id,
-        "category_id": one.category_id,
-        "bbox": [one.box[0], one.box[1], one.box[2] - one.box[0], one.box[3] - one.box[1]],
-        "area": one.area,
-        "iscrowd": int(one.crowd),
-        "keypoints": keypoints,
-        "num_keypoints": labelled(keypoints),
-    }
+    record = _annotation(image_id, one) | {"bbox": xywh(one.box)}
+    return record | {"keypoints": keypoints, "num_keypoints": labelled(keypoints)}
 
 
 def _keypoint_detection(result: dict[str, Any]) -> dict[str, Any]:

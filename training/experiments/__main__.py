@@ -13,8 +13,9 @@ import fcntl
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -202,10 +203,8 @@ class Experiments:
             if not cell.row.box:
                 config = mask_branch_alone(config, checkpoint, steps=config.schedule.mask_steps)
         if not cell.row.box:
-            with locked(runs / f"{digest(config)}.lock", wait=wait):
-                begun, start = (runs / digest(config) / "checkpoint.pt").exists(), time.monotonic()
-                checkpoint = train_in(runs, config, self.train)
-            seconds["training"] = None if begun else time.monotonic() - start
+            make = partial(train_in, runs, config, self.train)
+            checkpoint, seconds["training"] = _trained_in(runs / digest(config), make, wait=wait)
         start = time.monotonic()
         network, classes, _ = load_network(checkpoint)
         categories = [{"id": i, "name": name} for i, name in zip(classes.ids, classes.names, strict=True)]
@@ -237,11 +236,15 @@ class Experiments:
         """The detector a cell stands on; the seconds of its training where all of it was now, else None."""
         if cell.config.data.detector_from:
             return Path(cell.config.data.detector_from), None
-        name = detector_digest(cell.detector)
-        with locked(runs / f"{name}.lock", wait=wait):
-            begun, start = (runs / name / "checkpoint.pt").exists(), time.monotonic()
-            checkpoint = detector_in(runs, cell.detector, self.train)
-            return checkpoint, None if begun else time.monotonic() - start
+        make = partial(detector_in, runs, cell.detector, self.train)
+        return _trained_in(runs / detector_digest(cell.detector), make, wait=wait)
+
+
+def _trained_in(folder: Path, make: Callable[[], Path], *, wait: bool) -> tuple[Path, float | None]:
+    """The checkpoint that `make` trains in `folder`, under its lock; the seconds where all of it was now, else None."""
+    with locked(folder.with_name(f"{folder.name}.lock"), wait=wait):
+        begun, start = (folder / "checkpoint.pt").exists(), time.monotonic()
+        return make(), None if begun else time.monotonic() - start
 
 
 class Busy(Exception):

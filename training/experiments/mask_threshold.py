@@ -116,10 +116,7 @@ def calibrate(
             ious[threshold] += found
     rows, chosen = chosen_threshold(ious)
     return Calibration(
-        objects=len(ious[0.5]),
-        held_out=tuple(fold.names for fold in folds),
-        rows=rows,
-        chosen=chosen,
+        objects=len(ious[0.5]), held_out=tuple(fold.names for fold in folds), rows=rows, chosen=chosen
     )
 
 

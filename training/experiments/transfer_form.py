@@ -103,10 +103,7 @@ class Outcome:
 
 
 def validate(
-    config: TrainingConfig,
-    train: Train,
-    *,
-    candidates: Mapping[str, Changes] = CANDIDATES,
+    config: TrainingConfig, train: Train, *, candidates: Mapping[str, Changes] = CANDIDATES
 ) -> Outcome:
     """Judge every candidate as `config.validate_transfer` says, by the objects of the validation set.
 

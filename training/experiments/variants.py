@@ -90,9 +90,7 @@ def mask_branch_alone(config: TrainingConfig, detector: Path, *, steps: int) -> 
 
 def detector_in(folder: Path, config: TrainingConfig, train: Train) -> Path:
     """As `train_in` with the detector alone of `config`; it is the same one for every split of the classes."""
-    out = folder / detector_digest(config)
-    detector = changed(detector_alone(config), {"output.dir": str(out)})
-    return train(detector, resume=(out / "checkpoint.pt").is_file())
+    return train_to_end(folder / detector_digest(config), detector_alone(config), train)
 
 
 def detector_digest(config: TrainingConfig) -> str:
@@ -104,7 +102,11 @@ def train_in(folder: Path, config: TrainingConfig, train: Train) -> Path:
     """Train `config` in `folder`/<digest>, or go on with what an earlier run began there. The checkpoint's
     path.
     """
-    out = folder / digest(config)
+    return train_to_end(folder / digest(config), config, train)
+
+
+def train_to_end(out: Path, config: TrainingConfig, train: Train) -> Path:
+    """Train `config` in the folder `out`, or go on with what an earlier run has of it; the checkpoint's path."""
     return train(changed(config, {"output.dir": str(out)}), resume=(out / "checkpoint.pt").is_file())
 
 

@@ -30,7 +30,7 @@ from model.masks.class_rows import rows_of_a_class, sliced, with_rows_of
 from training.config import TrainingConfig, changed, flat, load_config
 from training.data.annotations import read_annotations
 from training.distributed import started_together
-from training.experiments.variants import mask_branch_alone
+from training.experiments.variants import mask_branch_alone, train_to_end
 from training.process import training_status
 from training.start import fill_rows, keep_mean_of
 from training.train import train
@@ -55,12 +55,12 @@ def two_stage(detector: TrainingConfig, masks: TrainingConfig, out: Path, *, det
     require_mask_classes_known(detector, masks, detector_from)
     whole = Path(detector_from)
     if not detector_from:
-        stage = {"schedule.mask_steps": 0, "output.dir": str(out / "detector")}
-        whole = _trained(changed(detector, stage))
+        whole = train_to_end(out / "detector", changed(detector, {"schedule.mask_steps": 0}), train)
     few = out / "sliced.pt"
     slice_classes(whole, mask_table(masks), few)
-    stage = {"output.dir": str(out / "masks")}
-    of_masks = _trained(changed(mask_branch_alone(masks, few, steps=masks.schedule.mask_steps), stage))
+    of_masks = train_to_end(
+        out / "masks", mask_branch_alone(masks, few, steps=masks.schedule.mask_steps), train
+    )
     final = out / "checkpoint.pt"
     restore_classes(whole, of_masks, final)
     return final
@@ -180,12 +180,6 @@ def _without_training(contents: dict[str, Any]) -> dict[str, Any]:
     """Contents without the state of a training: nobody goes on with these weights under that optimiser."""
     kept = ("model", "model_config", "training_config", "classes", "step", "revision", "torch")
     return {"format": FORMAT, **{key: contents[key] for key in kept if key in contents}}
-
-
-def _trained(config: TrainingConfig) -> Path:
-    """Train a stage, or go on with what an earlier run has of it."""
-    there = (Path(config.output.dir) / "checkpoint.pt").is_file()
-    return train(config, resume=there)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
