@@ -1,8 +1,7 @@
 """Backbones with a feature pyramid (FPN, Lin et al. 2017), as Sec. 4.1 of the paper has them.
 
-ResNets and ResNeXts as torchvision has them, EfficientNet-Lite0, and a small ResNet that learns from
-nothing on a CPU. Every one gives the levels "0", "1", "2", "3", "pool" with strides 4, 8, 16, 32, 64,
-sides rounded up.
+ResNets and ResNeXts as torchvision has them, EfficientNet-Lite0, and a small ResNet that learns from nothing on a CPU.
+Every one gives the levels "0", "1", "2", "3", "pool" with strides 4, 8, 16, 32, 64, sides rounded up.
 """
 
 import importlib.util

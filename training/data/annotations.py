@@ -1,12 +1,11 @@
 """A COCO annotation file, read and checked: the one reader of training, validation and evaluation.
 
-An error names the file, the entry and what was expected: JSON that does not parse, ids that are missing,
-repeated or of an unknown category, images that are missing, broken or of another size. What does not stop the
-loading is counted by kind: single annotations that cannot be used are left out or lose their mask.
+An error names the file, the entry and what was expected: JSON that does not parse, ids that are missing, repeated or of
+an unknown category, images that are missing, broken or of another size. What does not stop the loading is counted by
+kind: single annotations that cannot be used are left out or lose their mask.
 
-Sizes: an image's `width` and `height` must be those of the image turned upright by its EXIF orientation, or
-else those of its stored pixels. In the second case annotations were made on the unturned picture, which is
-then used unturned.
+Sizes: an image's `width` and `height` must be those of the image turned upright by its EXIF orientation, or else those
+of its stored pixels. In the second case annotations were made on the unturned picture, which is then used unturned.
 """
 
 import gc

@@ -1,7 +1,6 @@
 """COCO segmentations kept small: polygons as numbers, RLE as run lengths; only windows are ever drawn.
 
-A photograph of 300 objects would be hundreds of MB as full masks. Run lengths are column-major and begin
-with zeros.
+A photograph of 300 objects would be hundreds of MB as full masks. Run lengths are column-major and begin with zeros.
 """
 
 from collections.abc import Sequence

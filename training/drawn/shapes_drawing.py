@@ -1,15 +1,13 @@
 """Draws one image of the drawn data set, where the class and not the box says which pixels belong.
 
-What the set is for: Mask^X R-CNN (Sec. 3) carries masks from classes that have them (set A) to classes that
-do not (set B). It can only show itself where the box does not already say which pixels belong. So most
-objects come in pairs, one drawn over the other in nearly the same box, and the forms differ in what is
-theirs: the pane of a window belongs to it, the pane seen through a ring does not; the handle of a cup
-belongs to it, the ball in a gate's opening does not, though it has the gate's colour. Classes share colours
-and forms, so that set A can teach about set B.
+What the set is for: Mask^X R-CNN (Sec. 3) carries masks from classes that have them (set A) to classes that do not (set
+B). It can only show itself where the box does not already say which pixels belong. So most objects come in pairs, one
+drawn over the other in nearly the same box, and the forms differ in what is theirs: the pane of a window belongs to it,
+the pane seen through a ring does not; the handle of a cup belongs to it, the ball in a gate's opening does not, though
+it has the gate's colour. Classes share colours and forms, so that set A can teach about set B.
 
-Every image has its own random numbers (seed, split, index); the arithmetic is +, -, *, / and comparison in
-float64, without any function of the mathematics library, so that the same seed gives the same pixels
-everywhere.
+Every image has its own random numbers (seed, split, index); the arithmetic is +, -, *, / and comparison in float64,
+without any function of the mathematics library, so that the same seed gives the same pixels everywhere.
 """
 
 import colorsys
@@ -357,8 +355,7 @@ def _crowd(side: int, random: np.random.Generator) -> tuple[_Member, ...]:
 def draw(*, seed: int, split: int, index: int, side: int, crowds: bool) -> Drawing:
     """Draw image `index` of a split, side x side pixels; the same arguments give the same pixels and masks.
 
-    `crowds` lets some images carry a crowd region (one object with `crowd` set, its mask the union of its
-    members).
+    `crowds` lets some images carry a crowd region (one object with `crowd` set, its mask the union of its members).
     """
     random = np.random.Generator(np.random.PCG64([seed, split, index]))
     canvas = _background(side, random)

@@ -27,11 +27,10 @@ from training.evaluate.truth import GroundObject, GroundTruth, RunLengths
 
 @dataclass(frozen=True, kw_only=True)
 class AveragePrecision:
-    """COCO's average precisions in [0, 1] at 100 detections an image; None where there is no object to
-    find.
+    """COCO's average precisions in [0, 1] at 100 detections an image; None where there is no object to find.
 
-    `ap` is the mean over IoU .50 to .95. A detection belongs to the size range of its box's area for boxes
-    and of its mask's area for masks.
+    `ap` is the mean over IoU .50 to .95. A detection belongs to the size range of its box's area for boxes and of its
+    mask's area for masks.
     """
 
     ap: float | None
@@ -131,9 +130,8 @@ def mask_iou(one: RunLengths, other: RunLengths) -> float:
 def coco_results(
     image_id: int, output: dict[str, Tensor], size: tuple[int, int], classes: ClassTable
 ) -> list[dict[str, Any]]:
-    """The detections of one image as COCO results: image_id, category_id, bbox [x, y, w, h], score,
-    segmentation; keypoints where it has some.
-    """
+    """The detections of one image as COCO results: image_id, category_id, bbox [x, y, w, h], score, segmentation;
+    keypoints where it has some."""
     masks = masks_from_counts(output["rle_counts"], output["rle_offsets"], *size)
     boxes, labels, scores = output["boxes"].tolist(), output["labels"].tolist(), output["scores"].tolist()
     found = [
@@ -170,8 +168,7 @@ def mask_precision(
 ) -> PrecisionTable:
     """Mask average precision of COCO results, with sizes by mask area.
 
-    An object whose mask cannot be read counts as a crowd over its box: what is found there is neither right
-    nor wrong.
+    An object whose mask cannot be read counts as a crowd over its box: what is found there is neither right nor wrong.
     """
     annotations: list[dict[str, Any]] = []
     for image_id in truth.image_ids:
@@ -279,8 +276,7 @@ def _keypoint_detection(result: dict[str, Any]) -> dict[str, Any]:
 
 def _searched_in_part(truth: GroundTruth) -> Iterator[dict[str, Any]]:
     """A crowd over the image for every class of which not all objects are annotated: what is found beside those is
-    neither right nor wrong.
-    """
+    neither right nor wrong."""
     for image_id, searched in truth.searched.items():
         height, width = truth.sizes[image_id]
         for category_id in searched.in_part:
@@ -295,9 +291,7 @@ def _searched_in_part(truth: GroundTruth) -> Iterator[dict[str, Any]]:
 
 
 def indexed(truth: GroundTruth, annotations: list[dict[str, Any]], classes: ClassTable) -> COCO:
-    """A COCO object of these annotations; built by hand because `loadRes` would take a mask's size from its
-    box.
-    """
+    """A COCO object of these annotations; built by hand because `loadRes` would take a mask's size from its box."""
     coco = COCO()
     coco.dataset = {
         "images": [

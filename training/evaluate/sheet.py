@@ -1,6 +1,4 @@
-"""A sheet to look at: ground truth on the left, predictions on the right, set B marked (after the paper's
-Fig. 4).
-"""
+"""A sheet to look at: ground truth on the left, predictions on the right, set B marked (after the paper's Fig. 4)."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -54,8 +54,7 @@ class Timed:
 
 def kinds(cell: Cell) -> dict[str, str]:
     """Names of a cell's trainings, "detector" (shared) and "training" (its own), that are the same wherever they take
-    the same time: neither the seed nor the data set's place counts.
-    """
+    the same time: neither the seed nor the data set's place counts."""
     return {part: _kind(config) for part, config in parts(cell).items()}
 
 

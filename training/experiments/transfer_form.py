@@ -1,10 +1,9 @@
-"""Inner validation: which form of the transfer function carries over to classes it never saw, judged
-without set B.
+"""Inner validation: which form of the transfer function carries over to classes it never saw, judged without set B.
 
-Some classes of set A are held out: they have masks, but the mask branch is trained without them, so they
-stand for set B. One detector is trained (stage-wise training, Sec. 3.3), then for a few hundred steps the
-mask branch in every candidate form on top of it; the candidate with the best masks on the held-out classes'
-ground-truth boxes is chosen. No mask of set B is read.
+Some classes of set A are held out: they have masks, but the mask branch is trained without them, so they stand for set
+B. One detector is trained (stage-wise training, Sec. 3.3), then for a few hundred steps the mask branch in every
+candidate form on top of it; the candidate with the best masks on the held-out classes' ground-truth boxes is chosen. No
+mask of set B is read.
 
 `python -m training.train --config ... --validate-transfer [validate_transfer.folds=3 ...]`
 """
@@ -78,9 +77,7 @@ CANDIDATES: dict[str, Changes] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """A candidate's masks on ground-truth boxes: mean IoU over the objects of held-out and of trained
-    classes.
-    """
+    """A candidate's masks on ground-truth boxes: mean IoU over the objects of held-out and of trained classes."""
 
     name: str
     held_out_iou: float
@@ -92,9 +89,7 @@ class Judged:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """All candidates in the order they were tried, what filling the box would give, and the name of the
-    best.
-    """
+    """All candidates in the order they were tried, what filling the box would give, and the name of the best."""
 
     judged: tuple[Judged, ...]
     box_fill: float
@@ -107,10 +102,9 @@ def validate(
 ) -> Outcome:
     """Judge every candidate as `config.validate_transfer` says, by the objects of the validation set.
 
-    Runs lie in validate_transfer in the run's own folder; finished ones are not made again.
-    The detector is that of `config.data.detector_from`, else of the run's own checkpoint where it holds a
-    finished stage-wise one, else it is trained. Raises ValueError where set A has fewer classes than
-    groups.
+    Runs lie in validate_transfer in the run's own folder; finished ones are not made again. The detector is that of
+    `config.data.detector_from`, else of the run's own checkpoint where it holds a finished stage-wise one, else it is
+    trained. Raises ValueError where set A has fewer classes than groups.
     """
     chosen_device(config.device)  # before hours of training: where CUDA was asked for and is not there
     wanted = config.validate_transfer
@@ -223,9 +217,7 @@ def chosen_candidates(names: str) -> dict[str, Changes]:
 
 
 def run(config: TrainingConfig, train: Train) -> None:
-    """What `--validate-transfer` does: `validate`, print the table, write validate_transfer.json to the
-    run's folder.
-    """
+    """What `--validate-transfer` does: `validate`, print the table, write validate_transfer.json to the run's folder."""
     candidates = chosen_candidates(config.validate_transfer.candidates)
     outcome = validate(config, train, candidates=candidates)
     out = Path(config.output.dir) / "validate_transfer.json"

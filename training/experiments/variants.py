@@ -38,11 +38,10 @@ def digest(config: TrainingConfig, **more: Any) -> str:
 
 
 def detector_alone(config: TrainingConfig) -> TrainingConfig:
-    """The stage-wise training's first part: the detector, for its own or else the end-to-end number of
-    steps.
+    """The stage-wise training's first part: the detector, for its own or else the end-to-end number of steps.
 
-    Settings of the mask branch and the transfer function, which the detector never uses, are the same in all,
-    so that one detector serves every form. Raises ValueError where the schedule has neither number of steps.
+    Settings of the mask branch and the transfer function, which the detector never uses, are the same in all, so that
+    one detector serves every form. Raises ValueError where the schedule has neither number of steps.
     """
     steps = config.schedule.detector_steps or config.schedule.end_to_end_steps
     if not steps:
@@ -63,8 +62,7 @@ def detector_alone(config: TrainingConfig) -> TrainingConfig:
 
 
 def finished_detector(config: TrainingConfig) -> Path | None:
-    """The checkpoint of `data.detector_from`, or the run's own where its detector stage is done; None
-    without either.
+    """The checkpoint of `data.detector_from`, or the run's own where its detector stage is done; None without either.
 
     An end-to-end run's own is not taken: the masks that an experiment holds out have shaped its features.
     """
@@ -99,9 +97,7 @@ def detector_digest(config: TrainingConfig) -> str:
 
 
 def train_in(folder: Path, config: TrainingConfig, train: Train) -> Path:
-    """Train `config` in `folder`/<digest>, or go on with what an earlier run began there. The checkpoint's
-    path.
-    """
+    """Train `config` in `folder`/<digest>, or go on with what an earlier run began there. The checkpoint's path."""
     return train_to_end(folder / digest(config), config, train)
 
 
