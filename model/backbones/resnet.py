@@ -5,6 +5,8 @@ import torchvision.models as classifiers
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 
+from model.backbones.convolution import he_initialised
+
 RESNETS = {
     "resnet18": classifiers.resnet18,
     "resnet34": classifiers.resnet34,
@@ -101,9 +103,7 @@ class SmallResNet(nn.Module):
             layers.append(nn.Sequential(BasicBlock(inputs, width, stride=1 if stage == 0 else 2)))
             inputs = width
         self.layer1, self.layer2, self.layer3, self.layer4 = layers
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        he_initialised(self, mode="fan_out")
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """C2 to C5 of an image [N, 3, H, W], as "0" to "3"."""

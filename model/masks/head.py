@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.backbones.convolution import with_winograd
+from model.backbones.convolution import he_initialised, with_winograd
 
 
 def deconvolved(before: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -31,11 +31,7 @@ class MaskHead(nn.Module):
             blocks += [nn.Conv2d(channels if i == 0 else width, width, 3, padding=1), nn.ReLU(inplace=True)]
         self.convs = nn.Sequential(*blocks)
         self.deconv = nn.ConvTranspose2d(width if convolutions else channels, width, 2, stride=2)
-        for module in [*self.convs, self.deconv]:
-            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
-                assert module.bias is not None
-                nn.init.zeros_(module.bias)
+        he_initialised(self, mode="fan_in")
         with_winograd(self.convs, many=True)
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from model.backbones import with_nearest
-from model.backbones.convolution import group_norm, with_winograd
+from model.backbones.convolution import group_norm, he_initialised, with_winograd
 from model.masks.head import deconvolved
 
 LARGE_MAP = 8
@@ -81,11 +81,7 @@ class HourglassMaskHead(nn.Module):
         )
         self.deconv = nn.ConvTranspose2d(dims[0], width, 2, stride=2)
         self.deconv_norm = group_norm(width)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        he_initialised(self, mode="fan_in")
         with_winograd(self.stem, many=True)
         with_winograd(self.out, many=True)
         halvings = len(self.downs)

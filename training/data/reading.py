@@ -35,14 +35,8 @@ def number_of_workers(asked: int | None, device: torch.device) -> int:
 def loader_options(workers: int, device: torch.device) -> dict[str, Any]:
     """Arguments of the `DataLoader` that follow from the number of its processes and the device it reads for."""
     on_gpu = device.type == "cuda"
-    if not workers:
-        return {"num_workers": 0, "pin_memory": on_gpu}
-    return {
-        "num_workers": workers,
-        "pin_memory": on_gpu,
-        "persistent_workers": True,
-        "prefetch_factor": PREFETCHED if on_gpu else 2,
-    }
+    ahead = {"persistent_workers": True, "prefetch_factor": PREFETCHED if on_gpu else 2}
+    return {"num_workers": workers, "pin_memory": on_gpu, **(ahead if workers else {})}
 
 
 class PackedBatch:

@@ -263,11 +263,13 @@ def _random_box(side: int, smallest: float, room: float, random: np.random.Gener
 
 def _overlap(one: _Box, other: _Box) -> float:
     """Shared area as a share of the smaller box."""
-    width = min(one.x + one.width / 2, other.x + other.width / 2) - max(
-        one.x - one.width / 2, other.x - other.width / 2
-    )
-    height = min(one.y + one.height / 2, other.y + other.height / 2) - max(
-        one.y - one.height / 2, other.y - other.height / 2
+
+    def shared(a: float, b: float, side_a: float, side_b: float) -> float:
+        return min(a + side_a / 2, b + side_b / 2) - max(a - side_a / 2, b - side_b / 2)
+
+    width, height = (
+        shared(one.x, other.x, one.width, other.width),
+        shared(one.y, other.y, one.height, other.height),
     )
     return max(width, 0.0) * max(height, 0.0) / min(one.width * one.height, other.width * other.height)
 

@@ -20,7 +20,7 @@ from model.checkpoint import load_network
 from model.classes import ClassTable
 from model.config import model_config_from_dict
 from model.dataclass_io import require_at_least, to_plain
-from model.files import exit_status
+from model.files import command, exit_status
 from model.keypoints.layout import KeypointsConfig
 from training.data.sides import sides
 from training.data.splits import split_classes
@@ -244,40 +244,25 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; 0 where the evaluation could be made."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training.evaluate", description=(__doc__ or "").splitlines()[0]
-    )
-    parser.add_argument("--checkpoint", type=Path, required=True, help="what training.train wrote")
-    parser.add_argument(
-        "--images", type=Path, help="folder of images (default: the checkpoint's validation set)"
-    )
-    parser.add_argument(
-        "--annotations", type=Path, help="their COCO file (default: the checkpoint's validation set)"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("build/evaluation"), help="folder (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--mask-classes", help="judge by another split into A and B (default: the checkpoint's)"
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: %(default)s)")
-    parser.add_argument(
-        "--precision", choices=get_args(Precision), default="float32", help="(default: %(default)s)"
-    )
-    parser.add_argument("--batch-size", type=int, default=8, help="images at a time (default: %(default)s)")
-    parser.add_argument("--max-images", type=int, help="evaluate only the first so many images")
-    parser.add_argument(
+    parser = command("training.evaluate", __doc__)
+    add = parser.add_argument
+    add("--checkpoint", type=Path, required=True, help="what training.train wrote")
+    add("--images", type=Path, help="folder of images (default: the checkpoint's validation set)")
+    add("--annotations", type=Path, help="their COCO file (default: the checkpoint's validation set)")
+    add("--out", type=Path, default=Path("build/evaluation"), help="folder (default: %(default)s)")
+    add("--mask-classes", help="judge by another split into A and B (default: the checkpoint's)")
+    add("--device", default="auto", help="auto, cpu, cuda, ... (default: %(default)s)")
+    add("--precision", choices=get_args(Precision), default="float32", help="(default: %(default)s)")
+    add("--batch-size", type=int, default=8, help="images at a time (default: %(default)s)")
+    add("--max-images", type=int, help="evaluate only the first so many images")
+    add(
         "--score-threshold",
         type=float,
         default=SCORE_THRESHOLD,
         help="least score judged (default: %(default)s)",
     )
-    parser.add_argument(
-        "--sheet-images", type=int, default=12, help="images on the sheet (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--sheet-threshold", type=float, default=0.5, help="least score drawn (default: %(default)s)"
-    )
+    add("--sheet-images", type=int, default=12, help="images on the sheet (default: %(default)s)")
+    add("--sheet-threshold", type=float, default=0.5, help="least score drawn (default: %(default)s)")
     add_view_options(parser)
     options = parser.parse_args(arguments)
 

@@ -55,7 +55,7 @@ class Evaluable(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectMask:
-    """One ground-truth object's mask, predicted on its own box and label: IoU with the true mask, and the filled box's."""
+    """A true object's mask, predicted on its own box and label: IoU with the true mask, and the filled box's."""
 
     image_id: int
     category_id: int

@@ -146,7 +146,7 @@ def _ground_object(one: Annotated, file: AnnotationFile) -> GroundObject:
     mask = None if packed is None else encoded(*packed, *size)
     x0, y0, x1, y1 = one.box
     area, keypoints = one.entry.get("area"), one.entry.get("keypoints") or []
-    if area is not None and not _is_an_area(area):
+    if area is not None and not (type(area) in (int, float) and 0 <= area < 1e18):
         words = f"{one.where}: area {area!r:.100}; expected a number of pixels"
         file.tally.add("area that is no number of pixels, taken from mask or box", "kept", words)
         area = None
@@ -164,10 +164,6 @@ def _ground_object(one: Annotated, file: AnnotationFile) -> GroundObject:
         crowd=bool(one.entry.get("iscrowd")),
         keypoints=tuple(keypoints),
     )
-
-
-def _is_an_area(area: Any) -> bool:
-    return type(area) in (int, float) and 0 <= area < 1e18
 
 
 def _skipped(findings: Sequence[Finding]) -> dict[str, int]:

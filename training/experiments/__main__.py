@@ -8,7 +8,6 @@ and is not made again; what was begun goes on. Several processes may work on one
 `results.json`, `results.md` and `results.png` in OUT hold what is there so far, of all seeds.
 """
 
-import argparse
 import fcntl
 import json
 import sys
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from model.checkpoint import load_network
-from model.files import write_whole
+from model.files import command, write_whole
 from training.data.splits import split_classes
 from training.distributed import chosen_device, refuse_processes
 from training.drawn.shapes import ShapesConfig, write_shapes
@@ -272,23 +271,20 @@ def locked(path: Path, *, wait: bool) -> Iterator[None]:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; the status of `training_status`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training.experiments", description=(__doc__ or "").splitlines()[0]
-    )
-    parser.add_argument("grid", help="a name in training/experiments/grids, or a TOML file")
-    parser.add_argument("--out", type=Path, help="folder (default: build/experiments/GRID)")
-    parser.add_argument("--seeds", type=int, help="how many (default: the grid's)")
-    parser.add_argument("--first-seed", type=int, default=0, help="the first of them (default: %(default)s)")
-    parser.add_argument(
-        "--rows", default="", help="names with commas between, * for any letters (default: all)"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="say what is to be made and how long it takes")
-    parser.add_argument(
+    parser = command("training.experiments", __doc__)
+    add = parser.add_argument
+    add("grid", help="a name in training/experiments/grids, or a TOML file")
+    add("--out", type=Path, help="folder (default: build/experiments/GRID)")
+    add("--seeds", type=int, help="how many (default: the grid's)")
+    add("--first-seed", type=int, default=0, help="the first of them (default: %(default)s)")
+    add("--rows", default="", help="names with commas between, * for any letters (default: all)")
+    add("--dry-run", action="store_true", help="say what is to be made and how long it takes")
+    add(
         "--no-timing",
         action="store_true",
         help="no timed steps first: the estimate knows finished rows alone",
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the configuration")
+    add("overrides", nargs="*", metavar="key=value", help="changes to the configuration")
     options = parser.parse_intermixed_args(arguments)
     with training_status("the same command goes on from there") as status:
         refuse_processes("training.experiments")

@@ -7,7 +7,6 @@ ground-truth boxes is taken, where it is better than 0.5 by more than chance. No
 `python -m training.experiments.mask_threshold --checkpoint build/train/checkpoint.pt --write`
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import torch
 from model.checkpoint import load_checkpoint, load_network, save_checkpoint
 from model.classes import ClassTable
 from model.dataclass_io import to_plain
+from model.files import command
 from training.config import TrainingConfig, changed, config_from_dict
 from training.distributed import chosen_device, refuse_processes
 from training.evaluate.measure import aligned, percent
@@ -151,29 +151,23 @@ def report(calibration: Calibration) -> str:
         figures = [percent(row.iou), f"{100 * row.gain:+.2f}", f"{100 * row.gain_error:.2f}"]
         rows.append([f"{row.threshold:g}", *figures])
     held_out = "; ".join(", ".join(group) for group in calibration.held_out)
-    return "\n".join(
-        [
-            f"{calibration.objects} objects of classes held out of set A ({held_out})",
-            "",
-            aligned(rows),
-            "",
-            f"for classes of set B: model.transfer.mask_threshold={calibration.chosen:g}"
-            + (" (no other is better by more than chance)" if calibration.chosen == 0.5 else ""),
-        ]
+    surest = " (no other is better by more than chance)" if calibration.chosen == 0.5 else ""
+    return (
+        f"{calibration.objects} objects of classes held out of set A ({held_out})\n\n{aligned(rows)}\n\n"
+        f"for classes of set B: model.transfer.mask_threshold={calibration.chosen:g}{surest}"
     )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; the status of `training_status`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training.experiments.mask_threshold", description=(__doc__ or "").splitlines()[0]
-    )
-    parser.add_argument("--checkpoint", type=Path, default=Path("build/train/checkpoint.pt"))
-    parser.add_argument("--groups", type=int, help="groups of set A (default: validate_transfer.groups)")
-    parser.add_argument("--folds", type=int, help="groups held out in turn (default: all of them)")
-    parser.add_argument("--steps", type=int, help="of the mask branch (default: validate_transfer.steps)")
-    parser.add_argument("--max-images", type=int, help="judge by the first so many validation images")
-    parser.add_argument(
+    parser = command("training.experiments.mask_threshold", __doc__)
+    add = parser.add_argument
+    add("--checkpoint", type=Path, default=Path("build/train/checkpoint.pt"))
+    add("--groups", type=int, help="groups of set A (default: validate_transfer.groups)")
+    add("--folds", type=int, help="groups held out in turn (default: all of them)")
+    add("--steps", type=int, help="of the mask branch (default: validate_transfer.steps)")
+    add("--max-images", type=int, help="judge by the first so many validation images")
+    add(
         "--write",
         action="store_true",
         help="put the threshold into the checkpoint, for evaluation and export",

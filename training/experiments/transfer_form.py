@@ -189,17 +189,10 @@ def report(outcome: Outcome, candidates: Mapping[str, Changes]) -> str:
     for one in sorted(outcome.judged, key=lambda one: -one.held_out_iou):
         rows.append([one.name, percent(one.held_out_iou), percent(one.trained_iou), f"{one.seconds:.0f}"])
     rows.append(["(filling the box)", percent(outcome.box_fill), "", ""])
-    return "\n".join(
-        [
-            f"held out of set A: {'; '.join(', '.join(group) for group in outcome.held_out)}",
-            "",
-            aligned(rows),
-            "",
-            f"Best on held-out classes: {outcome.chosen}. To train with it, set in the configuration:",
-            "",
-            settings_lines(candidates[outcome.chosen]),
-        ]
-    )
+    held_out = "; ".join(", ".join(group) for group in outcome.held_out)
+    best = f"Best on held-out classes: {outcome.chosen}. To train with it, set in the configuration:"
+    settings = settings_lines(candidates[outcome.chosen])
+    return "\n\n".join([f"held out of set A: {held_out}", aligned(rows), best, settings])
 
 
 def chosen_candidates(names: str) -> dict[str, Changes]:
@@ -217,17 +210,11 @@ def chosen_candidates(names: str) -> dict[str, Changes]:
 
 
 def run(config: TrainingConfig, train: Train) -> None:
-    """What `--validate-transfer` does: `validate`, print the table, write validate_transfer.json to the run's folder."""
+    """As `--validate-transfer` does: `validate`, print the table, write validate_transfer.json to the run's folder."""
     candidates = chosen_candidates(config.validate_transfer.candidates)
     outcome = validate(config, train, candidates=candidates)
     out = Path(config.output.dir) / "validate_transfer.json"
-    write_json(
-        out,
-        {
-            **to_plain(outcome),
-            "steps": config.validate_transfer.steps,
-            "settings": candidates[outcome.chosen],
-        },
-    )
+    more = {"steps": config.validate_transfer.steps, "settings": candidates[outcome.chosen]}
+    write_json(out, to_plain(outcome) | more)
     print(report(outcome, candidates))
     print(f"\n{out} written")

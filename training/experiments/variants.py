@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from model.checkpoint import load_checkpoint
 from model.files import write_whole
 from training.config import MAY_CHANGE, TrainingConfig, changed, config_from_dict, flat, to_dict
+from training.schedule import STAGES
 
 
 class Train(Protocol):
@@ -49,12 +50,8 @@ def detector_alone(config: TrainingConfig) -> TrainingConfig:
             "the schedule has no steps for a detector; set schedule.detector_steps, or data.detector_from to a "
             "checkpoint that has one"
         )
-    changes: dict[str, Any] = {
-        "schedule.end_to_end_steps": 0,
-        "schedule.detector_steps": steps,
-        "schedule.mask_steps": 0,
-        "schedule.classes_steps": 0,
-    }
+    changes: dict[str, Any] = {f"schedule.{stage}_steps": 0 for stage in STAGES}
+    changes |= {"schedule.detector_steps": steps}
     changes |= {"optimiser.mask_learning_rate": None, "optimiser.transfer_weight_decay": None}
     changes |= {"box_losses": {}, "teacher": {}}  # nor anything else that the mask branch alone learns by
     changes |= {"model.transfer": {"kind": "class_agnostic"}, "model.mask": {}}
@@ -81,8 +78,7 @@ def finished_detector(config: TrainingConfig) -> Path | None:
 
 def mask_branch_alone(config: TrainingConfig, detector: Path, *, steps: int) -> TrainingConfig:
     """The stage-wise training's second part: the mask branch and T on the frozen detector of a checkpoint."""
-    stages = {"schedule.end_to_end_steps": 0, "schedule.detector_steps": 0, "schedule.mask_steps": steps}
-    stages |= {"schedule.classes_steps": 0}
+    stages = {f"schedule.{stage}_steps": steps if stage == "mask" else 0 for stage in STAGES}
     return changed(config, {**stages, "data.detector_from": str(detector)})
 
 

@@ -12,7 +12,6 @@ keypoints must be the same in both files; key=value changes both. What an earlie
 finished is not made again. It runs under `torchrun` too.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,7 +24,7 @@ from model.build import build_network
 from model.checkpoint import FORMAT, load_checkpoint, load_weights, save_checkpoint, without_pretrained
 from model.classes import ClassTable, class_table
 from model.config import ModelConfig, model_config_from_dict, to_dict
-from model.files import first_few
+from model.files import command, first_few
 from model.masks.class_rows import rows_of_a_class, sliced, with_rows_of
 from training.config import TrainingConfig, changed, flat, load_config
 from training.data.annotations import read_annotations
@@ -184,18 +183,13 @@ def _without_training(contents: dict[str, Any]) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; the status of `training_status`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training.recipes.two_stage", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument("detector", type=Path, metavar="DETECTOR.toml", help="the detector of all classes")
-    parser.add_argument(
-        "masks", type=Path, metavar="MASKS.toml", help="mask branch and T, on the classes with masks"
-    )
-    parser.add_argument("--out", type=Path, default=Path("build/two_stage"))
-    parser.add_argument(
-        "--detector-from", default="", metavar="FILE", help="a finished detector for the first stage"
-    )
-    parser.add_argument("changes", nargs="*", metavar="key=value", help="of both, such as device=cpu")
+    parser = command("training.recipes.two_stage", __doc__)
+    add = parser.add_argument
+    add("detector", type=Path, metavar="DETECTOR.toml", help="the detector of all classes")
+    add("masks", type=Path, metavar="MASKS.toml", help="mask branch and T, on the classes with masks")
+    add("--out", type=Path, default=Path("build/two_stage"))
+    add("--detector-from", default="", metavar="FILE", help="a finished detector for the first stage")
+    add("changes", nargs="*", metavar="key=value", help="of both, such as device=cpu")
     options = parser.parse_intermixed_args(arguments)
     with training_status("the same command goes on") as status:
         detector = load_config(options.detector, options.changes)
