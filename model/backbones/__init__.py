@@ -246,7 +246,7 @@ def _read_state(path: str) -> dict[str, Tensor]:
             f"weights {path!r}: neither 'imagenet', 'coco', 'coco_v2', 'none' nor an existing file"
         )
     try:
-        return read_state(path)
+        return read_state(path, nested=False)
     except ValueError as error:
         raise ValueError(f"weights {error}") from error
 
