@@ -57,7 +57,7 @@ class ClassTable:
         return self.names[self._position(label)]
 
     def label_of_name(self, name: str) -> int:
-        """Label of a class name; ValueError with near names where there is none."""
+        """Label of a class name; ValueError with near names where no class has it."""
         if name not in self.names:
             raise ValueError(_unknown([name], self.names))
         return self.names.index(name) + 1

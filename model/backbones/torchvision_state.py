@@ -84,7 +84,7 @@ def with_epsilon(state: State, epsilon: float) -> State:
     """`state` with the scales of its normalisations such that `EPSILON` gives what `epsilon` gave.
 
     weight / sqrt(var + epsilon) = weight' / sqrt(var + EPSILON). A channel without variance and epsilon, whose answer
-    is no number, has no such scale: ValueError.
+    is not a number, has no such scale: ValueError.
     """
     if epsilon == EPSILON:
         return state

@@ -82,7 +82,7 @@ def annotated_size_is_upright(header: ImageHeader, width: int, height: int) -> b
 
 
 def is_id(value: Any) -> bool:
-    """Whether `value` is a whole number that fits int64; JSON's true and 1.0 are none."""
+    """Whether `value` is a whole number that fits int64; JSON's true and 1.0 are not."""
     return type(value) is int and -(2**63) <= value < 2**63
 
 
@@ -249,7 +249,7 @@ class AnnotationFile:
         )
 
     def take_stated_sizes(self, images_dir: Path | None) -> None:
-        """Take the sizes of the pictures that the file states; images of which it states none are looked at.
+        """Take the sizes of the pictures that the file states, and look at the images whose size it does not state.
 
         ValueError where one is no size of a picture, or not stated and not to be found in `images_dir`.
         """
@@ -369,5 +369,5 @@ class AnnotationFile:
 
 
 def _key(value: Any) -> Any:
-    """An id to look up; None for what is no id (a list could not be hashed, and True would be 1)."""
+    """An id to look up; None for what is not an id (a list could not be hashed, and True would be 1)."""
     return value if is_id(value) else None

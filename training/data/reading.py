@@ -83,7 +83,7 @@ class PackedBatch:
 
 
 class _Part(int):
-    """The number of a tensor in a `PackedBatch`, so that it is no number of a target's own."""
+    """The number of a tensor in a `PackedBatch`, told apart by its type from the numbers that a target has."""
 
 
 def batches(run: Run, data: CocoDataset) -> Generator[tuple[list[Tensor], list[Target]]]:

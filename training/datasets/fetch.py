@@ -220,7 +220,7 @@ def unpack(archive: Path, folder: Path) -> int:
     Every file is written under another name first, so a second run goes on after one that was broken off.
 
     Raises:
-        ValueError: no such archive or a broken one, a member that would land outside `folder` or is no plain
+        ValueError: no such archive or a broken one, a member that would land outside `folder` or is not a plain
             file, or no room on the disk.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -260,7 +260,7 @@ def _members(archive: Path) -> Iterator[_Members]:
         for one in files:
             if not one.isreg():
                 raise ValueError(f"{archive}: {one.name} is no plain file")
-        extract = cast(Callable[[Any], IO[bytes]], tar.extractfile)  # None of what is no plain file
+        extract = cast(Callable[[Any], IO[bytes]], tar.extractfile)  # never None: all are plain files
         yield [(one.name, one.size, one) for one in files], extract
 
 

@@ -184,7 +184,7 @@ def plain_name(synset: str) -> str:
 
 
 def _objects(path: Path, progress: Callable[[int], None]) -> Iterator[tuple[int, list[Mapping[str, Any]]]]:
-    """(image id, its objects) of every item of objects.json; ValueError names the item that is none."""
+    """(image id, its objects) of every item of objects.json; ValueError names the item that has no such form."""
     for number, item in enumerate(items_of_list(path), start=1):
         found = item.get("objects") if isinstance(item, Mapping) else None
         if not isinstance(found, list) or not is_id(item.get("image_id")):

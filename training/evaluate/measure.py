@@ -194,7 +194,7 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def table(results: Results) -> str:
-    """The figures as an aligned table: the groups, then every class. AP and IoU in percent, "-" where there is none."""
+    """The figures as an aligned table: the groups, then every class. AP and IoU in percent, "-" for no figure."""
     groups = [("A (with masks)", results.a), ("B (boxes only)", results.b), ("all", results.all)]
     heads = ["", "classes", "objects", "box AP", "AP50", "AP75", "mask AP", "AP50", "AP75"]
     rows = [[*heads, "filled box", "mask IoU", "box fill"]]

@@ -206,7 +206,7 @@ def add_view_options(parser: argparse.ArgumentParser) -> None:
 
 
 def views_of(options: argparse.Namespace) -> ViewsConfig:
-    """The views that a command line asks for. Raises ValueError where its scales are none."""
+    """The views that a command line asks for. Raises ValueError where its scales are not numbers."""
     try:
         sides = tuple(int(side) for side in options.scales.split(",") if side.strip())
     except ValueError as error:

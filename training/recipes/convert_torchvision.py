@@ -119,7 +119,7 @@ def categories(classes: str, *, rows: int) -> dict[int, tuple[int, str]]:
     Args:
         classes: names with commas between or the path of a file with a name to a line, in the order of the labels,
             which become the ids; or a COCO annotation file, whose category ids are the labels, or in the order of whose
-            ids the labels count where there are as many. Empty: COCO's, of torchvision. A class called "N/A" is none.
+            ids the labels count where there are as many. Empty: COCO's, of torchvision. "N/A" is not a class.
         rows: labels of the weights, background included.
     """
     if not classes:

@@ -96,10 +96,10 @@ def grown_config(
 
 
 def merged(annotations: Path, classes: ClassTable) -> Document:
-    """The annotation file `with_classes_before`; ValueError where it is none."""
+    """The annotation file `with_classes_before`; ValueError where it is not one."""
     document = read_annotations(annotations)
     try:
-        class_table(document["categories"], "all")  # which names categories that are none
+        class_table(document["categories"], "all")  # which names what is not a category
     except ValueError as error:
         raise ValueError(f"{annotations}: {error}") from error
     return with_classes_before(document, classes)
