@@ -194,8 +194,7 @@ def verification_cases(min_size: int, classes: int) -> list[Case]:
     tiny = drawn_image(37, 61)
     sizes, none, most = torch.tensor([[37, 61]] * 2), torch.zeros(2), torch.tensor([60, 60])
     without_masks = ([tiny, tiny], sizes, none, most, everything.repeat(2, 1), torch.tensor([True, False]))
-    images, *others = batch
-    nothing: Case = (images[2:], *(values[2:] for values in others))
+    nothing: Case = (batch[0][2:], batch[1][2:], batch[2][2:], batch[3][2:], batch[4][2:], batch[5][2:])
     return [batch, without_masks, nothing]
 
 

@@ -116,13 +116,8 @@ class SmallResNet(nn.Module):
 
     def stages(self) -> list[list[nn.Module]]:
         """Modules of the five stages, from the image on: stem, C2, C3, C4, C5."""
-        return [
-            [self.conv1, self.bn1, self.conv2, self.bn2],
-            [self.layer1],
-            [self.layer2],
-            [self.layer3],
-            [self.layer4],
-        ]
+        stem: list[nn.Module] = [self.conv1, self.bn1, self.conv2, self.bn2]
+        return [stem, [self.layer1], [self.layer2], [self.layer3], [self.layer4]]
 
     def stem(self) -> nn.Sequential:
         """What comes before C2: [N, 3, H, W] -> [N, widths[0], H/4, W/4]."""

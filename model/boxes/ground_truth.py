@@ -16,9 +16,7 @@ class FlatMasks:
     """The masks of a batch, one after the other."""
 
     pixels: Tensor  # uint8 [P], 0 and 1; row by row in each mask's window
-    places: (
-        Tensor  # int64 [N * G, 5]: first pixel in `pixels`, height, width, x and y of the window; else zeros
-    )
+    places: Tensor  # int64 [N * G, 5]: first pixel in `pixels`, height, width, x, y of the window; else zeros
 
 
 @dataclass(frozen=True, kw_only=True)

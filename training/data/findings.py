@@ -37,13 +37,11 @@ class Report:
     """None where the network has no keypoints."""
 
     def __str__(self) -> str:
-        keypoints = self.objects_with_keypoints
+        count = self.objects_with_keypoints
+        keypoints = "" if count is None else f", {count} with keypoints"
         lines = [
-            f"{self.source}: {self.images} images ({self.images_without_objects} without objects), "
-            f"{self.objects} objects ({self.objects_with_mask} with a mask"
-            + (")" if keypoints is None else f", {keypoints} with keypoints)")
-            + ", "
-            f"{self.crowd_regions} crowd regions"
+            f"{self.source}: {self.images} images ({self.images_without_objects} without objects), {self.objects} "
+            f"objects ({self.objects_with_mask} with a mask{keypoints}), {self.crowd_regions} crowd regions"
         ]
         lines += [f"  {finding}" for finding in self.findings]
         return "\n".join(lines)

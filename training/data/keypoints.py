@@ -26,9 +26,7 @@ class PackedKeypoints:
     """The keypoints of all objects: row `rows[k]` of `values` holds those of object k, -1 where it has none."""
 
     rows: NDArray[np.int32]  # [k]
-    values: NDArray[
-        np.float32
-    ]  # [m, K, 3]: x, y in pixels, COCO's visibility (0 not labelled, 1 hidden, 2 seen)
+    values: NDArray[np.float32]  # [m, K, 3]: x, y in pixels, COCO's visibility (0 no label, 1 hidden, 2 seen)
 
     def of_objects(self, objects: slice) -> Tensor:
         """float32 [N, K, 3]; zeros where an object has none."""

@@ -140,9 +140,8 @@ def _extent_of_runs(runs: NDArray[np.int64], height: int) -> Extent:
     ends, ones = ends[ones > 0], ones[ones > 0]
     starts = ends - ones
     x0, x1 = float(starts[0] // height), float((ends[-1] - 1) // height + 1)
-    if (
-        starts // height != (ends - 1) // height
-    ).any():  # a run over the end of a column holds top and bottom row
+    over_an_end = starts // height != (ends - 1) // height  # such a run holds top and bottom row
+    if over_an_end.any():
         return x0, 0.0, x1, float(height)
     return x0, float((starts % height).min()), x1, float(((ends - 1) % height).max() + 1)
 

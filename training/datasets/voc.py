@@ -74,7 +74,7 @@ def write_voc(
                     problems.append(str(error))
             refuse(str(root), problems)
         lines.append(str(writer))
-        lines += [f"  {f.count} x {f.kind} ({f.outcome}); first: {f.first}" for f in tally.findings()]
+        lines += [f"  {finding}" for finding in tally.findings()]
     return lines
 
 
