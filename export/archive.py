@@ -6,7 +6,6 @@ torch-model-archiver makes it; then all that tells when and where it was made is
 the same bytes. `sha256sum -c maskx.mar.sha256` checks it.
 """
 
-import argparse
 import hashlib
 import io
 import json
@@ -20,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from export.files import METADATA_NAME, records_of
-from model.files import exit_status, write_whole
+from model.files import command, exit_status, write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL_NAME = "maskx"
@@ -151,12 +150,11 @@ def normalised_archive(raw: bytes) -> bytes:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m export.archive", description=__doc__.split("\n")[0])
-    parser.add_argument("--torchscript", type=Path, default=Path("build/maskx.pt"))
-    parser.add_argument("--out", type=Path, default=Path("build/maskx.mar"))
-    parser.add_argument(
-        "--version", default="1.0", help="the model's version in TorchServe (default: %(default)s)"
-    )
+    parser = command("export.archive", __doc__)
+    add = parser.add_argument
+    add("--torchscript", type=Path, default=Path("build/maskx.pt"))
+    add("--out", type=Path, default=Path("build/maskx.mar"))
+    add("--version", default="1.0", help="the model's version in TorchServe (default: %(default)s)")
     options = parser.parse_args(arguments)
     with exit_status() as status:
         digest = build_archive(options.torchscript, options.out, version=options.version)

@@ -5,7 +5,6 @@
 The file is float32 and not frozen; `metadata.json` rides inside. The same checkpoint gives the same bytes.
 """
 
-import argparse
 import io
 import os
 import sys
@@ -21,7 +20,7 @@ from export.metadata import build_metadata, metadata_json
 from export.verify import ExportError, verify
 from model.checkpoint import load_network
 from model.config import model_config_from_dict
-from model.files import exit_status, write_whole
+from model.files import command, exit_status, write_whole
 from model.network import MaskXRCNN
 from model.serving import prepared_for_serving
 
@@ -90,9 +89,10 @@ def export_checkpoint(checkpoint: Path, out: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m export.torchscript", description=__doc__.split("\n")[0])
-    parser.add_argument("--checkpoint", type=Path, default=Path("build/train/checkpoint.pt"))
-    parser.add_argument("--out", type=Path, default=Path("build/maskx.pt"))
+    parser = command("export.torchscript", __doc__)
+    add = parser.add_argument
+    add("--checkpoint", type=Path, default=Path("build/train/checkpoint.pt"))
+    add("--out", type=Path, default=Path("build/maskx.pt"))
     options = parser.parse_args(arguments)
     begin = time.monotonic()
     print(

@@ -192,22 +192,9 @@ def verification_cases(min_size: int, classes: int) -> list[Case]:
         torch.tensor([True, True, True]),
     )
     tiny = drawn_image(37, 61)
-    without_masks: Case = (
-        [tiny, tiny],
-        torch.tensor([[37, 61], [37, 61]]),
-        torch.tensor([0.0, 0.0]),
-        torch.tensor([60, 60]),
-        torch.cat([everything, everything]),
-        torch.tensor([True, False]),
-    )
-    nothing: Case = (
-        [black],
-        torch.tensor([[side // 2, side // 2]]),
-        torch.tensor([2.0]),
-        torch.tensor([100]),
-        everything,
-        torch.tensor([True]),
-    )
+    sizes, none, most = torch.tensor([[37, 61]] * 2), torch.zeros(2), torch.tensor([60, 60])
+    without_masks = ([tiny, tiny], sizes, none, most, everything.repeat(2, 1), torch.tensor([True, False]))
+    nothing: Case = (batch[0][2:], batch[1][2:], batch[2][2:], batch[3][2:], batch[4][2:], batch[5][2:])
     return [batch, without_masks, nothing]
 
 

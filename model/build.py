@@ -1,7 +1,5 @@
 """The assembler: the one place that reads `ModelConfig` and hands plain numbers to the leaves."""
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -130,9 +128,7 @@ def uses_c4(config: ModelConfig) -> bool:
     return config.box.head == "res5"
 
 
-def backbone_and_box_head(
-    config: ModelConfig,
-) -> tuple[Backbone | C4Backbone, BoxHead]:
+def backbone_and_box_head(config: ModelConfig) -> tuple[Backbone | C4Backbone, BoxHead]:
     """The backbone and the box head of the configuration; in the C4 form both come from one ResNet.
 
     ValueError where a model of timm could not be exported, before it is trained.
@@ -181,10 +177,9 @@ def box_head(config: ModelConfig, channels: int) -> BoxHead:
 def mask_head(config: ModelConfig, channels: int) -> MaskHead | MLPMaskHead | HourglassMaskHead:
     """The mask head of the configuration on `channels` pooled channels."""
     mask = config.mask
-    if mask.head == "hourglass20":
-        return hourglass_20(channels=channels, width=mask.width, roi_size=mask.roi_size)
-    if mask.head == "hourglass52":
-        return hourglass_52(channels=channels, width=mask.width, roi_size=mask.roi_size)
+    if mask.head.startswith("hourglass"):
+        form = hourglass_20 if mask.head == "hourglass20" else hourglass_52
+        return form(channels=channels, width=mask.width, roi_size=mask.roi_size)
     if mask.head == "mlp":
         return MLPMaskHead(
             channels=channels, roi_size=mask.roi_size, hidden=config.box.width, width=mask.width

@@ -1,13 +1,11 @@
 """The classes of a data set: id <-> label <-> name, and sets A (masks) and B (boxes only) of Sec. 3.1."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 VOC_NAMES: tuple[str, ...] = (
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "boat", "bird", "cat",
@@ -59,7 +57,7 @@ class ClassTable:
         return self.names[self._position(label)]
 
     def label_of_name(self, name: str) -> int:
-        """Label of a class name; ValueError with near names where there is none."""
+        """Label of a class name; ValueError with near names where no class has it."""
         if name not in self.names:
             raise ValueError(_unknown([name], self.names))
         return self.names.index(name) + 1
@@ -81,7 +79,7 @@ class ClassTable:
                 "another kind"
             )
 
-    def without_masks(self, labels: Iterable[int]) -> ClassTable:
+    def without_masks(self, labels: Iterable[int]) -> Self:
         """The table with `labels` (all of set A) moved to set B: the hold-out of an inner validation.
 
         ValueError where a label is not in set A or where set A would be left empty.
@@ -99,12 +97,12 @@ class ClassTable:
         """Lists of plain ints, strings and bools, for a checkpoint or JSON."""
         return {"ids": list(self.ids), "names": list(self.names), "has_mask": list(self.has_mask)}
 
-    @staticmethod
-    def from_dict(values: Mapping[str, Sequence[Any]]) -> ClassTable:
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Sequence[Any]]) -> Self:
         """Inverse of `to_dict`; ValueError where keys are missing or unknown."""
         if set(values) != {"ids", "names", "has_mask"}:
             raise ValueError(f"a class table has the keys ids, names, has_mask; seen {sorted(values)}")
-        return ClassTable(
+        return cls(
             ids=tuple(int(v) for v in values["ids"]),
             names=tuple(str(v) for v in values["names"]),
             has_mask=tuple(bool(v) for v in values["has_mask"]),

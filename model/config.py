@@ -4,13 +4,11 @@
 takes its own section.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from model.dataclass_io import from_plain, to_plain
+from model.dataclass_io import from_plain, require_at_least, to_plain
 from model.files import did_you_mean
 from model.keypoints.layout import KeypointsConfig
 
@@ -30,15 +28,9 @@ class InputConfig:
 
 
 BackboneName = Literal[
-    "small",
-    "efficientnet_lite0",
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "resnet101",
-    "resnext101_32x8d",
-    "resnext101_64x4d",
-]
+    "small", "efficientnet_lite0",
+    "resnet18", "resnet34", "resnet50", "resnet101", "resnext101_32x8d", "resnext101_64x4d",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +100,7 @@ class RpnConfig:
     focal: FocalConfig = field(default_factory=FocalConfig)
 
     def __post_init__(self) -> None:
-        if self.convolutions < 1:
-            raise ValueError(f"convolutions is {self.convolutions}; give 1 or more")
+        require_at_least(1, convolutions=self.convolutions)
 
 
 @dataclass(frozen=True, kw_only=True)

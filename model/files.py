@@ -3,6 +3,7 @@
 No torch is needed for it, so that commands without it start at once.
 """
 
+import argparse
 import contextlib
 import difflib
 import os
@@ -91,6 +92,11 @@ def one_line(error: BaseException) -> str:
         return " ".join(line.strip() for line in lines)
     kind, colon, message = lines[-1].partition(": ")
     return message if colon and kind.endswith("Error") else lines[-1]
+
+
+def command(module: str, about: str | None) -> argparse.ArgumentParser:
+    """The parser of `python -m MODULE`, described by the first line of `about`, its docstring."""
+    return argparse.ArgumentParser(prog=f"python -m {module}", description=(about or "").splitlines()[0])
 
 
 class ExitStatus:

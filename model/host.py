@@ -3,19 +3,17 @@
 On a GPU the host runs ahead and only launches; it waits where it must know a number that the device computes. Within a
 training step that is allowed in `read` and under `waiting` alone, which are:
 
-    model.boxes.rois.arranged           how many RoIs of each kind an image has, once a step
-    model.keypoints.head         how many RoIs have a keypoint inside, once a step
-    model.boxes.rpn_training            the form of the anchors, in the first step alone
-    model.masks.weight_transfer         which classes occur, where there are more than `FEW_CLASSES`
-    training.run.Run.train_on     the figures of the step, once
+    model.boxes.rois.arranged      how many RoIs of each kind an image has, once a step
+    model.keypoints.head           how many RoIs have a keypoint inside, once a step
+    model.boxes.rpn_training       the form of the anchors, in the first step alone
+    model.masks.weight_transfer    which classes occur, where there are more than `FEW_CLASSES`
+    training.run.Run.train_on      the figures of the step, once
 
 `no_other_waits` makes every other wait an error.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -64,14 +62,9 @@ def moved(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     return unpacked(buffer.to(device, non_blocking=True), layouts)
 
 
-@contextmanager
-def waiting() -> Iterator[None]:
+def waiting() -> AbstractContextManager[None]:
     """Within, the host may wait for a GPU whatever `no_other_waits` says."""
-    mode = _sync_mode(0)
-    try:
-        yield
-    finally:
-        _sync_mode(mode)
+    return _in_sync_mode(0)
 
 
 def read(values: Tensor) -> Any:
@@ -80,15 +73,19 @@ def read(values: Tensor) -> Any:
         return values.tolist()
 
 
-@contextmanager
-def no_other_waits() -> Iterator[None]:
+def no_other_waits() -> AbstractContextManager[None]:
     """Within, whatever makes the host wait for a GPU but this module's own places raises RuntimeError; without a GPU
     nothing does."""
-    mode = _sync_mode(2)
+    return _in_sync_mode(2)
+
+
+@contextmanager
+def _in_sync_mode(mode: int) -> Iterator[None]:
+    before = _sync_mode(mode)
     try:
         yield
     finally:
-        _sync_mode(mode)
+        _sync_mode(before)
 
 
 def _sync_mode(mode: int) -> int:

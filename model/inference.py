@@ -32,11 +32,7 @@ class Inference(Detector):
     pixels_together: int
 
     def __init__(
-        self,
-        network: Detector,
-        keypoint_branch: KeypointBranch | None,
-        mask_table: Tensor,
-        mask_bias: Tensor,
+        self, network: Detector, keypoint_branch: KeypointBranch | None, mask_table: Tensor, mask_bias: Tensor
     ) -> None:
         super().__init__(network)
         self.keypoint_branch = keypoint_branch

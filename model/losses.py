@@ -1,7 +1,5 @@
 """Losses of the box and mask branches (Fast R-CNN, Sec. 2.3; Learning to Segment Every Thing, Sec. 3.2)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

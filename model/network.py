@@ -3,11 +3,9 @@
 Two methods, not two modes: `losses` for training and `forward` for answers.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -108,7 +106,7 @@ class MaskXRCNN(Detector):
             parameter.requires_grad_(name in self._trainable and not left_out)
         self.train(self.training)
 
-    def train(self, mode: bool = True) -> MaskXRCNN:
+    def train(self, mode: bool = True) -> Self:
         """As `nn.Module.train`, but a frozen detector stays in evaluation mode."""
         super().train(mode)
         if self.stage in ("mask", "classes"):
@@ -176,11 +174,7 @@ class MaskXRCNN(Detector):
         return losses
 
     def batch_of(
-        self,
-        images: list[Tensor],
-        targets: list[Target],
-        seeds: Sequence[int] | None,
-        total: LossDivisor,
+        self, images: list[Tensor], targets: list[Target], seeds: Sequence[int] | None, total: LossDivisor
     ) -> Batch:
         """The images on one canvas, its features, and the objects on it; see `losses`."""
         sizes = [t.get("size") or self.canvas.size_of(x) for x, t in zip(images, targets, strict=True)]
@@ -308,10 +302,3 @@ class MaskXRCNN(Detector):
             torch.ones(count, dtype=torch.bool),
         )
         return answers
-
-    @torch.no_grad()
-    def masks_on_boxes(
-        self, images: list[Tensor], boxes: list[Tensor], labels: list[Tensor]
-    ) -> list[tuple[Tensor, Tensor]]:
-        """Run lengths of the masks on given boxes and labels, see `Inference.masks_on_boxes`."""
-        return self.inference().masks_on_boxes(images, boxes, labels)

@@ -10,8 +10,6 @@ can read stands behind `torch.jit.is_scripting()`:
 * `model.boxes.pooling.bucket_of`: counts as they are.
 """
 
-from __future__ import annotations
-
 import copy
 
 import torch
@@ -76,7 +74,7 @@ def norms_to_fold(
     """Every batch normalisation by its name, with the convolution before it.
 
     Which one that is, one forward pass of `example` tells: the one whose answer the normalisation is given.
-    ValueError where there is none.
+    ValueError where no convolution comes before it.
     """
     norms = {
         name: module

@@ -1,7 +1,5 @@
 """The target of one training image and the window of an object's mask (Sec. 3.1: masks for set A only)."""
 
-from __future__ import annotations
-
 from typing import NotRequired, TypedDict
 
 import torch

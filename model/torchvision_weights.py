@@ -3,8 +3,6 @@
 The answers are torchvision's: boxes pooled without half a cell taken away, sides rounded down, class-specific masks.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

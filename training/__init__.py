@@ -3,9 +3,9 @@
 Images are read and drawn by the handler's own modules, under the names that they have in the archive.
 """
 
-import importlib.util
 import sys
 from pathlib import Path
 
-if importlib.util.find_spec("maskx_image") is None:
-    sys.path.append(str(Path(__file__).resolve().parent.parent / "handler"))
+HANDLER = Path(__file__).resolve().parent.parent / "handler"
+if (HANDLER / "maskx_image.py").is_file() and str(HANDLER) not in sys.path:
+    sys.path.insert(0, str(HANDLER))

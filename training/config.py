@@ -129,9 +129,8 @@ class BoxLossesConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
-    """A moving average of the network, whose masks of objects without masks become targets (BoxTeacher,
-    Cheng et al., 2023).
-    """
+    """A moving average of the network, whose masks of objects without masks become targets (BoxTeacher, Cheng et al.,
+    2023)."""
 
     weight: float = 0.0
     """Of the loss to the teacher's masks. 0: no teacher. BoxTeacher: 0.5."""

@@ -80,7 +80,7 @@ class Gradients:
         if self.parts > 1:
             counts = torch.tensor([self._counts(*share, seed=seed, autocast=autocast) for share in shares])
             whole = self.group.summed(counts.sum(0)).clamp(min=1) / self.group.size
-            totals = [_Counted(whole.tolist()) for _ in shares]
+            totals = [_counted(whole.tolist()) for _ in shares]
         losses_of = self.network.losses if self._wrapped is None else self._wrapped
         sums: dict[str, Tensor] = {}
         for part, ((some, of_some, more), total) in enumerate(zip(shares, totals, strict=True)):
@@ -122,14 +122,10 @@ class Gradients:
         return [next(values) if isinstance(count, Tensor) else float(count) for count in counts]
 
 
-class _Counted:
+def _counted(totals: list[float]) -> LossDivisor:
     """A `LossDivisor` that was counted before, in the order it is asked in."""
-
-    def __init__(self, totals: list[float]) -> None:
-        self._totals = iter(totals)
-
-    def __call__(self, count: int | Tensor) -> float:
-        return next(self._totals)
+    coming = iter(totals)
+    return lambda _: next(coming)
 
 
 @contextmanager

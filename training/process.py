@@ -109,10 +109,9 @@ def ignore_signals(worker: int) -> None:
 def keep_freed_memory() -> bool:
     """Tell glibc to keep what is freed for the next step, in this process and those it forks; whether it does.
 
-    By itself it gives the end of the heap back to the kernel, which clears the pages when they are asked for anew:
-    7 000 of them in a step of the drawn set, an eighth of a step of the mask branch. Tensors above 32 MiB still go
-    back, or a large network would need a tenth more memory. Nothing that is computed changes. False where there is no
-    glibc.
+    By itself it gives the end of the heap back to the kernel, which clears the pages when they are asked for anew: 7
+    000 of them in a step of the drawn set, an eighth of a step of the mask branch. Tensors above 32 MiB still go back,
+    or a large network would need a tenth more memory. Nothing that is computed changes. False where there is no glibc.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None:

@@ -6,7 +6,6 @@ its checkpoint has its configuration.
 With `torchrun --nproc-per-node 8 -m training.train ...` several processes train together (`training.distributed`).
 """
 
-import argparse
 import shlex
 import signal
 import sys
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 
 from model.checkpoint import load_checkpoint
-from model.files import one_line, remove_unfinished
+from model.files import command, one_line, remove_unfinished
 from model.keypoints.layout import keypoint_labels
 from training.config import (
     DEFAULT_CONFIG,
@@ -268,24 +267,23 @@ def describe(run: Run, data: CocoDataset, device: torch.device, saved: dict[str,
     if saved is None:
         return
     print(f"going on at step {run.step} of {run.config.schedule.total_steps}")
+    warnings = []
     if saved["threads"] != threads:
-        print(
-            f"warning: {threads} threads instead of {saved['threads']}: sums are rounded otherwise, so the weights "
-            "will not be those of an uninterrupted run to the last bit",
-            file=sys.stderr,
+        warnings.append(
+            f"{threads} threads instead of {saved['threads']}: sums are rounded otherwise, so the weights will not be "
+            "those of an uninterrupted run to the last bit"
         )
     if run.precision != run.own_precision:
-        print(
-            f"warning: precision auto was {run.precision} where this run began, and stays so; it would be "
-            f"{run.own_precision} on this machine, which may be faster: precision={run.own_precision} and another "
-            "output.dir begin anew",
-            file=sys.stderr,
+        warnings.append(
+            f"precision auto was {run.precision} where this run began, and stays so; it would be {run.own_precision} "
+            f"on this machine, which may be faster: precision={run.own_precision} and another output.dir begin anew"
         )
     if (before := saved.get("processes", 1)) != run.group.size:
-        print(
-            f"warning: {run.group.size} processes instead of {before}: the same images, with sums rounded otherwise",
-            file=sys.stderr,
+        warnings.append(
+            f"{run.group.size} processes instead of {before}: the same images, with sums rounded otherwise"
         )
+    for words in warnings:
+        print(f"warning: {words}", file=sys.stderr)
 
 
 def require_images_for_all(config: TrainingConfig, group: Group) -> None:
@@ -301,17 +299,16 @@ def require_images_for_all(config: TrainingConfig, group: Group) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; the status of `training_status`."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    parser = argparse.ArgumentParser(
-        prog="python -m training.train", description="Train Mask^X R-CNN, or go on with a training."
-    )
-    parser.add_argument(
+    parser = command("training.train", "Train Mask^X R-CNN, or go on with a training.")
+    add = parser.add_argument
+    add(
         "--config",
         type=Path,
         help=f"TOML file (default: {DEFAULT_CONFIG}; of a run that goes on, what its checkpoint has)",
     )
-    parser.add_argument("--seed", type=int, help="the same as seed=...")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help="the same as device=...")
-    parser.add_argument(
+    add("--seed", type=int, help="the same as seed=...")
+    add("--device", choices=("auto", "cpu", "cuda"), help="the same as device=...")
+    add(
         "--mask-classes",
         metavar="WHICH",
         help="the same as data.mask_classes=...: all, voc, nonvoc, names with commas between, a file of names, or "
@@ -327,8 +324,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         action="store_true",
         help="hold out some classes that have masks, and say which form of the weight transfer suits the rest",
     )
-    parser.add_argument("--trace", action="store_true", help="show where in the source an error was raised")
-    parser.add_argument("changes", nargs="*", metavar="key=value", help="such as schedule.mask_steps=800")
+    add("--trace", action="store_true", help="show where in the source an error was raised")
+    add("changes", nargs="*", metavar="key=value", help="such as schedule.mask_steps=800")
     options = parser.parse_intermixed_args(arguments)
     rank, processes = started_together()
     start = f"torchrun --nproc-per-node {processes}" if processes > 1 else "python"

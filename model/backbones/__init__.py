@@ -1,13 +1,10 @@
 """Backbones with a feature pyramid (FPN, Lin et al. 2017), as Sec. 4.1 of the paper has them.
 
-ResNets and ResNeXts as torchvision has them, EfficientNet-Lite0, and a small ResNet that learns from
-nothing on a CPU. Every one gives the levels "0", "1", "2", "3", "pool" with strides 4, 8, 16, 32, 64,
-sides rounded up.
+ResNets and ResNeXts as torchvision has them, EfficientNet-Lite0, and a small ResNet that learns from nothing on a CPU.
+Every one gives the levels "0", "1", "2", "3", "pool" with strides 4, 8, 16, 32, 64, sides rounded up.
 """
 
 import importlib.util
-import pickle
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -23,7 +20,7 @@ from model.backbones.efficientnet_lite import CLASSIFIER_PREFIXES, EfficientNetL
 from model.backbones.norms import NORMS, frozen, grouped, replace_norms, synchronised
 from model.backbones.resnet import IMAGENET_WEIGHTS, RESNETS, ResNet, SmallResNet
 from model.backbones.timm_body import PREFIX, TimmBody
-from model.backbones.torchvision_state import detector_backbone, downloaded
+from model.backbones.torchvision_state import detector_backbone, downloaded, read_state
 from model.files import first_few
 
 NAMES = (*RESNETS, "efficientnet_lite0", "small")
@@ -108,12 +105,7 @@ class Backbone(nn.Module):
 
 
 def build_backbone(
-    *,
-    name: str,
-    weights: str,
-    fpn_channels: int,
-    norm: str,
-    trainable_layers: int,
+    *, name: str, weights: str, fpn_channels: int, norm: str, trainable_layers: int
 ) -> Backbone:
     """The backbone `name` with its starting weights.
 
@@ -148,6 +140,8 @@ def build_backbone(
             f"weights {weights!r} were trained with batch normalisation, and norm is group; use weights 'none' or "
             "the path of a state dict with group normalisation, or norm 'frozen', 'batch' or 'sync'"
         )
+    if weights in COCO_WEIGHTS and (name == "efficientnet_lite0" or name.startswith(PREFIX)):
+        raise ValueError(f"weights {weights!r}: backbone {name} has 'imagenet', 'none' or a path")
     if name.startswith(PREFIX):
         backbone = _of_timm(name, weights, fpn_channels, grouped=norm == "group")
         weights = "none"
@@ -184,8 +178,6 @@ def _untrained(name: str, fpn_channels: int, *, grouped: bool) -> Backbone:
 
 def _of_timm(name: str, weights: str, fpn_channels: int, *, grouped: bool) -> Backbone:
     """A timm model with its weights, its normalisations still of batches, and a pyramid."""
-    if weights in COCO_WEIGHTS:
-        raise ValueError(f"weights {weights!r}: backbone {name} has 'imagenet', 'none' or a path")
     body = TimmBody(name.removeprefix(PREFIX), pretrained=weights == "imagenet")
     if weights not in ("none", "imagenet"):
         _load_strictly(body, body.own_names(_read_state(weights)), source=weights, ignored=())
@@ -203,10 +195,6 @@ def _load_weights(backbone: Backbone, name: str, weights: str) -> None:
             )
         _load_strictly(backbone.body, _read_state(weights), source=weights, ignored=())
     elif name == "efficientnet_lite0":
-        if weights in COCO_WEIGHTS:
-            raise ValueError(
-                f"weights {weights!r}: backbone efficientnet_lite0 has 'imagenet', 'none' or a path"
-            )
         path = str(_lite0_package_file()) if weights == "imagenet" else weights
         _load_strictly(backbone.body, _read_state(path), source=path, ignored=CLASSIFIER_PREFIXES)
     else:
@@ -258,14 +246,9 @@ def _read_state(path: str) -> dict[str, Tensor]:
             f"weights {path!r}: neither 'imagenet', 'coco', 'coco_v2', 'none' nor an existing file"
         )
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"weights {path!r}: not a file of tensors that torch can read: {error}") from error
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(
-            f"weights {path!r}: expected a state dict (tensors by name), found {type(state).__name__}"
-        )
-    return dict(state)
+        return read_state(path, nested=False)
+    except ValueError as error:
+        raise ValueError(f"weights {error}") from error
 
 
 def _load_strictly(

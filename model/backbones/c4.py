@@ -41,7 +41,6 @@ class Res5BoxHead(BoxHead):
         self.res5 = res5
 
     def weight_type(self) -> torch.dtype:
-        """The type that it computes in."""
         return self.res5[0].conv1.weight.dtype  # type: ignore
 
     def maps(self, pooled: Tensor) -> Tensor:

@@ -61,6 +61,15 @@ def with_winograd(module: nn.Module, *, many: bool) -> None:
                 setattr(parent, name, other)
 
 
+def he_initialised(module: nn.Module, *, mode: str) -> None:
+    """He's initialisation (fan_in or fan_out) of every convolution inside, and no bias."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.kaiming_normal_(layer.weight, mode=mode, nonlinearity="relu")  # type: ignore[arg-type]
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
 def group_norm(channels: int) -> nn.GroupNorm:
     """Group normalisation (Wu and He, 2018, arXiv:1803.08494) with 16 channels to a group (Table 3), or as many of 16
     as divide `channels`."""

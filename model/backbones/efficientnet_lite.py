@@ -10,6 +10,8 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.backbones.convolution import he_initialised
+
 EPSILON = 1e-3
 """Batch normalisation of the TensorFlow release; PyTorch's own default is 1e-5."""
 
@@ -104,9 +106,7 @@ class EfficientNetLite0(nn.Module):
                 )
                 inputs = outputs
         self._blocks = nn.ModuleList(blocks)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out")
+        he_initialised(self, mode="fan_out")
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Features "0" to "3": [N, 24, H/4, W/4] to [N, 320, H/32, W/32], sides rounded up."""

@@ -68,11 +68,8 @@ class SyncBatchNorm2d(nn.SyncBatchNorm, nn.BatchNorm2d):
         together = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         if not (self.training and together):
             return nn.BatchNorm2d.forward(self, input)
-        return (
-            self.over_processes(input)
-            if input.device.type == "cpu"
-            else nn.SyncBatchNorm.forward(self, input)
-        )
+        on_cpu = input.device.type == "cpu"
+        return self.over_processes(input) if on_cpu else nn.SyncBatchNorm.forward(self, input)
 
     @torch.jit.unused
     def over_processes(self, input: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ import torchvision.models as classifiers
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 
+from model.backbones.convolution import he_initialised
+
 RESNETS = {
     "resnet18": classifiers.resnet18,
     "resnet34": classifiers.resnet34,
@@ -101,9 +103,7 @@ class SmallResNet(nn.Module):
             layers.append(nn.Sequential(BasicBlock(inputs, width, stride=1 if stage == 0 else 2)))
             inputs = width
         self.layer1, self.layer2, self.layer3, self.layer4 = layers
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        he_initialised(self, mode="fan_out")
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """C2 to C5 of an image [N, 3, H, W], as "0" to "3"."""
@@ -116,13 +116,8 @@ class SmallResNet(nn.Module):
 
     def stages(self) -> list[list[nn.Module]]:
         """Modules of the five stages, from the image on: stem, C2, C3, C4, C5."""
-        return [
-            [self.conv1, self.bn1, self.conv2, self.bn2],
-            [self.layer1],
-            [self.layer2],
-            [self.layer3],
-            [self.layer4],
-        ]
+        stem: list[nn.Module] = [self.conv1, self.bn1, self.conv2, self.bn2]
+        return [stem, [self.layer1], [self.layer2], [self.layer3], [self.layer4]]
 
     def stem(self) -> nn.Sequential:
         """What comes before C2: [N, 3, H, W] -> [N, widths[0], H/4, W/4]."""

@@ -26,8 +26,9 @@ _OLD_NAMES = (
 _OLD_MASK_NAME = re.compile(r"^roi_heads\.mask_head\.mask_fcn(\d+)\.(weight|bias)$")
 
 
-def read_state(path: str | Path) -> State:
-    """Tensors by name from a state dict, or from a checkpoint of torchvision's own training script ("model" in it).
+def read_state(path: str | Path, *, nested: bool = True) -> State:
+    """Tensors by name from a state dict, or from a checkpoint of torchvision's own training script ("model" in it; such
+    a nested one not where `nested` is false).
 
     Raises:
         ValueError: no such file, no file that torch can read, or something else in it.
@@ -43,7 +44,7 @@ def read_state(path: str | Path) -> State:
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         first_line = str(error).strip().split("\n")[0]
         raise ValueError(f"{path}: not a file of tensors that torch can read: {first_line}") from error
-    if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
+    if nested and isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
         state = state["model"]
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path}: expected a state dict (tensors by name), found {type(state).__name__}")
@@ -83,7 +84,7 @@ def with_epsilon(state: State, epsilon: float) -> State:
     """`state` with the scales of its normalisations such that `EPSILON` gives what `epsilon` gave.
 
     weight / sqrt(var + epsilon) = weight' / sqrt(var + EPSILON). A channel without variance and epsilon, whose answer
-    is no number, has no such scale: ValueError.
+    is not a number, has no such scale: ValueError.
     """
     if epsilon == EPSILON:
         return state

@@ -1,7 +1,5 @@
 """What is known about a batch, put together on the host and brought to the device in one copy (`model.targets`)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,9 +16,7 @@ class FlatMasks:
     """The masks of a batch, one after the other."""
 
     pixels: Tensor  # uint8 [P], 0 and 1; row by row in each mask's window
-    places: (
-        Tensor  # int64 [N * G, 5]: first pixel in `pixels`, height, width, x and y of the window; else zeros
-    )
+    places: Tensor  # int64 [N * G, 5]: first pixel in `pixels`, height, width, x, y of the window; else zeros
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +83,7 @@ def ground_truth(
     has_mask = known.tolist()
     image_of = [i for i, count in enumerate(counts) for _ in range(count)]
     scales = torch.tensor([[w / x, h / y] * 2 for (y, x), (h, w) in zip(shapes, sizes, strict=True)])
-    pixels, places = _flat_masks(targets, own, has_mask, [shapes[i] for i in image_of])
+    pixels, places = flat_masks(targets, own, has_mask, [shapes[i] for i in image_of])
     crowds = torch.cat([target["crowd_boxes"] for target in targets])
     keypoints = [torch.cat([target["keypoints"] for target in targets])] if "keypoints" in targets[0] else []
     on_device = moved(
@@ -123,14 +119,6 @@ def ground_truth(
     )
 
 
-def flat_masks(boxes: Tensor, masks: Sequence[Tensor], height: int, width: int) -> FlatMasks:
-    """The masks of one image, uint8 [h, w] in the window of each object's box [N, 4] (`model.targets.mask_windows`)."""
-    shapes = [(height, width)] * len(masks)
-    target = {"masks": list(masks)}
-    pixels, places = _flat_masks([target], boxes, [True] * len(masks), shapes)  # type: ignore[list-item]
-    return FlatMasks(pixels=pixels, places=places)
-
-
 def _slots(counts: Sequence[int], most: int) -> list[int]:
     """Where each image's items stand among `most` of every image."""
     return [i * most + k for i, count in enumerate(counts) for k in range(count)]
@@ -144,7 +132,7 @@ def _filled(values: Tensor, slots: list[int], images: int, most: int) -> Tensor:
     return filled.view(images, most, *values.shape[1:])
 
 
-def _flat_masks(
+def flat_masks(
     targets: Sequence[Target], boxes: Tensor, has_mask: Sequence[bool], shapes: Sequence[tuple[int, int]]
 ) -> tuple[Tensor, Tensor]:
     """Pixels [P] of all masks and the place [T, 5] of each object's (`FlatMasks`), of T objects one after another."""

@@ -57,7 +57,6 @@ class FCBoxHead(BoxHead):
         """Whether fc6 wants all channels of a cell together; so it is in the network as it is served."""
 
     def weight_type(self) -> torch.dtype:
-        """The type that it computes in."""
         return self.fc6.weight.dtype
 
     def forward(self, pooled: Tensor) -> Tensor:
@@ -87,7 +86,6 @@ class ConvBoxHead(BoxHead):
         with_winograd(self.convs, many=True)
 
     def weight_type(self) -> torch.dtype:
-        """The type that it computes in."""
         return self.convs[9].weight.dtype  # type: ignore[return-value]
 
     def maps(self, pooled: Tensor) -> Tensor:
@@ -117,7 +115,6 @@ class ConvFCBoxHead(BoxHead):
         with_winograd(self.convs, many=True)
 
     def weight_type(self) -> torch.dtype:
-        """The type that it computes in."""
         return self.fc.weight.dtype
 
     def forward(self, pooled: Tensor) -> Tensor:
@@ -214,12 +211,7 @@ class BoxPredictor(nn.Module):
         return box[keep], flat[keep], label[keep]
 
     def candidates_of(
-        self,
-        proposals: Tensor,
-        hidden_RD: Tensor,
-        scores_NP: Tensor,
-        sizes_N2: Tensor,
-        count: int,
+        self, proposals: Tensor, hidden_RD: Tensor, scores_NP: Tensor, sizes_N2: Tensor, count: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The best (proposal, class) pairs of each image of a batch, decoded: boxes [N, K, 4], scores [N, K] (those
         below 0 do not count), labels [N, K].

@@ -1,7 +1,5 @@
 """RoIAlign over a pyramid in training without a wait: every level pools all RoIs, those of others far outside of it."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torchvision.ops import roi_align

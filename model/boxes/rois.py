@@ -1,7 +1,5 @@
 """The RoIs that the heads learn from (Fast R-CNN, Sec. 2.3): drawn for all images at once, then put in order."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """Proposals and losses of the RPN in training (Faster R-CNN, Sec. 3.1), for all images of a batch at once."""
 
-from __future__ import annotations
-
 import math
 
 import torch

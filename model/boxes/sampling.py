@@ -3,8 +3,6 @@
 Nothing here has a size that depends on values, so that a GPU never has to tell one.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

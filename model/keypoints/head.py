@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.backbones.convolution import with_winograd
+from model.backbones.convolution import he_initialised, with_winograd
 from model.boxes.ground_truth import Batch
 from model.boxes.pooling import PyramidRoIAlign, bucket_of
 from model.boxes.rois import RoIs
@@ -44,11 +44,7 @@ class KeypointBranch(nn.Module):
             blocks += [nn.Conv2d(width if i else channels, width, 3, padding=1), nn.ReLU(inplace=True)]
         self.convs = nn.Sequential(*blocks)
         self.deconv = nn.ConvTranspose2d(width, keypoints, 4, stride=2, padding=1)
-        for module in [*self.convs, self.deconv]:
-            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                assert module.bias is not None
-                nn.init.zeros_(module.bias)
+        he_initialised(self, mode="fan_out")
         with_winograd(self.convs, many=True)
         self.register_buffer("of_label", torch.ones(num_classes + 1, dtype=torch.bool), persistent=False)
 

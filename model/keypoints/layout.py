@@ -1,7 +1,5 @@
 """Which keypoints an object has: names, mirror images and tolerances (COCO keypoints; Mask R-CNN, Sec. 5)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

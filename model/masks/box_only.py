@@ -5,8 +5,6 @@ teacher, weighted by its confidence: BoxTeacher (Cheng et al., 2023). Maps are [
 side. Without an RoI each loss is a zero that still reaches every mask parameter, as in `model.losses.mask_loss`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Protocol
 

@@ -5,8 +5,6 @@ fixed rows of Table 1a. Row 0 is background and stays row 0. With them a network
 restored to all (Sec. 5, Visual Genome), and gets new classes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.backbones.convolution import with_winograd
+from model.backbones.convolution import he_initialised, with_winograd
 
 
 def deconvolved(before: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -31,16 +31,8 @@ class MaskHead(nn.Module):
             blocks += [nn.Conv2d(channels if i == 0 else width, width, 3, padding=1), nn.ReLU(inplace=True)]
         self.convs = nn.Sequential(*blocks)
         self.deconv = nn.ConvTranspose2d(width if convolutions else channels, width, 2, stride=2)
-        for module in [*self.convs, self.deconv]:
-            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
-                assert module.bias is not None
-                nn.init.zeros_(module.bias)
+        he_initialised(self, mode="fan_in")
         with_winograd(self.convs, many=True)
-
-    def weight_type(self) -> torch.dtype:
-        """The type that it computes in."""
-        return self.deconv.weight.dtype
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """Pooled [R, channels, S, S] -> features before [R, F, S, S] and after the deconvolution [R, S, S, 2, 2, F]."""
@@ -72,10 +64,6 @@ class MLPMaskHead(nn.Module):
         nn.init.kaiming_normal_(self.fc3.weight, mode="fan_in", nonlinearity="linear")
         for layer in (self.fc1, self.fc2, self.fc3):
             nn.init.zeros_(layer.bias)
-
-    def weight_type(self) -> torch.dtype:
-        """The type that it computes in."""
-        return self.fc1.weight.dtype
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """Pooled [R, channels, S, S] -> the same, and mask features [R, S, S, 2, 2, F] as of `MaskHead`."""
@@ -144,11 +132,6 @@ class MaskBranch(nn.Module):
         super().__init__()
         self.head = head
         self.mlp = mlp
-
-    def weight_type(self) -> torch.dtype:
-        """The type that it computes in."""
-        dtype: torch.dtype = self.head.weight_type()  # type: ignore[operator]
-        return dtype
 
     def forward(self, pooled: Tensor, weights_RF: Tensor, bias: Tensor) -> Tensor:
         """Pooled [R, channels, S, S], the mask weights of each RoI's class [R, F] -> logits [R, M, M] float32.

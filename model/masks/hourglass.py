@@ -1,10 +1,12 @@
 """The hourglass as mask head (DeepMAC: Birodkar et al., 2021, arXiv:2104.00613): wider context for unseen classes."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from model.backbones import with_nearest
-from model.backbones.convolution import group_norm, with_winograd
+from model.backbones.convolution import group_norm, he_initialised, with_winograd
 from model.masks.head import deconvolved
 
 LARGE_MAP = 8
@@ -79,11 +81,7 @@ class HourglassMaskHead(nn.Module):
         )
         self.deconv = nn.ConvTranspose2d(dims[0], width, 2, stride=2)
         self.deconv_norm = group_norm(width)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        he_initialised(self, mode="fan_in")
         with_winograd(self.stem, many=True)
         with_winograd(self.out, many=True)
         halvings = len(self.downs)
@@ -93,10 +91,6 @@ class HourglassMaskHead(nn.Module):
             if roi_size >> (i + 1) >= LARGE_MAP:
                 with_winograd(self.downs[i], many=True)
                 with_winograd(self.ups[halvings - 1 - i], many=True)
-
-    def weight_type(self) -> torch.dtype:
-        """The type that it computes in."""
-        return self.deconv.weight.dtype
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """As `model.masks.head.MaskHead.forward`; before the deconvolution there are F / 2 channels."""
@@ -114,19 +108,7 @@ class HourglassMaskHead(nn.Module):
         return before, torch.relu(self.deconv_norm(by_channel)).transpose(1, 2).reshape(after.shape)
 
 
-def hourglass_20(*, channels: int, width: int, roi_size: int) -> HourglassMaskHead:
-    """Hourglass-20: 20 convolutions one after the other, 2 halvings."""
-    return HourglassMaskHead(
-        channels=channels, width=width, roi_size=roi_size, multiples=(2, 2, 3), blocks=(1, 2, 2)
-    )
-
-
-def hourglass_52(*, channels: int, width: int, roi_size: int) -> HourglassMaskHead:
-    """Hourglass-52: 52 convolutions one after the other, 5 halvings."""
-    return HourglassMaskHead(
-        channels=channels,
-        width=width,
-        roi_size=roi_size,
-        multiples=(2, 2, 3, 3, 3, 4),
-        blocks=(2, 2, 2, 2, 2, 4),
-    )
+hourglass_20 = partial(HourglassMaskHead, multiples=(2, 2, 3), blocks=(1, 2, 2))
+"""Hourglass-20: 20 convolutions one after the other, 2 halvings."""
+hourglass_52 = partial(HourglassMaskHead, multiples=(2, 2, 3, 3, 3, 4), blocks=(2, 2, 2, 2, 2, 4))
+"""Hourglass-52: 52 convolutions one after the other, 5 halvings."""

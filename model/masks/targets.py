@@ -1,7 +1,5 @@
 """The mask target of an RoI: its part of its object's mask (Mask R-CNN, Sec. 3), for all RoIs of a batch at once."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

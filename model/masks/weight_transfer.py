@@ -1,7 +1,5 @@
 """The weight transfer function T of Sec. 3.2: w_seg = T(w_det; theta), and its class-agnostic fallback."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

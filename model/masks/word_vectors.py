@@ -1,7 +1,5 @@
 """Word vectors of class names, from a file in GloVe's text format (Table 1a, T of word embeddings)."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -24,7 +22,7 @@ def read_word_vectors(path: str | Path, names: Sequence[str], *, width: int) -> 
     word2vec and fastText write, is passed over. The file is read once, and only wanted words are kept.
 
     Raises:
-        ValueError: no such file, vectors of another width, numbers that are none, or words that the file does not
+        ValueError: no such file, vectors of another width, numbers that cannot be read, or words that the file does not
             have, with the classes they are of.
     """
     path = Path(path)

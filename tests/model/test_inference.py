@@ -135,7 +135,9 @@ def test_row_c_of_the_table_is_t_at_label_c() -> None:
 def test_masks_on_given_boxes_are_those_of_the_detections() -> None:
     network = small_network(CLASSES).eval()
     answer = network([image(70, 90)])[0]
-    counts, offsets = network.masks_on_boxes([image(70, 90)], [answer["boxes"]], [answer["labels"]])[0]
+    with torch.no_grad():
+        found = network.inference().masks_on_boxes([image(70, 90)], [answer["boxes"]], [answer["labels"]])
+    counts, offsets = found[0]
     begins = answer["rle_offsets"].tolist()
     same_masks = 0
     for i in range(len(begins) - 1):

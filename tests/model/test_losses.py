@@ -6,12 +6,19 @@ from torch.nn import functional as F
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import roi_align
 
-from model.boxes.ground_truth import flat_masks
+from model.boxes.ground_truth import FlatMasks, flat_masks
 from model.boxes.head import decode_boxes, encode_boxes
 from model.boxes.sampling import random_bits, sample
 from model.losses import box_loss, class_loss, own_total
 from model.masks.targets import mask_targets
 from model.targets import mask_windows
+
+
+def masks_of_image(boxes: Tensor, masks: list[Tensor], height: int, width: int) -> FlatMasks:
+    """The masks of one image, each in the window of its object's box."""
+    shapes = [(height, width)] * len(masks)
+    pixels, places = flat_masks([{"masks": masks}], boxes, [True] * len(masks), shapes)  # type: ignore[typeddict-item]
+    return FlatMasks(pixels=pixels, places=places)
 
 
 def test_boxes_come_back_from_their_deltas() -> None:
@@ -32,13 +39,13 @@ def test_box_coding_is_torchvisions() -> None:
 def test_the_target_of_a_roi_equal_to_its_window_is_the_mask_itself() -> None:
     mask = (torch.arange(28 * 28).reshape(28, 28) % 3 == 0).to(torch.uint8)
     window = torch.tensor([[5.0, 7, 33, 35]])
-    got = mask_targets(window, torch.tensor([0]), flat_masks(window, [mask], 50, 50), 28)
+    got = mask_targets(window, torch.tensor([0]), masks_of_image(window, [mask], 50, 50), 28)
     assert torch.equal(got[0], mask.float())
 
 
 def test_a_roi_beyond_the_object_sees_nothing_there() -> None:
     mask = torch.ones((10, 10), dtype=torch.uint8)
-    masks = flat_masks(torch.tensor([[10.0, 10, 20, 20]]), [mask], 50, 50)
+    masks = masks_of_image(torch.tensor([[10.0, 10, 20, 20]]), [mask], 50, 50)
     got = mask_targets(torch.tensor([[0.0, 0, 20, 20]]), torch.tensor([0]), masks, 20)[0]
     expected = torch.zeros(20, 20)
     expected[10:, 10:] = 1
@@ -48,7 +55,7 @@ def test_a_roi_beyond_the_object_sees_nothing_there() -> None:
 def test_each_roi_gets_the_mask_of_its_own_object() -> None:
     masks = [torch.zeros((8, 8), dtype=torch.uint8), torch.ones((8, 8), dtype=torch.uint8)]
     windows = torch.tensor([[0.0, 0, 8, 8], [0, 0, 8, 8]])
-    got = mask_targets(windows[[0, 1, 0]], torch.tensor([1, 0, 1]), flat_masks(windows, masks, 8, 8), 4)
+    got = mask_targets(windows[[0, 1, 0]], torch.tensor([1, 0, 1]), masks_of_image(windows, masks, 8, 8), 4)
     assert got.mean(dim=(1, 2)).tolist() == [1.0, 0.0, 1.0]
 
 
@@ -80,7 +87,7 @@ def test_targets_are_those_of_roi_align_object_by_object() -> None:
     rois = torch.cat(
         [torch.minimum(rois[:, :2], rois[:, 2:]), torch.maximum(rois[:, :2], rois[:, 2:])], dim=1
     )
-    got = mask_targets(rois, matched, flat_masks(objects, masks, 80, 80), 14)
+    got = mask_targets(rois, matched, masks_of_image(objects, masks, 80, 80), 14)
     wanted = by_roi_align(rois, matched, masks, windows, 14)
     assert 0.1 < float(wanted.mean()) < 0.9
     assert int((got != wanted).sum()) <= 2  # of 58 800; a mean of exactly 0.5 is rounded either way

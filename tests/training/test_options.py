@@ -23,8 +23,9 @@ from tests.model.small_network import asked
 from tests.training.option_rows import AMOUNTS, BASE, ELSEWHERE, ROWS
 from tests.training.tiny_set import rows as logged_rows
 from training.config import TrainingConfig, flat, load_config, to_dict
-from training.drawn.figures import FiguresConfig, write_figures
+from training.drawn.figures import FIGURES, FiguresConfig
 from training.drawn.shapes import ShapesConfig, write_shapes
+from training.drawn.write import write_set
 from training.train import train
 
 SIDE = 64
@@ -53,7 +54,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Drawn:
     folder = tmp_path_factory.mktemp("drawn")
     drawn = Drawn(folder / "shapes", folder / "figures", folder / "words.txt")
     write_shapes(drawn.shapes, ShapesConfig(train=12, val=1, size=SIDE), workers=1)
-    write_figures(drawn.figures, FiguresConfig(train=6, val=1, size=SIDE))
+    write_set(FIGURES, drawn.figures, FiguresConfig(train=6, val=1, size=SIDE))
     document = json.loads((drawn.shapes / "train.json").read_text())
     words = sorted({word for category in document["categories"] for word in category["name"].split()})
     generator = torch.Generator().manual_seed(0)

@@ -11,7 +11,6 @@ import training.data.colour
 from tests.model.operations import Operations
 from tests.model.test_step_operations import watched
 from tests.training.tiny_set import tiny_config
-from training.data.coco import collate
 from training.data.sampler import SeededBatches
 from training.distributed import ALONE
 from training.run import Run
@@ -36,7 +35,7 @@ def counted(run: Run, data: Any, count: int, monkeypatch: pytest.MonkeyPatch) ->
     """What a step of `count` images asks of the device; with colours where they are to be changed on it."""
     run.network.batched = True
     (pairs,) = SeededBatches(size=len(data), batch_size=count, batches=1, seed=0)
-    images, targets = collate([data[pair] for pair in pairs])
+    images, targets = (list(part) for part in zip(*(data[pair] for pair in pairs), strict=True))
     assert all(("colours" in known) == run.config.augment.on_device for known in targets)
     with watched(run.network, monkeypatch) as device:
         monkeypatch.setattr(training.data.colour, "moved", lambda tensors, to: list(tensors))

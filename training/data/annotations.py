@@ -1,15 +1,12 @@
 """A COCO annotation file, read and checked: the one reader of training, validation and evaluation.
 
-An error names the file, the entry and what was expected: JSON that does not parse, ids that are missing,
-repeated or of an unknown category, images that are missing, broken or of another size. What does not stop the
-loading is counted by kind: single annotations that cannot be used are left out or lose their mask.
+An error names the file, the entry and what was expected: JSON that does not parse, ids that are missing, repeated or of
+an unknown category, images that are missing, broken or of another size. What does not stop the loading is counted by
+kind: single annotations that cannot be used are left out or lose their mask.
 
-Sizes: an image's `width` and `height` must be those of the image turned upright by its EXIF orientation, or
-else those of its stored pixels. In the second case annotations were made on the unturned picture, which is
-then used unturned.
+Sizes: an image's `width` and `height` must be those of the image turned upright by its EXIF orientation, or else those
+of its stored pixels. In the second case annotations were made on the unturned picture, which is then used unturned.
 """
-
-from __future__ import annotations
 
 import gc
 import json
@@ -22,7 +19,7 @@ from typing import Any, NamedTuple
 
 from maskx_image import MAX_PIXELS, MAX_SIDE, ImageHeader, read_header
 from model.classes import ClassTable
-from training.data.findings import Tally, refuse
+from training.data.findings import Tally, are_numbers, refuse
 from training.data.masks import SegmentationError, pack_segmentation
 
 Progress = Callable[[int, int], None]
@@ -33,8 +30,6 @@ Size = tuple[int, int]
 """(height, width) in pixels."""
 
 _CHUNK = 64
-_FARTHEST = 1e9
-"""Coordinates beyond this many pixels are no numbers meant for a picture (and may not fit a float)."""
 
 
 @contextmanager
@@ -87,7 +82,7 @@ def annotated_size_is_upright(header: ImageHeader, width: int, height: int) -> b
 
 
 def is_id(value: Any) -> bool:
-    """Whether `value` is a whole number that fits int64; JSON's true and 1.0 are none."""
+    """Whether `value` is a whole number that fits int64; JSON's true and 1.0 are not."""
     return type(value) is int and -(2**63) <= value < 2**63
 
 
@@ -254,7 +249,7 @@ class AnnotationFile:
         )
 
     def take_stated_sizes(self, images_dir: Path | None) -> None:
-        """Take the sizes of the pictures that the file states; images of which it states none are looked at.
+        """Take the sizes of the pictures that the file states, and look at the images whose size it does not state.
 
         ValueError where one is no size of a picture, or not stated and not to be found in `images_dir`.
         """
@@ -315,7 +310,7 @@ class AnnotationFile:
 
     def _box(self, bbox: Any, height: int, width: int, where: str) -> Box | None:
         """XYXY cut to the image, from COCO's [x, y, width, height]; None, counted, where nothing is left of it."""
-        if not _is_four_numbers(bbox):
+        if not isinstance(bbox, list) or len(bbox) != 4 or not are_numbers(bbox):
             words = f"{where}: bbox {bbox!r:.100}; expected [x, y, width, height] in numbers"
             self.tally.add("box that is not four numbers", "left out", words)
             return None
@@ -374,11 +369,5 @@ class AnnotationFile:
 
 
 def _key(value: Any) -> Any:
-    """An id to look up; None for what is no id (a list could not be hashed, and True would be 1)."""
+    """An id to look up; None for what is not an id (a list could not be hashed, and True would be 1)."""
     return value if is_id(value) else None
-
-
-def _is_four_numbers(bbox: Any) -> bool:
-    if not isinstance(bbox, list) or len(bbox) != 4:
-        return False
-    return all(type(v) in (int, float) and -_FARTHEST < v < _FARTHEST for v in bbox)

@@ -6,8 +6,6 @@ same pixels. How large a training step sees its images (multi-scale training and
 what size the network is to bring it to. Boxes and masks keep the own pixels of the data set: nothing is resampled.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
@@ -68,11 +66,11 @@ def flip_horizontally(image: Tensor, target: Target) -> tuple[Tensor, Target]:
     width = image.shape[-1]
     flipped: Target = {
         "image_id": target["image_id"],
-        "boxes": _flip_boxes(target["boxes"], width),
+        "boxes": mirrored_boxes(target["boxes"], width),
         "labels": target["labels"],
         "has_mask": target["has_mask"],
         "masks": [mask.flip(1) for mask in target["masks"]],
-        "crowd_boxes": _flip_boxes(target["crowd_boxes"], width),
+        "crowd_boxes": mirrored_boxes(target["crowd_boxes"], width),
     }
     if "keypoints" in target:
         flipped["keypoints"] = mirrored_keypoints(target, width)
@@ -80,7 +78,8 @@ def flip_horizontally(image: Tensor, target: Target) -> tuple[Tensor, Target]:
     return F.horizontal_flip(image).contiguous(), flipped
 
 
-def _flip_boxes(boxes: Tensor, width: int) -> Tensor:
+def mirrored_boxes(boxes: Tensor, width: int) -> Tensor:
+    """Boxes XYXY [N, 4] of the image mirrored left and right."""
     x0, y0, x1, y1 = boxes.unbind(1)
     return torch.stack([width - x1, y0, width - x0, y1], dim=1)
 

@@ -1,7 +1,5 @@
 """Which augmentation a training makes: the table [augment] of its configuration."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """Any COCO-format set as images and targets; the masks of set B are never read (Sec. 3.1)."""
 
-from __future__ import annotations
-
 import io
 import os
 from collections.abc import Mapping, Sequence
@@ -196,8 +194,3 @@ def read_picture(path: Path, *, width: int, height: int) -> NDArray[np.uint8]:
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
     return pixels
-
-
-def collate(batch: Sequence[Sample]) -> tuple[list[Tensor], list[Target]]:
-    """Images and targets of a batch as two lists: images differ in size and are padded on the device."""
-    return [image for image, _ in batch], [target for _, target in batch]

@@ -1,7 +1,5 @@
 """Colour changes of a step's images where they lie, without a wait: those of `training.data.augment`."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Outcome = Literal["left out", "kept without its mask", "kept without its keypoints", "kept"]
 
@@ -37,13 +37,11 @@ class Report:
     """None where the network has no keypoints."""
 
     def __str__(self) -> str:
-        keypoints = self.objects_with_keypoints
+        count = self.objects_with_keypoints
+        keypoints = "" if count is None else f", {count} with keypoints"
         lines = [
-            f"{self.source}: {self.images} images ({self.images_without_objects} without objects), "
-            f"{self.objects} objects ({self.objects_with_mask} with a mask"
-            + (")" if keypoints is None else f", {keypoints} with keypoints)")
-            + ", "
-            f"{self.crowd_regions} crowd regions"
+            f"{self.source}: {self.images} images ({self.images_without_objects} without objects), {self.objects} "
+            f"objects ({self.objects_with_mask} with a mask{keypoints}), {self.crowd_regions} crowd regions"
         ]
         lines += [f"  {finding}" for finding in self.findings]
         return "\n".join(lines)
@@ -64,6 +62,11 @@ class Tally:
             Finding(kind=kind, outcome=outcome, count=count, first=first)
             for (kind, outcome), (count, first) in self._seen.items()
         )
+
+
+def are_numbers(values: Sequence[Any], farthest: float = 1e9) -> bool:
+    """Whether all are numbers below `farthest`, so no NaN, no Infinity and nothing that is no place in a picture."""
+    return all(type(v) in (int, float) and abs(v) < farthest for v in values)
 
 
 def refuse(source: str, problems: Sequence[str]) -> None:

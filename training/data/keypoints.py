@@ -4,8 +4,6 @@ COCO counts a keypoint's place in whole pixels, the first being 0; here, as in b
 1, so half a pixel is added.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,11 +16,9 @@ from torch import Tensor
 from model.classes import ClassTable
 from model.keypoints.layout import KeypointsConfig, keypoint_labels
 from model.targets import Target
-from training.data.findings import Tally, refuse
+from training.data.findings import Tally, are_numbers, refuse
 
 PIXEL_CENTRE = 0.5
-_FARTHEST = 1e6
-"""Coordinates beyond this many pixels are no numbers meant for a picture."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +26,7 @@ class PackedKeypoints:
     """The keypoints of all objects: row `rows[k]` of `values` holds those of object k, -1 where it has none."""
 
     rows: NDArray[np.int32]  # [k]
-    values: NDArray[
-        np.float32
-    ]  # [m, K, 3]: x, y in pixels, COCO's visibility (0 not labelled, 1 hidden, 2 seen)
+    values: NDArray[np.float32]  # [m, K, 3]: x, y in pixels, COCO's visibility (0 no label, 1 hidden, 2 seen)
 
     def of_objects(self, objects: slice) -> Tensor:
         """float32 [N, K, 3]; zeros where an object has none."""
@@ -101,9 +95,7 @@ class KeypointRows:
 
 def can_be_read(values: Any, count: int) -> bool:
     """Whether `values` are x, y and visibility of `count` keypoints."""
-    if not isinstance(values, list) or len(values) != 3 * count:
-        return False
-    if not all(type(v) in (int, float) and -_FARTHEST < v < _FARTHEST for v in values):
+    if not isinstance(values, list) or len(values) != 3 * count or not are_numbers(values, 1e6):
         return False
     return set(values[2::3]) <= {0, 1, 2}
 

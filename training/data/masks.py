@@ -1,10 +1,7 @@
 """COCO segmentations kept small: polygons as numbers, RLE as run lengths; only windows are ever drawn.
 
-A photograph of 300 objects would be hundreds of MB as full masks. Run lengths are column-major and begin
-with zeros.
+A photograph of 300 objects would be hundreds of MB as full masks. Run lengths are column-major and begin with zeros.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -14,11 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
 
+from training.data.findings import are_numbers
+
 NO_MASK, POLYGONS, RUNS = 0, 1, 2
 """Kinds of packed segmentations."""
-
-_FARTHEST = 1e9
-"""Larger coordinates are no pixels; JSON also knows NaN, Infinity and whole numbers that no float holds."""
 
 Extent = tuple[float, float, float, float]
 """Smallest and largest x and y that a mask reaches, XYXY."""
@@ -57,7 +53,8 @@ def draw_crop(kind: int, data: bytes, window: Sequence[int], height: int, width:
     Equal to pycocotools' full mask, cut. Needs time and memory for the window's columns, not for the image.
     """
     assert kind in (POLYGONS, RUNS), kind
-    runs = np.frombuffer(data, np.uint32) if kind == RUNS else _runs_of_polygons(data, height, width)
+    drawn = kind == POLYGONS
+    runs = parse_counts(_merged(data, height, width)["counts"]) if drawn else np.frombuffer(data, np.uint32)
     x0, y0, x1, y1 = (int(v) for v in window)
     ends = np.clip(np.cumsum(runs, dtype=np.int64), x0 * height, x1 * height)
     lengths = np.diff(ends, prepend=x0 * height)
@@ -143,9 +140,8 @@ def _extent_of_runs(runs: NDArray[np.int64], height: int) -> Extent:
     ends, ones = ends[ones > 0], ones[ones > 0]
     starts = ends - ones
     x0, x1 = float(starts[0] // height), float((ends[-1] - 1) // height + 1)
-    if (
-        starts // height != (ends - 1) // height
-    ).any():  # a run over the end of a column holds top and bottom row
+    over_an_end = starts // height != (ends - 1) // height  # such a run holds top and bottom row
+    if over_an_end.any():
         return x0, 0.0, x1, float(height)
     return x0, float((starts % height).min()), x1, float(((ends - 1) % height).max() + 1)
 
@@ -154,9 +150,7 @@ def _pack_polygons(polygons: list[Any], height: int, width: int) -> tuple[bytes,
     """Bytes of one float64 array: number of polygons, their lengths, their coordinates."""
     kept: list[NDArray[np.float64]] = []
     for polygon in polygons:
-        if not isinstance(polygon, list) or not all(
-            type(v) in (int, float) and abs(v) < _FARTHEST for v in polygon
-        ):
+        if not isinstance(polygon, list) or not are_numbers(polygon):
             raise SegmentationError(
                 "polygon that cannot be read", "a polygon that is no list of finite numbers"
             )
@@ -185,10 +179,6 @@ def _pack_polygons(polygons: list[Any], height: int, width: int) -> tuple[bytes,
         )
     head = np.array([len(kept), *map(len, kept)], dtype=np.float64)
     return np.concatenate([head, numbers]).tobytes(), extent, len(polygons) - len(kept)
-
-
-def _runs_of_polygons(data: bytes, height: int, width: int) -> NDArray[np.int64]:
-    return parse_counts(_merged(data, height, width)["counts"])
 
 
 def _merged(data: bytes, height: int, width: int) -> dict[str, Any]:

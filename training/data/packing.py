@@ -1,7 +1,5 @@
 """The objects of a COCO set, packed into a few arrays; masks of set A only (Sec. 3.1)."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,13 +11,7 @@ from numpy.typing import NDArray
 
 from model.classes import ClassTable
 from model.keypoints.layout import KeypointsConfig
-from training.data.annotations import (
-    Annotated,
-    AnnotationFile,
-    Box,
-    Progress,
-    without_collections,
-)
+from training.data.annotations import Annotated, AnnotationFile, Box, Progress, without_collections
 from training.data.findings import Report
 from training.data.keypoints import KeypointRows, PackedKeypoints
 from training.data.masks import NO_MASK

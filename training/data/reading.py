@@ -1,10 +1,8 @@
 """How a training's images are read: by how many processes, and how a batch comes from them in one piece."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Generator, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -37,14 +35,8 @@ def number_of_workers(asked: int | None, device: torch.device) -> int:
 def loader_options(workers: int, device: torch.device) -> dict[str, Any]:
     """Arguments of the `DataLoader` that follow from the number of its processes and the device it reads for."""
     on_gpu = device.type == "cuda"
-    if not workers:
-        return {"num_workers": 0, "pin_memory": on_gpu}
-    return {
-        "num_workers": workers,
-        "pin_memory": on_gpu,
-        "persistent_workers": True,
-        "prefetch_factor": PREFETCHED if on_gpu else 2,
-    }
+    ahead = {"persistent_workers": True, "prefetch_factor": PREFETCHED if on_gpu else 2}
+    return {"num_workers": workers, "pin_memory": on_gpu, **(ahead if workers else {})}
 
 
 class PackedBatch:
@@ -70,13 +62,13 @@ class PackedBatch:
         self.layouts: list[Layout]
         self.buffer, self.layouts = packed(tensors)
 
-    def pin_memory(self) -> PackedBatch:
+    def pin_memory(self) -> Self:
         """The same in memory that a GPU reads by itself; the loader calls it."""
         self.buffer = self.buffer.pin_memory()
         return self
 
     def unpacked(self) -> tuple[list[Tensor], list[Target]]:
-        """Images and targets as `training.data.coco.collate` has them, views of the one tensor."""
+        """Images and targets as two lists, since images differ in size; views of the one tensor."""
         tensors = unpacked(self.buffer, self.layouts)
 
         def back(value: Any) -> Any:
@@ -91,7 +83,7 @@ class PackedBatch:
 
 
 class _Part(int):
-    """The number of a tensor in a `PackedBatch`, so that it is no number of a target's own."""
+    """The number of a tensor in a `PackedBatch`, told apart by its type from the numbers that a target has."""
 
 
 def batches(run: Run, data: CocoDataset) -> Generator[tuple[list[Tensor], list[Target]]]:

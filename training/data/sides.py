@@ -1,7 +1,5 @@
 """Classes that have a side: a left light is a right light in a mirrored image (`augment.swapped_classes`)."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Sequence
@@ -17,14 +15,8 @@ from training.data.augment_config import AugmentConfig
 Pairs = Sequence[tuple[str, str]]
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
-_OTHER = {
-    "left": "right",
-    "right": "left",
-    "Left": "Right",
-    "Right": "Left",
-    "LEFT": "RIGHT",
-    "RIGHT": "LEFT",
-}
+_OTHER = {"left": "right", "right": "left"}
+_OTHER |= {spell(one): spell(other) for one, other in _OTHER.items() for spell in (str.title, str.upper)}
 
 
 @dataclass(frozen=True, kw_only=True)

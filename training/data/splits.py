@@ -6,8 +6,6 @@ choice without replacement of positions among the categories by ascending id. Si
 classes C are ours: 2 to 6 eighths of C, rounded down, which for 80 are the paper's.
 """
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,7 +26,7 @@ def split_classes(categories: Sequence[Mapping[str, Any]], mask_classes: str) ->
 
     `mask_classes` is `random:` and the name of a random split, or what `model.classes.class_table` takes.
 
-    ValueError: as `class_table`; a split that is none of this number of classes, with the nearest names.
+    ValueError: as `class_table`; a split that this number of classes does not have, with the nearest names.
     """
     word = mask_classes.strip()
     if not word.startswith(PREFIX):

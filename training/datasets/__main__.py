@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from model.files import exit_status
+from model.files import command, exit_status
 from training.datasets.catalogue import DATA_SETS, DOWNLOADS, ConvertOptions, DataSet, data_set
 from training.datasets.fetch import Download, download, gigabytes, require_space, unpack
 
@@ -81,27 +81,16 @@ def _keys(known: DataSet, options: argparse.Namespace) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. 0: done; 2: a mistake, named; 130: stopped by Ctrl-C (the same command goes on)."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training.datasets", description="Fetch and convert known data sets."
-    )
-    parser.add_argument("what", choices=("list", "fetch", "convert", "keys"))
-    parser.add_argument("name", nargs="?", help=f"one of {', '.join(DATA_SETS)}")
-    parser.add_argument(
-        "--root", type=Path, default=Path("data"), help="folder of all data (default: %(default)s)"
-    )
-    parser.add_argument("--mirror", default="", help="address of a folder that has the same files")
-    parser.add_argument(
-        "--remove-archives", action="store_true", help="remove each archive once it is unpacked"
-    )
-    parser.add_argument(
-        "--minival", type=Path, help="coco_2014, vg3k: COCO file or list of ids of COCO's minival"
-    )
-    parser.add_argument(
-        "--image-set", choices=("Segmentation", "Main"), default="Segmentation", help="voc_2012: which lists"
-    )
-    parser.add_argument(
-        "--names", choices=("voc", "coco"), default="voc", help="voc_2012: spelling of the classes"
-    )
+    parser = command("training.datasets", "Fetch and convert known data sets.")
+    add = parser.add_argument
+    add("what", choices=("list", "fetch", "convert", "keys"))
+    add("name", nargs="?", help=f"one of {', '.join(DATA_SETS)}")
+    add("--root", type=Path, default=Path("data"), help="folder of all data (default: %(default)s)")
+    add("--mirror", default="", help="address of a folder that has the same files")
+    add("--remove-archives", action="store_true", help="remove each archive once it is unpacked")
+    add("--minival", type=Path, help="coco_2014, vg3k: COCO file or list of ids of COCO's minival")
+    add("--image-set", choices=("Segmentation", "Main"), default="Segmentation", help="voc_2012: which lists")
+    add("--names", choices=("voc", "coco"), default="voc", help="voc_2012: spelling of the classes")
     options = parser.parse_args(arguments)
     with exit_status(interrupted="stopped; the same command goes on") as status:
         if options.what == "list":

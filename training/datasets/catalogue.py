@@ -22,88 +22,38 @@ _LVIS = "https://s3-us-west-2.amazonaws.com/dl.fbaipublicfiles.com/LVIS"
 _VG = "https://homes.cs.washington.edu/~ranjay/visualgenome/data/dataset"
 _VG_IMAGES = "https://cs.stanford.edu/people/rak248/VG_100K_2"
 
+_FILES: tuple[tuple[str, int, str, str], ...] = (
+    (f"{_COCO}/zips/train2017.zip",
+     19_336_861_798, "sha256:69a8bb58ea5f8f99d24875f21416de2e9ded3178e903f1f7603e283b9e06d929", "coco"),
+    (f"{_COCO}/zips/val2017.zip",
+     815_585_330, "sha256:4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05", "coco"),
+    (f"{_COCO}/annotations/annotations_trainval2017.zip",
+     252_907_541, "sha256:113a836d90195ee1f884e704da6304dfaaecff1f023f49b6ca93c4aaae470268", "coco"),
+    (f"{_COCO}/zips/train2014.zip",
+     13_510_573_713, "sha256:ede4087e640bddba550e090eae701092534b554b42b05ac33f0300b984b31775", "coco"),
+    (f"{_COCO}/zips/val2014.zip",
+     6_645_013_297, "sha256:fe9be816052049c34717e077d9e34aa60814a55679f804cd043e3cbee3b9fde0", "coco"),
+    (f"{_COCO}/annotations/annotations_trainval2014.zip",
+     252_872_794, "sha256:031296bbc80c45a1d1f76bf9a90ead27e94e99ec629208449507a4917a3bf009", "coco"),
+    (f"{_LVIS}/lvis_v1_train.json.zip",
+     350_264_821, "sha256:334a4caa374030a7817cf050364525e910f7960f9b6968cef47cffbf3893f8ba", "lvis"),
+    (f"{_LVIS}/lvis_v1_val.json.zip",
+     64_026_968, "sha256:5cae9a3c79aadb667550c2b5dcf7f4d86e059a41ec91ef690225b667e28e9ba5", "lvis"),
+    ("https://thor.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar",
+     1_999_639_040, "md5:6cd6e144f989b92b3379bac3b3de84fd", "."),
+    (f"{_VG_IMAGES}/images.zip",
+     9_731_705_982, "sha256:51c682d2721f880150720bb416e0346a4c787e4c55d7f80dfd1bd3f73ba81646", "vg"),
+    (f"{_VG_IMAGES}/images2.zip",
+     5_471_658_058, "sha256:99da1a0ddf87011319ff3b05cf9176ffee2731cc3c52951162d9ef0d68e3cfb5", "vg"),
+    (f"{_VG}/image_data.json.zip",
+     1_780_854, "sha256:b87a94918cb2ff4d952cf1dfeca0b9cf6cd6fd204c2f8704645653be1163681a", "vg"),
+    (f"{_VG}/objects.json.zip",
+     55_323_929, "sha256:efa456069aedb420b7dabf54f4608c89c78a00de550f1433066e9b6f84fb629c", "vg"),
+)  # fmt: skip
+"""Address, bytes, digest and the folder below the root (`training.datasets.fetch.Download`)."""
+
 DOWNLOADS: Mapping[str, Download] = {
-    item.name: item
-    for item in (
-        Download(
-            url=f"{_COCO}/zips/train2017.zip",
-            bytes=19_336_861_798,
-            digest="sha256:69a8bb58ea5f8f99d24875f21416de2e9ded3178e903f1f7603e283b9e06d929",
-            into="coco",
-        ),
-        Download(
-            url=f"{_COCO}/zips/val2017.zip",
-            bytes=815_585_330,
-            digest="sha256:4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05",
-            into="coco",
-        ),
-        Download(
-            url=f"{_COCO}/annotations/annotations_trainval2017.zip",
-            bytes=252_907_541,
-            digest="sha256:113a836d90195ee1f884e704da6304dfaaecff1f023f49b6ca93c4aaae470268",
-            into="coco",
-        ),
-        Download(
-            url=f"{_COCO}/zips/train2014.zip",
-            bytes=13_510_573_713,
-            digest="sha256:ede4087e640bddba550e090eae701092534b554b42b05ac33f0300b984b31775",
-            into="coco",
-        ),
-        Download(
-            url=f"{_COCO}/zips/val2014.zip",
-            bytes=6_645_013_297,
-            digest="sha256:fe9be816052049c34717e077d9e34aa60814a55679f804cd043e3cbee3b9fde0",
-            into="coco",
-        ),
-        Download(
-            url=f"{_COCO}/annotations/annotations_trainval2014.zip",
-            bytes=252_872_794,
-            digest="sha256:031296bbc80c45a1d1f76bf9a90ead27e94e99ec629208449507a4917a3bf009",
-            into="coco",
-        ),
-        Download(
-            url=f"{_LVIS}/lvis_v1_train.json.zip",
-            bytes=350_264_821,
-            digest="sha256:334a4caa374030a7817cf050364525e910f7960f9b6968cef47cffbf3893f8ba",
-            into="lvis",
-        ),
-        Download(
-            url=f"{_LVIS}/lvis_v1_val.json.zip",
-            bytes=64_026_968,
-            digest="sha256:5cae9a3c79aadb667550c2b5dcf7f4d86e059a41ec91ef690225b667e28e9ba5",
-            into="lvis",
-        ),
-        Download(
-            url="https://thor.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar",
-            bytes=1_999_639_040,
-            digest="md5:6cd6e144f989b92b3379bac3b3de84fd",
-            into=".",
-        ),
-        Download(
-            url=f"{_VG_IMAGES}/images.zip",
-            bytes=9_731_705_982,
-            digest="sha256:51c682d2721f880150720bb416e0346a4c787e4c55d7f80dfd1bd3f73ba81646",
-            into="vg",
-        ),
-        Download(
-            url=f"{_VG_IMAGES}/images2.zip",
-            bytes=5_471_658_058,
-            digest="sha256:99da1a0ddf87011319ff3b05cf9176ffee2731cc3c52951162d9ef0d68e3cfb5",
-            into="vg",
-        ),
-        Download(
-            url=f"{_VG}/image_data.json.zip",
-            bytes=1_780_854,
-            digest="sha256:b87a94918cb2ff4d952cf1dfeca0b9cf6cd6fd204c2f8704645653be1163681a",
-            into="vg",
-        ),
-        Download(
-            url=f"{_VG}/objects.json.zip",
-            bytes=55_323_929,
-            digest="sha256:efa456069aedb420b7dabf54f4608c89c78a00de550f1433066e9b6f84fb629c",
-            into="vg",
-        ),
-    )
+    item.name: item for item in (Download(url=u, bytes=b, digest=d, into=f) for u, b, d, f in _FILES)
 }
 """Every download by the name of its file."""
 
@@ -152,10 +102,6 @@ def _coco_2014(root: Path, options: ConvertOptions) -> list[str]:
     return write_2014(annotations, _minival(root, options), annotations)
 
 
-def _lvis(root: Path, options: ConvertOptions) -> list[str]:
-    return write_lvis(root / "lvis", root / "lvis")
-
-
 def _voc(root: Path, options: ConvertOptions) -> list[str]:
     return write_voc(
         root / "VOCdevkit/VOC2012", root / "voc_2012", image_set=options.image_set, names=options.names
@@ -197,7 +143,7 @@ DATA_SETS: Mapping[str, DataSet] = {
         train_annotations="lvis/train.json",
         val_images="coco",
         val_annotations="lvis/val.json",
-        convert=_lvis,
+        convert=lambda root, _: write_lvis(root / "lvis", root / "lvis"),
     ),
     "voc_2012": DataSet(
         title="PASCAL VOC 2012: 20 classes, masks from SegmentationObject",

@@ -24,11 +24,6 @@ COCO_NAMES: tuple[str, ...] = (
 )  # fmt: skip
 """COCO's 80 classes by ascending category id."""
 
-COCO_IDS: tuple[int, ...] = tuple(
-    i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
-)
-"""Their category ids: 1 to 90 with ten holes."""
-
 
 def write_2014(annotations: Path, minival: Path, out: Path) -> list[str]:
     """Write instances_trainval35k.json, instances_valminusminival2014.json and instances_minival2014.json to `out`.

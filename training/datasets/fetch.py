@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from training.progress import Progress, progress
 
@@ -220,7 +220,7 @@ def unpack(archive: Path, folder: Path) -> int:
     Every file is written under another name first, so a second run goes on after one that was broken off.
 
     Raises:
-        ValueError: no such archive or a broken one, a member that would land outside `folder` or is no plain
+        ValueError: no such archive or a broken one, a member that would land outside `folder` or is not a plain
             file, or no room on the disk.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -260,13 +260,8 @@ def _members(archive: Path) -> Iterator[_Members]:
         for one in files:
             if not one.isreg():
                 raise ValueError(f"{archive}: {one.name} is no plain file")
-        yield [(one.name, one.size, one) for one in files], lambda one: _opened_member(tar, one)
-
-
-def _opened_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
-    source = tar.extractfile(member)
-    assert source is not None, member.name
-    return source
+        extract = cast(Callable[[Any], IO[bytes]], tar.extractfile)  # never None: all are plain files
+        yield [(one.name, one.size, one) for one in files], extract
 
 
 def _safe(name: str, archive: Path) -> Path:

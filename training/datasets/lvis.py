@@ -63,7 +63,7 @@ def _images(document: Mapping[str, Any], source: Path) -> list[Mapping[str, Any]
 
 
 def _below_coco(address: Any) -> str | None:
-    """ "train2017/NAME.jpg" of an address; None where it is none of COCO 2017."""
+    """ "train2017/NAME.jpg" of an address; None where it is not one of COCO 2017's."""
     if not isinstance(address, str):
         return None
     parts = urlsplit(address).path.split("/")[-2:]

@@ -18,7 +18,6 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -42,23 +41,6 @@ MANUAL: Mapping[str, str] = {
 }  # fmt: skip
 """COCO's name -> synset: the 18 manual pairs, all of them the source's
 (seg_every_thing 0bd7b8b, vg/step_2_build_vg3k_cocoaligned_json.py); none is ours."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tallies:
-    """What became of the objects of objects.json."""
-
-    kept: int
-    without_synset: int
-    several_synsets: int
-    rare_synset: int
-    without_image: int
-
-    def __str__(self) -> str:
-        return (
-            f"{self.kept} objects kept; left out: {self.without_synset} without a synset, {self.several_synsets} "
-            f"with several, {self.rare_synset} of rarer synsets, {self.without_image} of no image in image_data.json"
-        )
 
 
 def write_visual_genome(
@@ -119,14 +101,13 @@ def write_visual_genome(
                     writers[part_of[image_id]].add(annotation)
     names = "".join(f"{name}\n" for name in COCO_NAMES)
     (out / "mask_classes.txt").write_text(names, encoding="utf-8")
-    tallies = Tallies(
-        kept=sum(writer.annotations for writer in writers.values()),
-        without_synset=dropped["none"],
-        several_synsets=dropped["several"],
-        rare_synset=dropped["rare"],
-        without_image=dropped["image"],
+    kept = sum(writer.annotations for writer in writers.values())
+    tallies = (
+        f"{len(categories)} classes; {kept} objects kept; left out: {dropped['none']} without a synset, "
+        f"{dropped['several']} with several, {dropped['rare']} of rarer synsets, {dropped['image']} of no image in "
+        "image_data.json"
     )
-    return [f"{len(categories)} classes; {tallies}", *(str(writer) for writer in writers.values())]
+    return [tallies, *map(str, writers.values())]
 
 
 def read_images(path: Path) -> dict[int, dict[str, Any]]:
@@ -203,7 +184,7 @@ def plain_name(synset: str) -> str:
 
 
 def _objects(path: Path, progress: Callable[[int], None]) -> Iterator[tuple[int, list[Mapping[str, Any]]]]:
-    """(image id, its objects) of every item of objects.json; ValueError names the item that is none."""
+    """(image id, its objects) of every item of objects.json; ValueError names the item that has no such form."""
     for number, item in enumerate(items_of_list(path), start=1):
         found = item.get("objects") if isinstance(item, Mapping) else None
         if not isinstance(found, list) or not is_id(item.get("image_id")):

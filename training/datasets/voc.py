@@ -42,12 +42,7 @@ class _Object:
 
 
 def write_voc(
-    root: Path,
-    out: Path,
-    *,
-    image_set: ImageSet = "Segmentation",
-    names: Names = "voc",
-    parts: Sequence[str] = ("train", "val"),
+    root: Path, out: Path, *, image_set: ImageSet = "Segmentation", names: Names = "voc"
 ) -> list[str]:
     """Convert the devkit's folder `root` (VOCdevkit/VOC2012) to `out`/train.json and val.json.
 
@@ -55,7 +50,6 @@ def write_voc(
         image_set: "Segmentation": the images with masks, 1 464 and 1 449 in VOC 2012. "Main": all images with
             boxes, of which those of Segmentation have masks.
         names: classes spelled as VOC does, or as COCO does.
-        parts: lists of ImageSets/`image_set` to convert.
 
     Returns:
         Lines on each file written and on what could not be used.
@@ -69,7 +63,7 @@ def write_voc(
         for number, (voc, coco) in enumerate(VOC_TO_COCO.items(), start=1)
     ]
     lines = []
-    for part in parts:
+    for part in ("train", "val"):
         stems = _stems(root / "ImageSets" / image_set / f"{part}.txt")
         tally, problems = Tally(), []
         with CocoWriter(out / f"{part}.json", categories, description=f"PASCAL VOC {part}") as writer:
@@ -80,7 +74,7 @@ def write_voc(
                     problems.append(str(error))
             refuse(str(root), problems)
         lines.append(str(writer))
-        lines += [f"  {f.count} x {f.kind} ({f.outcome}); first: {f.first}" for f in tally.findings()]
+        lines += [f"  {finding}" for finding in tally.findings()]
     return lines
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from model.dataclass_io import require_at_least
-from model.files import exit_status
+from model.files import command, exit_status
 from training.drawn.figures import FIGURES
 from training.drawn.shapes import SHAPES
 from training.drawn.write import write_set
@@ -20,9 +20,7 @@ KINDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; 0 where the data set lies there in the end."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training.drawn", description="Draw a data set and write it as COCO files."
-    )
+    parser = command("training.drawn", "Draw a data set and write it as COCO files.")
     kinds = parser.add_subparsers(dest="kind", required=True)
     for name, (kind, about) in KINDS.items():
         defaults = kind.defaults

@@ -8,24 +8,12 @@ crates, a class without keypoints, and grey sticks that belong to nobody.
 import colorsys
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from training.drawn.write import (
-    SPLITS,
-    Bools,
-    Drawn,
-    Floats,
-    IntBox,
-    Kind,
-    SetConfig,
-    annotation,
-    mask_box,
-    write_set,
-)
+from training.drawn.write import SPLITS, Bools, Drawn, Floats, IntBox, Kind, SetConfig, annotation, mask_box
 
 SIDES = ("left", "right")
 NAMES: tuple[str, ...] = (
@@ -243,5 +231,3 @@ class FiguresConfig(SetConfig):
 
 
 FIGURES = Kind(defaults=FiguresConfig(), draw=_draw, document=_document, sources=(__file__,))
-write_figures = partial(write_set, FIGURES)
-"""`write_set` of this kind."""

@@ -1,15 +1,13 @@
 """Draws one image of the drawn data set, where the class and not the box says which pixels belong.
 
-What the set is for: Mask^X R-CNN (Sec. 3) carries masks from classes that have them (set A) to classes that
-do not (set B). It can only show itself where the box does not already say which pixels belong. So most
-objects come in pairs, one drawn over the other in nearly the same box, and the forms differ in what is
-theirs: the pane of a window belongs to it, the pane seen through a ring does not; the handle of a cup
-belongs to it, the ball in a gate's opening does not, though it has the gate's colour. Classes share colours
-and forms, so that set A can teach about set B.
+What the set is for: Mask^X R-CNN (Sec. 3) carries masks from classes that have them (set A) to classes that do not (set
+B). It can only show itself where the box does not already say which pixels belong. So most objects come in pairs, one
+drawn over the other in nearly the same box, and the forms differ in what is theirs: the pane of a window belongs to it,
+the pane seen through a ring does not; the handle of a cup belongs to it, the ball in a gate's opening does not, though
+it has the gate's colour. Classes share colours and forms, so that set A can teach about set B.
 
-Every image has its own random numbers (seed, split, index); the arithmetic is +, -, *, / and comparison in
-float64, without any function of the mathematics library, so that the same seed gives the same pixels
-everywhere.
+Every image has its own random numbers (seed, split, index); the arithmetic is +, -, *, / and comparison in float64,
+without any function of the mathematics library, so that the same seed gives the same pixels everywhere.
 """
 
 import colorsys
@@ -265,11 +263,13 @@ def _random_box(side: int, smallest: float, room: float, random: np.random.Gener
 
 def _overlap(one: _Box, other: _Box) -> float:
     """Shared area as a share of the smaller box."""
-    width = min(one.x + one.width / 2, other.x + other.width / 2) - max(
-        one.x - one.width / 2, other.x - other.width / 2
-    )
-    height = min(one.y + one.height / 2, other.y + other.height / 2) - max(
-        one.y - one.height / 2, other.y - other.height / 2
+
+    def shared(a: float, b: float, side_a: float, side_b: float) -> float:
+        return min(a + side_a / 2, b + side_b / 2) - max(a - side_a / 2, b - side_b / 2)
+
+    width, height = (
+        shared(one.x, other.x, one.width, other.width),
+        shared(one.y, other.y, one.height, other.height),
     )
     return max(width, 0.0) * max(height, 0.0) / min(one.width * one.height, other.width * other.height)
 
@@ -357,8 +357,7 @@ def _crowd(side: int, random: np.random.Generator) -> tuple[_Member, ...]:
 def draw(*, seed: int, split: int, index: int, side: int, crowds: bool) -> Drawing:
     """Draw image `index` of a split, side x side pixels; the same arguments give the same pixels and masks.
 
-    `crowds` lets some images carry a crowd region (one object with `crowd` set, its mask the union of its
-    members).
+    `crowds` lets some images carry a crowd region (one object with `crowd` set, its mask the union of its members).
     """
     random = np.random.Generator(np.random.PCG64([seed, split, index]))
     canvas = _background(side, random)

@@ -85,14 +85,8 @@ class Kind:
     more_files: Mapping[str, str] = field(default_factory=dict)
 
 
-class _Task(NamedTuple):
-    """One image: `folder` takes the PNG."""
-
-    draw: Callable[[SetConfig, str, int], Drawn]
-    config: SetConfig
-    folder: Path
-    split: str
-    number: int
+_Task = tuple[Callable[[SetConfig, str, int], Drawn], SetConfig, Path, str, int]
+"""How one image is drawn, of which configuration, the folder of its PNG, name of the split, number."""
 
 
 def mask_box(mask: Bools) -> IntBox:
@@ -139,11 +133,11 @@ def write_set(kind: Kind, out: Path, config: SetConfig, *, workers: int | None =
     unfinished = out.parent / f".{out.name}.unfinished-{os.getpid()}"
     replaced = out.parent / f".{out.name}.replaced-{os.getpid()}"
     try:
-        tasks = []
+        tasks: list[_Task] = []
         for split in SPLITS:
             (unfinished / split).mkdir(parents=True)
             count = getattr(config, split)
-            tasks += [_Task(kind.draw, config, unfinished / split, split, index) for index in range(count)]
+            tasks += [(kind.draw, config, unfinished / split, split, index) for index in range(count)]
         written = list(progress(_written(tasks, workers), "drawing", total=len(tasks)))
         for split, part in (("train", written[: config.train]), ("val", written[config.train :])):
             records = [(of.image["id"], record) for of in part for record in of.annotations]
@@ -168,10 +162,11 @@ def write_set(kind: Kind, out: Path, config: SetConfig, *, workers: int | None =
 
 
 def _write_image(task: _Task) -> Written:
-    drawn = task.draw(task.config, task.split, task.number)
-    name, (height, width) = f"{task.number:06d}.png", drawn.pixels.shape[:2]
-    Image.fromarray(drawn.pixels).save(task.folder / name, compress_level=1)
-    image = {"id": task.number + 1, "file_name": name, "width": width, "height": height}
+    draw, config, folder, split, number = task
+    drawn = draw(config, split, number)
+    name, (height, width) = f"{number:06d}.png", drawn.pixels.shape[:2]
+    Image.fromarray(drawn.pixels).save(folder / name, compress_level=1)
+    image = {"id": number + 1, "file_name": name, "width": width, "height": height}
     return Written(image, drawn.annotations, drawn.about)
 
 

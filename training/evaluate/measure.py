@@ -8,7 +8,6 @@ here, and nowhere in training.
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,8 @@ import torch
 from model.checkpoint import load_network
 from model.classes import ClassTable
 from model.config import model_config_from_dict
-from model.dataclass_io import to_plain
+from model.dataclass_io import require_at_least, to_plain
+from model.files import command, exit_status
 from model.keypoints.layout import KeypointsConfig
 from training.data.sides import sides
 from training.data.splits import split_classes
@@ -194,34 +194,12 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def table(results: Results) -> str:
-    """The figures as an aligned table: the groups, then every class. AP and IoU in percent, "-" where there
-    is none.
-    """
+    """The figures as an aligned table: the groups, then every class. AP and IoU in percent, "-" for no figure."""
     groups = [("A (with masks)", results.a), ("B (boxes only)", results.b), ("all", results.all)]
-    heads = [
-        "",
-        "classes",
-        "objects",
-        "box AP",
-        "AP50",
-        "AP75",
-        "mask AP",
-        "AP50",
-        "AP75",
-        "filled box",
-        "mask IoU",
-        "box fill",
-    ]
-    rows = [heads]
+    heads = ["", "classes", "objects", "box AP", "AP50", "AP75", "mask AP", "AP50", "AP75"]
+    rows = [[*heads, "filled box", "mask IoU", "box fill"]]
     for name, group in groups:
-        figures = [
-            group.box.ap,
-            group.box.ap50,
-            group.box.ap75,
-            group.mask.ap,
-            group.mask.ap50,
-            group.mask.ap75,
-        ]
+        figures = [each for one in (group.box, group.mask) for each in (one.ap, one.ap50, one.ap75)]
         figures += [group.filled_box.ap, group.mask_iou, group.box_fill]
         rows.append([name, str(group.classes), str(group.objects), *map(percent, figures)])
     heads = ["class", "set", "objects", "box AP", "AP50", "mask AP", "AP50", "mask IoU", "box fill"]
@@ -266,59 +244,43 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; 0 where the evaluation could be made."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training.evaluate", description=(__doc__ or "").splitlines()[0]
-    )
-    parser.add_argument("--checkpoint", type=Path, required=True, help="what training.train wrote")
-    parser.add_argument(
-        "--images", type=Path, help="folder of images (default: the checkpoint's validation set)"
-    )
-    parser.add_argument(
-        "--annotations", type=Path, help="their COCO file (default: the checkpoint's validation set)"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("build/evaluation"), help="folder (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--mask-classes", help="judge by another split into A and B (default: the checkpoint's)"
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: %(default)s)")
-    parser.add_argument(
-        "--precision", choices=get_args(Precision), default="float32", help="(default: %(default)s)"
-    )
-    parser.add_argument("--batch-size", type=int, default=8, help="images at a time (default: %(default)s)")
-    parser.add_argument("--max-images", type=int, help="evaluate only the first so many images")
-    parser.add_argument(
+    parser = command("training.evaluate", __doc__)
+    add = parser.add_argument
+    add("--checkpoint", type=Path, required=True, help="what training.train wrote")
+    add("--images", type=Path, help="folder of images (default: the checkpoint's validation set)")
+    add("--annotations", type=Path, help="their COCO file (default: the checkpoint's validation set)")
+    add("--out", type=Path, default=Path("build/evaluation"), help="folder (default: %(default)s)")
+    add("--mask-classes", help="judge by another split into A and B (default: the checkpoint's)")
+    add("--device", default="auto", help="auto, cpu, cuda, ... (default: %(default)s)")
+    add("--precision", choices=get_args(Precision), default="float32", help="(default: %(default)s)")
+    add("--batch-size", type=int, default=8, help="images at a time (default: %(default)s)")
+    add("--max-images", type=int, help="evaluate only the first so many images")
+    add(
         "--score-threshold",
         type=float,
         default=SCORE_THRESHOLD,
         help="least score judged (default: %(default)s)",
     )
-    parser.add_argument(
-        "--sheet-images", type=int, default=12, help="images on the sheet (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--sheet-threshold", type=float, default=0.5, help="least score drawn (default: %(default)s)"
-    )
+    add("--sheet-images", type=int, default=12, help="images on the sheet (default: %(default)s)")
+    add("--sheet-threshold", type=float, default=0.5, help="least score drawn (default: %(default)s)")
     add_view_options(parser)
     options = parser.parse_args(arguments)
-    try:
-        with process_group(options.device) as group, group.one_voice():
-            _evaluate_checkpoint(options, group)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except torch.OutOfMemoryError as error:
-        print(f"error: {error}. Try a smaller --batch-size", file=sys.stderr)
-        return 2
-    except FailedElsewhere:
-        return 2
-    return 0
+
+    def shown(error: BaseException) -> str:
+        out_of_memory = isinstance(error, torch.OutOfMemoryError)
+        return f"{error}. Try a smaller --batch-size" if out_of_memory else str(error)
+
+    with exit_status(torch.OutOfMemoryError, shown=shown) as status:
+        try:
+            with process_group(options.device) as group, group.one_voice():
+                _evaluate_checkpoint(options, group)
+        except FailedElsewhere:
+            return 2
+    return status.code
 
 
 def _evaluate_checkpoint(options: argparse.Namespace, group: Group) -> None:
-    if options.batch_size < 1:
-        raise ValueError(f"batch_size is {options.batch_size}; give 1 or more")
+    require_at_least(1, batch_size=options.batch_size)
     device = chosen_device(options.device)
     with group.together():
         network, classes, contents = load_network(options.checkpoint)

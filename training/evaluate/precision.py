@@ -27,11 +27,10 @@ from training.evaluate.truth import GroundObject, GroundTruth, RunLengths
 
 @dataclass(frozen=True, kw_only=True)
 class AveragePrecision:
-    """COCO's average precisions in [0, 1] at 100 detections an image; None where there is no object to
-    find.
+    """COCO's average precisions in [0, 1] at 100 detections an image; None where there is no object to find.
 
-    `ap` is the mean over IoU .50 to .95. A detection belongs to the size range of its box's area for boxes
-    and of its mask's area for masks.
+    `ap` is the mean over IoU .50 to .95. A detection belongs to the size range of its box's area for boxes and of its
+    mask's area for masks.
     """
 
     ap: float | None
@@ -80,12 +79,7 @@ class PrecisionTable:
         columns = [k for k, category_id in enumerate(self.category_ids) if category_id in category_ids]
         chosen = self.precision[:, :, columns, :]
         return AveragePrecision(
-            ap=_mean(chosen[:, :, :, 0]),
-            ap50=_mean(chosen[0, :, :, 0]),
-            ap75=_mean(chosen[5, :, :, 0]),
-            ap_small=_mean(chosen[:, :, :, 1]),
-            ap_medium=_mean(chosen[:, :, :, 2]),
-            ap_large=_mean(chosen[:, :, :, 3]),
+            **_over_thresholds(chosen, ("small", "medium", "large")),
             ar_1=_mean(self.recall[:, columns, 0, 0]),
             ar_10=_mean(self.recall[:, columns, 0, 1]),
             ar_100=_mean(self.recall[:, columns, 0, 2]),
@@ -97,16 +91,11 @@ def _mean(precision: NDArray[np.float64]) -> float | None:
     return float(found.mean()) if found.size else None
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """pycocotools prints its progress; callers of this module have their own."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        yield
-
-
-def one_mask(uncompressed: RunLengths, height: int, width: int) -> RunLengths:
-    """Run lengths given as a list of counts, in pycocotools' compressed form."""
-    return dict(mask_utils.frPyObjects(uncompressed, height, width))
+def _over_thresholds(precision: NDArray[np.float64], sizes: Sequence[str]) -> dict[str, float | None]:
+    """Mean precisions of an array [threshold, recall, class, size range], of which the first range is all sizes."""
+    means = {"ap": precision[..., 0], "ap50": precision[0, :, :, 0], "ap75": precision[5, :, :, 0]}
+    means |= {f"ap_{size}": precision[..., number] for number, size in enumerate(sizes, start=1)}
+    return {name: _mean(values) for name, values in means.items()}
 
 
 def masks_from_counts(rle_counts: Tensor, rle_offsets: Tensor, height: int, width: int) -> list[RunLengths]:
@@ -126,6 +115,12 @@ def filled_boxes(boxes: NDArray[np.float64], height: int, width: int) -> list[Ru
     return [dict(mask) for mask in mask_utils.frPyObjects(xywh, height, width)]
 
 
+def xywh(box: Sequence[float]) -> list[float]:
+    """A box XYXY as COCO has it."""
+    x0, y0, x1, y1 = box
+    return [x0, y0, x1 - x0, y1 - y0]
+
+
 def mask_iou(one: RunLengths, other: RunLengths) -> float:
     """Intersection over union of two masks of one image; 0 where both are empty."""
     iou = float(mask_utils.iou([one], [other], [0])[0, 0])
@@ -135,20 +130,19 @@ def mask_iou(one: RunLengths, other: RunLengths) -> float:
 def coco_results(
     image_id: int, output: dict[str, Tensor], size: tuple[int, int], classes: ClassTable
 ) -> list[dict[str, Any]]:
-    """The detections of one image as COCO results: image_id, category_id, bbox [x, y, w, h], score,
-    segmentation; keypoints where it has some.
-    """
+    """The detections of one image as COCO results: image_id, category_id, bbox [x, y, w, h], score, segmentation;
+    keypoints where it has some."""
     masks = masks_from_counts(output["rle_counts"], output["rle_offsets"], *size)
     boxes, labels, scores = output["boxes"].tolist(), output["labels"].tolist(), output["scores"].tolist()
     found = [
         {
             "image_id": image_id,
             "category_id": classes.id_of_label(label),
-            "bbox": [x0, y0, x1 - x0, y1 - y0],
+            "bbox": xywh(box),
             "score": score,
             "segmentation": mask,
         }
-        for (x0, y0, x1, y1), label, score, mask in zip(boxes, labels, scores, masks, strict=True)
+        for box, label, score, mask in zip(boxes, labels, scores, masks, strict=True)
     ]
     if "keypoints" in output:
         for one, keypoints in zip(found, output["keypoints"].tolist(), strict=True):
@@ -164,8 +158,7 @@ def box_precision(
     annotations: list[dict[str, Any]] = []
     for image_id in truth.image_ids:
         for one in truth.objects[image_id]:
-            bbox = [one.box[0], one.box[1], one.box[2] - one.box[0], one.box[3] - one.box[1]]
-            annotations.append(_annotation(image_id, one) | {"bbox": bbox})
+            annotations.append(_annotation(image_id, one) | {"bbox": xywh(one.box)})
     found = [{**_only(r, "bbox"), "area": r["bbox"][2] * r["bbox"][3]} for r in results]
     return _precision(truth, annotations, found, "bbox", classes)
 
@@ -175,8 +168,7 @@ def mask_precision(
 ) -> PrecisionTable:
     """Mask average precision of COCO results, with sizes by mask area.
 
-    An object whose mask cannot be read counts as a crowd over its box: what is found there is neither right
-    nor wrong.
+    An object whose mask cannot be read counts as a crowd over its box: what is found there is neither right nor wrong.
     """
     annotations: list[dict[str, Any]] = []
     for image_id in truth.image_ids:
@@ -218,11 +210,7 @@ def _precision(
     classes: ClassTable,
 ) -> PrecisionTable:
     found = [result for result in found if truth.judged(result)]
-    annotations = [*annotations, *_searched_in_part(truth)]
-    with _quiet():
-        evaluation = COCOeval(indexed(truth, annotations, classes), indexed(truth, found, classes), kind)
-        evaluation.evaluate()
-        evaluation.accumulate()
+    evaluation = _evaluated(truth, [*annotations, *_searched_in_part(truth)], found, kind, classes)
     # [IoU threshold, recall, class, size range, detections an image]: the last is the 100 of COCO's main figures.
     return PrecisionTable(
         evaluation.eval["precision"][..., -1], evaluation.eval["recall"], tuple(evaluation.params.catIds)
@@ -249,38 +237,34 @@ def keypoint_precision(
         for result in results
         if result["category_id"] in ids and "keypoints" in result
     ]
-    with _quiet():
-        evaluation = COCOeval(
-            indexed(truth, annotations, classes), indexed(truth, found, classes), "keypoints"
-        )
-        evaluation.params.kpt_oks_sigmas = np.array(config.all_sigmas)
-        evaluation.params.catIds = sorted(ids)
+    params = {"kpt_oks_sigmas": np.array(config.all_sigmas), "catIds": sorted(ids)}
+    evaluation = _evaluated(truth, annotations, found, "keypoints", classes, **params)
+    objects = sum(one["num_keypoints"] > 0 and not one["iscrowd"] for one in annotations)
+    precision = evaluation.eval["precision"][..., -1]  # similarity, recall, class, size range
+    return KeypointPrecision(objects=objects, **_over_thresholds(precision, ("medium", "large")))
+
+
+def _evaluated(
+    truth: GroundTruth,
+    annotations: list[dict[str, Any]],
+    found: list[dict[str, Any]],
+    kind: str,
+    classes: ClassTable,
+    **params: Any,
+) -> COCOeval:
+    """pycocotools' evaluation, without what it prints: callers of this module have their own progress."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = COCOeval(indexed(truth, annotations, classes), indexed(truth, found, classes), kind)
+        vars(evaluation.params).update(params)
         evaluation.evaluate()
         evaluation.accumulate()
-    precision: NDArray[np.float64] = evaluation.eval["precision"][
-        ..., -1
-    ]  # similarity, recall, class, size range
-    return KeypointPrecision(
-        objects=sum(one["num_keypoints"] > 0 and not one["iscrowd"] for one in annotations),
-        ap=_mean(precision[:, :, :, 0]),
-        ap50=_mean(precision[0, :, :, 0]),
-        ap75=_mean(precision[5, :, :, 0]),
-        ap_medium=_mean(precision[:, :, :, 1]),
-        ap_large=_mean(precision[:, :, :, 2]),
-    )
+    return evaluation
 
 
 def _keypoint_annotation(image_id: int, one: GroundObject, count: int) -> dict[str, Any]:
     keypoints = list(one.keypoints) if len(one.keypoints) == 3 * count else [0] * (3 * count)
-    return {
-        "image_id": image_id,
-        "category_id": one.category_id,
-        "bbox": [one.box[0], one.box[1], one.box[2] - one.box[0], one.box[3] - one.box[1]],
-        "area": one.area,
-        "iscrowd": int(one.crowd),
-        "keypoints": keypoints,
-        "num_keypoints": labelled(keypoints),
-    }
+    record = _annotation(image_id, one) | {"bbox": xywh(one.box)}
+    return record | {"keypoints": keypoints, "num_keypoints": labelled(keypoints)}
 
 
 def _keypoint_detection(result: dict[str, Any]) -> dict[str, Any]:
@@ -292,8 +276,7 @@ def _keypoint_detection(result: dict[str, Any]) -> dict[str, Any]:
 
 def _searched_in_part(truth: GroundTruth) -> Iterator[dict[str, Any]]:
     """A crowd over the image for every class of which not all objects are annotated: what is found beside those is
-    neither right nor wrong.
-    """
+    neither right nor wrong."""
     for image_id, searched in truth.searched.items():
         height, width = truth.sizes[image_id]
         for category_id in searched.in_part:
@@ -308,9 +291,7 @@ def _searched_in_part(truth: GroundTruth) -> Iterator[dict[str, Any]]:
 
 
 def indexed(truth: GroundTruth, annotations: list[dict[str, Any]], classes: ClassTable) -> COCO:
-    """A COCO object of these annotations; built by hand because `loadRes` would take a mask's size from its
-    box.
-    """
+    """A COCO object of these annotations; built by hand because `loadRes` would take a mask's size from its box."""
     coco = COCO()
     coco.dataset = {
         "images": [

@@ -16,14 +16,10 @@ import torch
 from torch import Tensor
 
 from model.classes import ClassTable
+from model.dataclass_io import require_at_least
 from training.data.coco import read_picture
 from training.distributed import Group
-from training.evaluate.precision import (
-    coco_results,
-    filled_boxes,
-    mask_iou,
-    masks_from_counts,
-)
+from training.evaluate.precision import coco_results, filled_boxes, mask_iou, masks_from_counts
 from training.evaluate.truth import GroundObject, GroundTruth, RunLengths
 from training.progress import progress
 
@@ -59,9 +55,7 @@ class Evaluable(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectMask:
-    """One ground-truth object's mask, predicted on its own box and label: IoU with the true mask, and the
-    filled box's.
-    """
+    """A true object's mask, predicted on its own box and label: IoU with the true mask, and the filled box's."""
 
     image_id: int
     category_id: int
@@ -110,8 +104,7 @@ def predict(
     With `detect` false only the latter. Images that cannot be read, or whose size is not the annotated one,
     are left out and counted.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; give 1 or more")
+    require_at_least(1, batch_size=batch_size)
     served = network.inference()
     skipped = dict(truth.skipped)
     done: list[int] = []

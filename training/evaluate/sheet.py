@@ -1,6 +1,4 @@
-"""A sheet to look at: ground truth on the left, predictions on the right, set B marked (after the paper's
-Fig. 4).
-"""
+"""A sheet to look at: ground truth on the left, predictions on the right, set B marked (after the paper's Fig. 4)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from maskx_draw import LEGEND, draw_detections
 from model.classes import ClassTable
 from training.data.coco import read_picture
+from training.evaluate.precision import xywh
 from training.evaluate.truth import GroundTruth
 
 CELL = 384
@@ -32,9 +31,7 @@ def truth_detections(truth: GroundTruth, image_id: int, classes: ClassTable) -> 
     found = []
     for one in truth.objects[image_id]:
         if one.mask is not None and not one.crowd:
-            x0, y0, x1, y1 = one.box
-            bbox = [x0, y0, x1 - x0, y1 - y0]
-            found.append(_detection(one.category_id, bbox, None, one.mask, classes))
+            found.append(_detection(one.category_id, xywh(one.box), None, one.mask, classes))
     return found
 
 

@@ -91,46 +91,27 @@ def load_ground_truth(
     classes: ClassTable,
     images_dir: Path | None = None,
     *,
+    document: Mapping[str, Any] | None = None,
     only_categories: Collection[int] | None = None,
     max_images: int | None = None,
 ) -> GroundTruth:
-    """Read a COCO annotation file for evaluation; see `ground_truth`."""
-    return ground_truth(
-        read_annotations(annotations),
-        classes,
-        images_dir,
-        source=str(annotations),
-        only_categories=only_categories,
-        max_images=max_images,
-    )
-
-
-def ground_truth(
-    document: Mapping[str, Any],
-    classes: ClassTable,
-    images_dir: Path | None = None,
-    *,
-    source: str,
-    only_categories: Collection[int] | None = None,
-    max_images: int | None = None,
-) -> GroundTruth:
-    """The annotations of a parsed COCO file, by the checks of training (`training.data.annotations`).
+    """The annotations of a COCO file, by the checks of training (`training.data.annotations`).
 
     What cannot be used is left out, or has no mask, and is counted. A mask outside its box is kept. An image that has
     `neg_category_ids` was searched for some classes only (LVIS).
 
     Args:
-        document: see `read_annotations`.
         classes: those of the network.
         images_dir: where images lie of which the file does not state the size.
-        source: names the file in messages.
+        document: what is in the file, where it was read already (`read_annotations`).
         only_categories: objects of other classes are left out unread.
         max_images: takes that many images from the front of the list sorted by id.
 
     Raises:
         ValueError: see `AnnotationFile`; or no annotation can be used.
     """
-    file = AnnotationFile(document, classes, source)
+    document = read_annotations(annotations) if document is None else document
+    file = AnnotationFile(document, classes, source := str(annotations))
     file.take_stated_sizes(images_dir)
     ids = file.image_ids
     rows = sorted(range(len(ids)), key=ids.__getitem__)[:max_images]
@@ -165,7 +146,7 @@ def _ground_object(one: Annotated, file: AnnotationFile) -> GroundObject:
     mask = None if packed is None else encoded(*packed, *size)
     x0, y0, x1, y1 = one.box
     area, keypoints = one.entry.get("area"), one.entry.get("keypoints") or []
-    if area is not None and not _is_an_area(area):
+    if area is not None and not (type(area) in (int, float) and 0 <= area < 1e18):
         words = f"{one.where}: area {area!r:.100}; expected a number of pixels"
         file.tally.add("area that is no number of pixels, taken from mask or box", "kept", words)
         area = None
@@ -183,10 +164,6 @@ def _ground_object(one: Annotated, file: AnnotationFile) -> GroundObject:
         crowd=bool(one.entry.get("iscrowd")),
         keypoints=tuple(keypoints),
     )
-
-
-def _is_an_area(area: Any) -> bool:
-    return type(area) in (int, float) and 0 <= area < 1e18
 
 
 def _skipped(findings: Sequence[Finding]) -> dict[str, int]:

@@ -19,6 +19,7 @@ from model.canvas import Canvas
 from model.inference import Inference
 from model.masks.run_lengths import mask_run_lengths
 from model.network import MaskXRCNN
+from training.data.augment import mirrored_boxes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +125,7 @@ class ViewsInference:
             answers = served(seen, sizes, score_threshold, max_detections, allowed, none)
             for answer, (_, width) in zip(answers, sizes.tolist(), strict=True):
                 if flip:
-                    answer["boxes"] = mirrored(answer["boxes"], width)
+                    answer["boxes"] = mirrored_boxes(answer["boxes"], width)
                     answer["labels"] = self._of_other_sides(answer["labels"])
             found.append(answers)
         merged = []
@@ -162,7 +163,7 @@ class ViewsInference:
         for served, flip in self.views:
             if flip:
                 of_view = served.probabilities_on_boxes(
-                    image.flip(2), mirrored(boxes, image.shape[2]), self._of_other_sides(labels)
+                    image.flip(2), mirrored_boxes(boxes, image.shape[2]), self._of_other_sides(labels)
                 )
                 seen.append(of_view.flip(2))
             else:
@@ -181,12 +182,6 @@ class ViewsInference:
             mask_run_lengths(self.probabilities(image, box, label), box, image.shape[1], image.shape[2])
             for image, box, label in zip(images, boxes, labels, strict=True)
         ]
-
-
-def mirrored(boxes: Tensor, width: int) -> Tensor:
-    """Boxes XYXY [N, 4] of the image mirrored left and right."""
-    x0, y0, x1, y1 = boxes.unbind(1)
-    return torch.stack([width - x1, y0, width - x0, y1], dim=1)
 
 
 def add_view_options(parser: argparse.ArgumentParser) -> None:
@@ -211,7 +206,7 @@ def add_view_options(parser: argparse.ArgumentParser) -> None:
 
 
 def views_of(options: argparse.Namespace) -> ViewsConfig:
-    """The views that a command line asks for. Raises ValueError where its scales are none."""
+    """The views that a command line asks for. Raises ValueError where its scales are not numbers."""
     try:
         sides = tuple(int(side) for side in options.scales.split(",") if side.strip())
     except ValueError as error:

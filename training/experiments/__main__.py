@@ -8,18 +8,18 @@ and is not made again; what was begun goes on. Several processes may work on one
 `results.json`, `results.md` and `results.png` in OUT hold what is there so far, of all seeds.
 """
 
-import argparse
 import fcntl
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from model.checkpoint import load_network
-from model.files import write_whole
+from model.files import command, write_whole
 from training.data.splits import split_classes
 from training.distributed import chosen_device, refuse_processes
 from training.drawn.shapes import ShapesConfig, write_shapes
@@ -202,10 +202,8 @@ class Experiments:
             if not cell.row.box:
                 config = mask_branch_alone(config, checkpoint, steps=config.schedule.mask_steps)
         if not cell.row.box:
-            with locked(runs / f"{digest(config)}.lock", wait=wait):
-                begun, start = (runs / digest(config) / "checkpoint.pt").exists(), time.monotonic()
-                checkpoint = train_in(runs, config, self.train)
-            seconds["training"] = None if begun else time.monotonic() - start
+            make = partial(train_in, runs, config, self.train)
+            checkpoint, seconds["training"] = _trained_in(runs / digest(config), make, wait=wait)
         start = time.monotonic()
         network, classes, _ = load_network(checkpoint)
         categories = [{"id": i, "name": name} for i, name in zip(classes.ids, classes.names, strict=True)]
@@ -237,11 +235,15 @@ class Experiments:
         """The detector a cell stands on; the seconds of its training where all of it was now, else None."""
         if cell.config.data.detector_from:
             return Path(cell.config.data.detector_from), None
-        name = detector_digest(cell.detector)
-        with locked(runs / f"{name}.lock", wait=wait):
-            begun, start = (runs / name / "checkpoint.pt").exists(), time.monotonic()
-            checkpoint = detector_in(runs, cell.detector, self.train)
-            return checkpoint, None if begun else time.monotonic() - start
+        make = partial(detector_in, runs, cell.detector, self.train)
+        return _trained_in(runs / detector_digest(cell.detector), make, wait=wait)
+
+
+def _trained_in(folder: Path, make: Callable[[], Path], *, wait: bool) -> tuple[Path, float | None]:
+    """The checkpoint that `make` trains in `folder`, under its lock; the seconds where all of it was now, else None."""
+    with locked(folder.with_name(f"{folder.name}.lock"), wait=wait):
+        begun, start = (folder / "checkpoint.pt").exists(), time.monotonic()
+        return make(), None if begun else time.monotonic() - start
 
 
 class Busy(Exception):
@@ -269,23 +271,20 @@ def locked(path: Path, *, wait: bool) -> Iterator[None]:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; the status of `training_status`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training.experiments", description=(__doc__ or "").splitlines()[0]
-    )
-    parser.add_argument("grid", help="a name in training/experiments/grids, or a TOML file")
-    parser.add_argument("--out", type=Path, help="folder (default: build/experiments/GRID)")
-    parser.add_argument("--seeds", type=int, help="how many (default: the grid's)")
-    parser.add_argument("--first-seed", type=int, default=0, help="the first of them (default: %(default)s)")
-    parser.add_argument(
-        "--rows", default="", help="names with commas between, * for any letters (default: all)"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="say what is to be made and how long it takes")
-    parser.add_argument(
+    parser = command("training.experiments", __doc__)
+    add = parser.add_argument
+    add("grid", help="a name in training/experiments/grids, or a TOML file")
+    add("--out", type=Path, help="folder (default: build/experiments/GRID)")
+    add("--seeds", type=int, help="how many (default: the grid's)")
+    add("--first-seed", type=int, default=0, help="the first of them (default: %(default)s)")
+    add("--rows", default="", help="names with commas between, * for any letters (default: all)")
+    add("--dry-run", action="store_true", help="say what is to be made and how long it takes")
+    add(
         "--no-timing",
         action="store_true",
         help="no timed steps first: the estimate knows finished rows alone",
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the configuration")
+    add("overrides", nargs="*", metavar="key=value", help="changes to the configuration")
     options = parser.parse_intermixed_args(arguments)
     with training_status("the same command goes on from there") as status:
         refuse_processes("training.experiments")

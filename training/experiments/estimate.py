@@ -34,13 +34,13 @@ VAL_IMAGES = 8
 Row = Mapping[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Estimate:
     """Seconds that the rows of one name still take, over all seeds and splits; `unknown`: why not all are known."""
 
     row: str
-    trainings: int
-    seconds: float
+    trainings: int = 0
+    seconds: float = 0.0
     unknown: str = ""
 
 
@@ -54,8 +54,7 @@ class Timed:
 
 def kinds(cell: Cell) -> dict[str, str]:
     """Names of a cell's trainings, "detector" (shared) and "training" (its own), that are the same wherever they take
-    the same time: neither the seed nor the data set's place counts.
-    """
+    the same time: neither the seed nor the data set's place counts."""
     return {part: _kind(config) for part, config in parts(cell).items()}
 
 
@@ -87,8 +86,7 @@ def estimate(
     counted: set[tuple[int, str]] = set()
     with tempfile.TemporaryDirectory() as folder:
         for cell in to_make:
-            before = sums.get(cell.row.name, Estimate(row=cell.row.name, trainings=0, seconds=0.0))
-            trainings, seconds, unknown = before.trainings, before.seconds, before.unknown
+            of_row = sums.setdefault(cell.row.name, Estimate(row=cell.row.name))
             for part, config in parts(cell).items():
                 kind = _kind(config)
                 if (cell.seed, digest(config)) in counted:
@@ -103,14 +101,11 @@ def estimate(
                         else "no finished row to go by"
                     )
                 found = known[kind]
-                trainings += 1
+                of_row.trainings += 1
                 if isinstance(found, str):
-                    unknown = found
+                    of_row.unknown = found
                 else:
-                    seconds += found.training + (found.evaluation if part == "training" else 0.0)
-            sums[cell.row.name] = Estimate(
-                row=cell.row.name, trainings=trainings, seconds=seconds, unknown=unknown
-            )
+                    of_row.seconds += found.training + (found.evaluation if part == "training" else 0.0)
     return list(sums.values())
 
 

@@ -180,7 +180,7 @@ def cells_of_seed(
     """The cells of one seed, row by row.
 
     Raises:
-        ValueError: a row's configuration is none, or its schedule trains nothing that it needs.
+        ValueError: a row's configuration is not valid, or its schedule trains nothing that it needs.
     """
     base = base_config(grid, overrides, seed=seed, out=out)
     cells = []

@@ -7,9 +7,7 @@ ground-truth boxes is taken, where it is better than 0.5 by more than chance. No
 `python -m training.experiments.mask_threshold --checkpoint build/train/checkpoint.pt --write`
 """
 
-import argparse
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +17,13 @@ import torch
 from model.checkpoint import load_checkpoint, load_network, save_checkpoint
 from model.classes import ClassTable
 from model.dataclass_io import to_plain
+from model.files import command
 from training.config import TrainingConfig, changed, config_from_dict
 from training.distributed import chosen_device, refuse_processes
 from training.evaluate.measure import aligned, percent
 from training.evaluate.predictions import predict
-from training.evaluate.truth import GroundTruth, load_ground_truth
-from training.experiments.transfer_form import hold_out_groups
+from training.evaluate.truth import GroundTruth
+from training.experiments.held_out import folds_of, truth_of_set_a
 from training.experiments.variants import (
     Train,
     detector_in,
@@ -92,51 +91,32 @@ def calibrate(
     *,
     thresholds: Sequence[float] = THRESHOLDS,
     max_images: int | None = None,
-    folder: Path | None = None,
 ) -> Calibration:
     """Measure `thresholds` as `config.validate_transfer` says (groups, folds, steps), by the validation set.
 
-    Runs lie in `folder` (default: calibrate_masks in the run's own); finished ones are not made again. The detector
-    is found as `training.experiments.transfer_form.validate` does. Raises ValueError where set A has fewer classes than
-    groups, or a threshold is not between 0 and 1.
+    Runs lie in calibrate_masks in the run's own folder; finished ones are not made again. The detector is found
+    as `training.experiments.transfer_form.validate` does. Raises ValueError where set A has fewer classes than groups,
+    or a threshold is not between 0 and 1.
     """
     wrong = [threshold for threshold in thresholds if not 0 < threshold < 1]
     if wrong:
         raise ValueError(f"a threshold is {wrong[0]}; it is above 0 and below 1")
-    wanted = config.validate_transfer
-    folder = folder or Path(config.output.dir) / "calibrate_masks"
-    truth = load_ground_truth(
-        Path(config.data.val_annotations),
-        classes,
-        Path(config.data.val_images),
-        max_images=max_images,
-        only_categories={classes.id_of_label(label) for label in classes.set_a_labels()},
-    )
-    counts = Counter(
-        classes.label_of_id(one.category_id)
-        for found in truth.objects.values()
-        for one in found
-        if one.mask is not None and not one.crowd
-    )
-    dealt = hold_out_groups(classes, counts, groups=wanted.groups, seed=config.seed)[: wanted.folds]
+    folder = Path(config.output.dir) / "calibrate_masks"
+    truth = truth_of_set_a(config, classes, max_images=max_images)
+    folds = folds_of(config, classes, truth)
     detector = finished_detector(config) or detector_in(folder / "detector", config, train)
     ious: dict[float, list[float]] = {threshold: [] for threshold in {*thresholds, 0.5}}
-    for fold, held_out in enumerate(dealt):
-        names = [classes.name_of_label(label) for label in classes.set_a_labels() if label not in held_out]
-        split = folder / f"fold{fold}_{digest(config, kept=names)}" / "mask_classes.txt"
-        split.parent.mkdir(parents=True, exist_ok=True)
-        split.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+    for number, fold in enumerate(folds):
+        split = fold.write_split(folder / f"fold{number}_{digest(config, kept=fold.kept)}")
         # Weights do not depend on the threshold, so the runs are the same whatever was calibrated before.
         variant = changed(config, {"data.mask_classes": str(split), "model.transfer.mask_threshold": 0.5})
-        trained = train_in(split.parent, mask_branch_alone(variant, detector, steps=wanted.steps), train)
-        for threshold, found in _held_out_ious(trained, config, truth, held_out, sorted(ious)).items():
+        steps = config.validate_transfer.steps
+        trained = train_in(split.parent, mask_branch_alone(variant, detector, steps=steps), train)
+        for threshold, found in _held_out_ious(trained, config, truth, fold.labels, sorted(ious)).items():
             ious[threshold] += found
     rows, chosen = chosen_threshold(ious)
     return Calibration(
-        objects=len(ious[0.5]),
-        held_out=tuple(tuple(classes.name_of_label(label) for label in group) for group in dealt),
-        rows=rows,
-        chosen=chosen,
+        objects=len(ious[0.5]), held_out=tuple(fold.names for fold in folds), rows=rows, chosen=chosen
     )
 
 
@@ -171,29 +151,23 @@ def report(calibration: Calibration) -> str:
         figures = [percent(row.iou), f"{100 * row.gain:+.2f}", f"{100 * row.gain_error:.2f}"]
         rows.append([f"{row.threshold:g}", *figures])
     held_out = "; ".join(", ".join(group) for group in calibration.held_out)
-    return "\n".join(
-        [
-            f"{calibration.objects} objects of classes held out of set A ({held_out})",
-            "",
-            aligned(rows),
-            "",
-            f"for classes of set B: model.transfer.mask_threshold={calibration.chosen:g}"
-            + (" (no other is better by more than chance)" if calibration.chosen == 0.5 else ""),
-        ]
+    surest = " (no other is better by more than chance)" if calibration.chosen == 0.5 else ""
+    return (
+        f"{calibration.objects} objects of classes held out of set A ({held_out})\n\n{aligned(rows)}\n\n"
+        f"for classes of set B: model.transfer.mask_threshold={calibration.chosen:g}{surest}"
     )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; the status of `training_status`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training.experiments.mask_threshold", description=(__doc__ or "").splitlines()[0]
-    )
-    parser.add_argument("--checkpoint", type=Path, default=Path("build/train/checkpoint.pt"))
-    parser.add_argument("--groups", type=int, help="groups of set A (default: validate_transfer.groups)")
-    parser.add_argument("--folds", type=int, help="groups held out in turn (default: all of them)")
-    parser.add_argument("--steps", type=int, help="of the mask branch (default: validate_transfer.steps)")
-    parser.add_argument("--max-images", type=int, help="judge by the first so many validation images")
-    parser.add_argument(
+    parser = command("training.experiments.mask_threshold", __doc__)
+    add = parser.add_argument
+    add("--checkpoint", type=Path, default=Path("build/train/checkpoint.pt"))
+    add("--groups", type=int, help="groups of set A (default: validate_transfer.groups)")
+    add("--folds", type=int, help="groups held out in turn (default: all of them)")
+    add("--steps", type=int, help="of the mask branch (default: validate_transfer.steps)")
+    add("--max-images", type=int, help="judge by the first so many validation images")
+    add(
         "--write",
         action="store_true",
         help="put the threshold into the checkpoint, for evaluation and export",

@@ -58,9 +58,8 @@ def with_gaps(grid: GridConfig, rows: Sequence[Row]) -> list[Row]:
 
 
 def summary(grid: GridConfig, rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """One entry for each row and split that has a run: its seeds, and of each figure mean and deviation over the
-    runs. The trials of a random split (Figure 3) are runs of one.
-    """
+    """One entry for each row and split that has a run: its seeds, and of each figure mean and deviation over the runs.
+    The trials of a random split (Figure 3) are runs of one."""
     entries = []
     placed = with_gaps(grid, rows)
     for row in grid.rows:

@@ -1,17 +1,15 @@
-"""Inner validation: which form of the transfer function carries over to classes it never saw, judged
-without set B.
+"""Inner validation: which form of the transfer function carries over to classes it never saw, judged without set B.
 
-Some classes of set A are held out: they have masks, but the mask branch is trained without them, so they
-stand for set B. One detector is trained (stage-wise training, Sec. 3.3), then for a few hundred steps the
-mask branch in every candidate form on top of it; the candidate with the best masks on the held-out classes'
-ground-truth boxes is chosen. No mask of set B is read.
+Some classes of set A are held out: they have masks, but the mask branch is trained without them, so they stand for set
+B. One detector is trained (stage-wise training, Sec. 3.3), then for a few hundred steps the mask branch in every
+candidate form on top of it; the candidate with the best masks on the held-out classes' ground-truth boxes is chosen. No
+mask of set B is read.
 
 `python -m training.train --config ... --validate-transfer [validate_transfer.folds=3 ...]`
 """
 
 import itertools
 import json
-import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +26,8 @@ from training.data.coco import classes_of
 from training.distributed import chosen_device
 from training.evaluate.measure import aligned, percent
 from training.evaluate.predictions import predict
-from training.evaluate.truth import GroundTruth, ground_truth
+from training.evaluate.truth import GroundTruth
+from training.experiments.held_out import folds_of, truth_of_set_a
 from training.experiments.variants import (
     Train,
     detector_in,
@@ -78,9 +77,7 @@ CANDIDATES: dict[str, Changes] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """A candidate's masks on ground-truth boxes: mean IoU over the objects of held-out and of trained
-    classes.
-    """
+    """A candidate's masks on ground-truth boxes: mean IoU over the objects of held-out and of trained classes."""
 
     name: str
     held_out_iou: float
@@ -92,9 +89,7 @@ class Judged:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """All candidates in the order they were tried, what filling the box would give, and the name of the
-    best.
-    """
+    """All candidates in the order they were tried, what filling the box would give, and the name of the best."""
 
     judged: tuple[Judged, ...]
     box_fill: float
@@ -102,78 +97,33 @@ class Outcome:
     chosen: str
 
 
-def hold_out_groups(
-    classes: ClassTable, objects: Mapping[int, int], *, groups: int, seed: int
-) -> list[list[int]]:
-    """The labels of set A dealt into groups that are alike in number of classes and of objects.
-
-    `objects` counts the objects of each label. Classes are dealt from the most frequent to the rarest, to
-    and fro; `seed` decides among equals. Raises ValueError where set A has fewer than `groups` classes with
-    objects, or `groups` is below 2.
-    """
-    labels = [label for label in classes.set_a_labels() if objects.get(label, 0)]
-    if groups < 2 or len(labels) < groups:
-        raise ValueError(
-            f"{groups} groups of the {len(labels)} classes of set A that have objects with masks to be judged by; "
-            "there must be at least 2 groups, and a class for each"
-        )
-    random.Random(seed).shuffle(labels)
-    labels.sort(key=lambda label: -objects[label])
-    dealt: list[list[int]] = [[] for _ in range(groups)]
-    for position, label in enumerate(labels):
-        lap, place = divmod(position, groups)
-        dealt[place if lap % 2 == 0 else groups - 1 - place].append(label)
-    return [sorted(group) for group in dealt]
-
-
 def validate(
-    config: TrainingConfig,
-    train: Train,
-    *,
-    candidates: Mapping[str, Changes] = CANDIDATES,
-    folder: Path | None = None,
+    config: TrainingConfig, train: Train, *, candidates: Mapping[str, Changes] = CANDIDATES
 ) -> Outcome:
     """Judge every candidate as `config.validate_transfer` says, by the objects of the validation set.
 
-    Runs lie in `folder` (default: validate_transfer in the run's own); finished ones are not made again.
-    The detector is that of `config.data.detector_from`, else of the run's own checkpoint where it holds a
-    finished stage-wise one, else it is trained. Raises ValueError where set A has fewer classes than
-    groups.
+    Runs lie in validate_transfer in the run's own folder; finished ones are not made again. The detector is that of
+    `config.data.detector_from`, else of the run's own checkpoint where it holds a finished stage-wise one, else it is
+    trained. Raises ValueError where set A has fewer classes than groups.
     """
     chosen_device(config.device)  # before hours of training: where CUDA was asked for and is not there
     wanted = config.validate_transfer
-    folder = folder or Path(config.output.dir) / "validate_transfer"
+    folder = Path(config.output.dir) / "validate_transfer"
     path = Path(config.data.val_annotations)
     document = read_annotations(path)
     classes = classes_of(document, config.data.mask_classes, path)
-    truth = ground_truth(
-        document,
-        classes,
-        Path(config.data.val_images),
-        source=str(path),
-        only_categories={classes.id_of_label(label) for label in classes.set_a_labels()},
-    )
-    dealt = hold_out_groups(classes, _objects(truth, classes), groups=wanted.groups, seed=config.seed)[
-        : wanted.folds
-    ]
+    truth = truth_of_set_a(config, classes, document=document)
+    folds = folds_of(config, classes, truth)
     detector = finished_detector(config) or detector_in(folder / "detector", config, train)
-
-    fold_classes: list[tuple[list[int], Path]] = []
-    for fold, held_out in enumerate(dealt):
-        kept = [classes.name_of_label(label) for label in classes.set_a_labels() if label not in held_out]
-        split = folder / f"fold{fold}" / "mask_classes.txt"
-        split.parent.mkdir(parents=True, exist_ok=True)
-        split.write_text("".join(f"{name}\n" for name in kept), encoding="utf-8")
-        fold_classes.append((held_out, split))
-
+    splits = [(fold, fold.write_split(folder / f"fold{number}")) for number, fold in enumerate(folds)]
     rows_file = folder / "rows.json"
     rows = kept_rows(rows_file)
     mine: dict[str, list[dict[str, Any]]] = {name: [] for name in candidates}
-    for (held_out, split), (name, changes) in itertools.product(fold_classes, candidates.items()):
+    for (fold, split), (name, changes) in itertools.product(splits, candidates.items()):
         split_config = changed(config, {**changes, "data.mask_classes": str(split)})
         variant = mask_branch_alone(split_config, detector, steps=wanted.steps)
         settings = digest(variant, kept=split.read_text(encoding="utf-8"), val=config.data.val_annotations)
-        make = partial(_row, variant, split.parent / name, truth, held_out, classes, train)
+        make = partial(_row, variant, split.parent / name, truth, fold.labels, classes, train)
         row = row_of(rows, settings, make)
         write_json(rows_file, {"rows": rows})
         mine[name].append(row)
@@ -183,19 +133,9 @@ def validate(
     return Outcome(
         judged=judged,
         box_fill=_mean(fills),
-        held_out=tuple(tuple(classes.name_of_label(label) for label in group) for group in dealt),
+        held_out=tuple(fold.names for fold in folds),
         chosen=max(judged, key=lambda one: one.held_out_iou).name,
     )
-
-
-def _objects(truth: GroundTruth, classes: ClassTable) -> dict[int, int]:
-    counts: dict[int, int] = {}
-    for found in truth.objects.values():
-        for one in found:
-            if one.mask is not None and not one.crowd:
-                label = classes.label_of_id(one.category_id)
-                counts[label] = counts.get(label, 0) + 1
-    return counts
 
 
 def _row(
@@ -249,17 +189,10 @@ def report(outcome: Outcome, candidates: Mapping[str, Changes]) -> str:
     for one in sorted(outcome.judged, key=lambda one: -one.held_out_iou):
         rows.append([one.name, percent(one.held_out_iou), percent(one.trained_iou), f"{one.seconds:.0f}"])
     rows.append(["(filling the box)", percent(outcome.box_fill), "", ""])
-    return "\n".join(
-        [
-            f"held out of set A: {'; '.join(', '.join(group) for group in outcome.held_out)}",
-            "",
-            aligned(rows),
-            "",
-            f"Best on held-out classes: {outcome.chosen}. To train with it, set in the configuration:",
-            "",
-            settings_lines(candidates[outcome.chosen]),
-        ]
-    )
+    held_out = "; ".join(", ".join(group) for group in outcome.held_out)
+    best = f"Best on held-out classes: {outcome.chosen}. To train with it, set in the configuration:"
+    settings = settings_lines(candidates[outcome.chosen])
+    return "\n\n".join([f"held out of set A: {held_out}", aligned(rows), best, settings])
 
 
 def chosen_candidates(names: str) -> dict[str, Changes]:
@@ -277,19 +210,11 @@ def chosen_candidates(names: str) -> dict[str, Changes]:
 
 
 def run(config: TrainingConfig, train: Train) -> None:
-    """What `--validate-transfer` does: `validate`, print the table, write validate_transfer.json to the
-    run's folder.
-    """
+    """As `--validate-transfer` does: `validate`, print the table, write validate_transfer.json to the run's folder."""
     candidates = chosen_candidates(config.validate_transfer.candidates)
     outcome = validate(config, train, candidates=candidates)
     out = Path(config.output.dir) / "validate_transfer.json"
-    write_json(
-        out,
-        {
-            **to_plain(outcome),
-            "steps": config.validate_transfer.steps,
-            "settings": candidates[outcome.chosen],
-        },
-    )
+    more = {"steps": config.validate_transfer.steps, "settings": candidates[outcome.chosen]}
+    write_json(out, to_plain(outcome) | more)
     print(report(outcome, candidates))
     print(f"\n{out} written")

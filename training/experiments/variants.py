@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from model.checkpoint import load_checkpoint
 from model.files import write_whole
 from training.config import MAY_CHANGE, TrainingConfig, changed, config_from_dict, flat, to_dict
+from training.schedule import STAGES
 
 
 class Train(Protocol):
@@ -38,11 +39,10 @@ def digest(config: TrainingConfig, **more: Any) -> str:
 
 
 def detector_alone(config: TrainingConfig) -> TrainingConfig:
-    """The stage-wise training's first part: the detector, for its own or else the end-to-end number of
-    steps.
+    """The stage-wise training's first part: the detector, for its own or else the end-to-end number of steps.
 
-    Settings of the mask branch and the transfer function, which the detector never uses, are the same in all,
-    so that one detector serves every form. Raises ValueError where the schedule has neither number of steps.
+    Settings of the mask branch and the transfer function, which the detector never uses, are the same in all, so that
+    one detector serves every form. Raises ValueError where the schedule has neither number of steps.
     """
     steps = config.schedule.detector_steps or config.schedule.end_to_end_steps
     if not steps:
@@ -50,12 +50,8 @@ def detector_alone(config: TrainingConfig) -> TrainingConfig:
             "the schedule has no steps for a detector; set schedule.detector_steps, or data.detector_from to a "
             "checkpoint that has one"
         )
-    changes: dict[str, Any] = {
-        "schedule.end_to_end_steps": 0,
-        "schedule.detector_steps": steps,
-        "schedule.mask_steps": 0,
-        "schedule.classes_steps": 0,
-    }
+    changes: dict[str, Any] = {f"schedule.{stage}_steps": 0 for stage in STAGES}
+    changes |= {"schedule.detector_steps": steps}
     changes |= {"optimiser.mask_learning_rate": None, "optimiser.transfer_weight_decay": None}
     changes |= {"box_losses": {}, "teacher": {}}  # nor anything else that the mask branch alone learns by
     changes |= {"model.transfer": {"kind": "class_agnostic"}, "model.mask": {}}
@@ -63,8 +59,7 @@ def detector_alone(config: TrainingConfig) -> TrainingConfig:
 
 
 def finished_detector(config: TrainingConfig) -> Path | None:
-    """The checkpoint of `data.detector_from`, or the run's own where its detector stage is done; None
-    without either.
+    """The checkpoint of `data.detector_from`, or the run's own where its detector stage is done; None without either.
 
     An end-to-end run's own is not taken: the masks that an experiment holds out have shaped its features.
     """
@@ -83,16 +78,13 @@ def finished_detector(config: TrainingConfig) -> Path | None:
 
 def mask_branch_alone(config: TrainingConfig, detector: Path, *, steps: int) -> TrainingConfig:
     """The stage-wise training's second part: the mask branch and T on the frozen detector of a checkpoint."""
-    stages = {"schedule.end_to_end_steps": 0, "schedule.detector_steps": 0, "schedule.mask_steps": steps}
-    stages |= {"schedule.classes_steps": 0}
+    stages = {f"schedule.{stage}_steps": steps if stage == "mask" else 0 for stage in STAGES}
     return changed(config, {**stages, "data.detector_from": str(detector)})
 
 
 def detector_in(folder: Path, config: TrainingConfig, train: Train) -> Path:
     """As `train_in` with the detector alone of `config`; it is the same one for every split of the classes."""
-    out = folder / detector_digest(config)
-    detector = changed(detector_alone(config), {"output.dir": str(out)})
-    return train(detector, resume=(out / "checkpoint.pt").is_file())
+    return train_to_end(folder / detector_digest(config), detector_alone(config), train)
 
 
 def detector_digest(config: TrainingConfig) -> str:
@@ -101,10 +93,12 @@ def detector_digest(config: TrainingConfig) -> str:
 
 
 def train_in(folder: Path, config: TrainingConfig, train: Train) -> Path:
-    """Train `config` in `folder`/<digest>, or go on with what an earlier run began there. The checkpoint's
-    path.
-    """
-    out = folder / digest(config)
+    """Train `config` in `folder`/<digest>, or go on with what an earlier run began there. The checkpoint's path."""
+    return train_to_end(folder / digest(config), config, train)
+
+
+def train_to_end(out: Path, config: TrainingConfig, train: Train) -> Path:
+    """Train `config` in the folder `out`, or go on with what an earlier run has of it; the checkpoint's path."""
     return train(changed(config, {"output.dir": str(out)}), resume=(out / "checkpoint.pt").is_file())
 
 

@@ -6,7 +6,6 @@ state dict, or a checkpoint of torchvision's own training script; with
 can be evaluated, exported and trained on like any other.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -30,7 +29,7 @@ from model.backbones.torchvision_state import (
 )
 from model.checkpoint import FORMAT, save_checkpoint
 from model.classes import ClassTable
-from model.files import exit_status, first_few
+from model.files import command, exit_status, first_few
 from model.torchvision_weights import converted, torchvision_config
 from training.config import TrainingConfig, changed, to_dict
 from training.distributed import refuse_processes
@@ -119,9 +118,8 @@ def categories(classes: str, *, rows: int) -> dict[int, tuple[int, str]]:
 
     Args:
         classes: names with commas between or the path of a file with a name to a line, in the order of the labels,
-            which become the ids; or a COCO annotation file, whose category ids are the labels, or in the order of
-            whose ids the labels count where there are as many. Empty: COCO's, of torchvision. A class called "N/A" is
-            none.
+            which become the ids; or a COCO annotation file, whose category ids are the labels, or in the order of whose
+            ids the labels count where there are as many. Empty: COCO's, of torchvision. "N/A" is not a class.
         rows: labels of the weights, background included.
     """
     if not classes:
@@ -164,30 +162,27 @@ def _of_annotations(annotations: Path, *, rows: int) -> dict[int, tuple[int, str
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; 0 where the checkpoint was written, 2 where a mistake was named."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training.recipes.convert_torchvision", description=(__doc__ or "").splitlines()[0]
-    )
-    parser.add_argument("--weights", required=True, help=f"a file, or {' or '.join(HUB_NAMES)}")
-    parser.add_argument(
-        "--out", type=Path, default=Path("build/converted/checkpoint.pt"), help="(default: %(default)s)"
-    )
-    parser.add_argument(
+    parser = command("training.recipes.convert_torchvision", __doc__)
+    add = parser.add_argument
+    add("--weights", required=True, help=f"a file, or {' or '.join(HUB_NAMES)}")
+    add("--out", type=Path, default=Path("build/converted/checkpoint.pt"), help="(default: %(default)s)")
+    add(
         "--classes",
         default="",
         help="names with commas between, a file with a name to a line, or a COCO annotation file (default: COCO's)",
     )
-    parser.add_argument(
+    add(
         "--epsilon",
         type=float,
         help="of the frozen normalisations in training (default: 0 for torchvision's files of 2019, else 1e-5; what "
         "was trained on from those has 0)",
     )
-    parser.add_argument(
+    add(
         "--keep-unused",
         action="store_true",
         help="keep labels called N/A as classes, so that the scores of others are torchvision's to the last bit",
     )
-    parser.add_argument("changes", nargs="*", metavar="key=value", help="such as model.input.min_size=640")
+    add("changes", nargs="*", metavar="key=value", help="such as model.input.min_size=640")
     options = parser.parse_intermixed_args(arguments)
     with exit_status() as status:
         refuse_processes("training.recipes.convert_torchvision")

@@ -8,7 +8,6 @@ scores only share with more classes. The file needs boxes of the new classes alo
 it leaves out cannot be unlearned.
 """
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,12 +15,13 @@ from typing import Any
 
 from model.checkpoint import load_checkpoint
 from model.classes import ClassTable, class_table
-from model.files import first_few, write_whole
+from model.files import command, first_few, write_whole
 from training.config import TrainingConfig, changed, config_from_dict
 from training.data.annotations import read_annotations
 from training.distributed import refuse_processes
 from training.experiments.variants import write_json
 from training.process import training_status
+from training.schedule import STAGES
 from training.train import train
 
 STEPS = 300
@@ -88,10 +88,7 @@ def grown_config(
         "data.start_from": str(checkpoint),
         "data.detector_from": "",
         "model.transfer.kept_mean": config.model.transfer.normalise,
-        "schedule.end_to_end_steps": 0,
-        "schedule.detector_steps": 0,
-        "schedule.mask_steps": 0,
-        "schedule.classes_steps": steps,
+        **{f"schedule.{stage}_steps": steps if stage == "classes" else 0 for stage in STAGES},
         "output.dir": str(out),
         **of_val,
     }
@@ -99,10 +96,10 @@ def grown_config(
 
 
 def merged(annotations: Path, classes: ClassTable) -> Document:
-    """The annotation file `with_classes_before`; ValueError where it is none."""
+    """The annotation file `with_classes_before`; ValueError where it is not one."""
     document = read_annotations(annotations)
     try:
-        class_table(document["categories"], "all")  # which names categories that are none
+        class_table(document["categories"], "all")  # which names what is not a category
     except ValueError as error:
         raise ValueError(f"{annotations}: {error}") from error
     return with_classes_before(document, classes)
@@ -135,24 +132,19 @@ def with_classes_before(document: Mapping[str, Any], classes: ClassTable) -> Doc
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; the status of `training_status`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training.recipes.grow", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument(
-        "checkpoint", type=Path, help="of training.train, or of an earlier training.recipes.grow"
-    )
-    parser.add_argument("--images", type=Path, required=True, help="folder of the images with new classes")
-    parser.add_argument("--annotations", type=Path, required=True, help="COCO file; boxes are enough")
-    parser.add_argument("--val-images", type=Path, help="for evaluation afterwards; default: --images")
-    parser.add_argument("--val-annotations", type=Path, help="for evaluation afterwards")
-    parser.add_argument("--out", type=Path, default=Path("build/grown"))
-    parser.add_argument("--steps", type=int, default=STEPS, help=f"of training (default: {STEPS})")
+    parser = command("training.recipes.grow", __doc__)
+    add = parser.add_argument
+    add("checkpoint", type=Path, help="of training.train, or of an earlier training.recipes.grow")
+    add("--images", type=Path, required=True, help="folder of the images with new classes")
+    add("--annotations", type=Path, required=True, help="COCO file; boxes are enough")
+    add("--val-images", type=Path, help="for evaluation afterwards; default: --images")
+    add("--val-annotations", type=Path, help="for evaluation afterwards")
+    add("--out", type=Path, default=Path("build/grown"))
+    add("--steps", type=int, default=STEPS, help=f"of training (default: {STEPS})")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
     how.add_argument("--restart", action="store_true", help="train anew, replacing the checkpoint in --out")
-    parser.add_argument(
-        "changes", nargs="*", metavar="key=value", help="such as optimiser.learning_rate=0.001"
-    )
+    add("changes", nargs="*", metavar="key=value", help="such as optimiser.learning_rate=0.001")
     options = parser.parse_intermixed_args(arguments)
     with training_status("go on with the same command and --resume") as status:
         refuse_processes("training.recipes.grow")

@@ -12,7 +12,6 @@ keypoints must be the same in both files; key=value changes both. What an earlie
 finished is not made again. It runs under `torchrun` too.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,12 +24,12 @@ from model.build import build_network
 from model.checkpoint import FORMAT, load_checkpoint, load_weights, save_checkpoint, without_pretrained
 from model.classes import ClassTable, class_table
 from model.config import ModelConfig, model_config_from_dict, to_dict
-from model.files import first_few
+from model.files import command, first_few
 from model.masks.class_rows import rows_of_a_class, sliced, with_rows_of
 from training.config import TrainingConfig, changed, flat, load_config
 from training.data.annotations import read_annotations
 from training.distributed import started_together
-from training.experiments.variants import mask_branch_alone
+from training.experiments.variants import mask_branch_alone, train_to_end
 from training.process import training_status
 from training.start import fill_rows, keep_mean_of
 from training.train import train
@@ -55,12 +54,12 @@ def two_stage(detector: TrainingConfig, masks: TrainingConfig, out: Path, *, det
     require_mask_classes_known(detector, masks, detector_from)
     whole = Path(detector_from)
     if not detector_from:
-        stage = {"schedule.mask_steps": 0, "output.dir": str(out / "detector")}
-        whole = _trained(changed(detector, stage))
+        whole = train_to_end(out / "detector", changed(detector, {"schedule.mask_steps": 0}), train)
     few = out / "sliced.pt"
     slice_classes(whole, mask_table(masks), few)
-    stage = {"output.dir": str(out / "masks")}
-    of_masks = _trained(changed(mask_branch_alone(masks, few, steps=masks.schedule.mask_steps), stage))
+    of_masks = train_to_end(
+        out / "masks", mask_branch_alone(masks, few, steps=masks.schedule.mask_steps), train
+    )
     final = out / "checkpoint.pt"
     restore_classes(whole, of_masks, final)
     return final
@@ -182,26 +181,15 @@ def _without_training(contents: dict[str, Any]) -> dict[str, Any]:
     return {"format": FORMAT, **{key: contents[key] for key in kept if key in contents}}
 
 
-def _trained(config: TrainingConfig) -> Path:
-    """Train a stage, or go on with what an earlier run has of it."""
-    there = (Path(config.output.dir) / "checkpoint.pt").is_file()
-    return train(config, resume=there)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; the status of `training_status`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training.recipes.two_stage", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument("detector", type=Path, metavar="DETECTOR.toml", help="the detector of all classes")
-    parser.add_argument(
-        "masks", type=Path, metavar="MASKS.toml", help="mask branch and T, on the classes with masks"
-    )
-    parser.add_argument("--out", type=Path, default=Path("build/two_stage"))
-    parser.add_argument(
-        "--detector-from", default="", metavar="FILE", help="a finished detector for the first stage"
-    )
-    parser.add_argument("changes", nargs="*", metavar="key=value", help="of both, such as device=cpu")
+    parser = command("training.recipes.two_stage", __doc__)
+    add = parser.add_argument
+    add("detector", type=Path, metavar="DETECTOR.toml", help="the detector of all classes")
+    add("masks", type=Path, metavar="MASKS.toml", help="mask branch and T, on the classes with masks")
+    add("--out", type=Path, default=Path("build/two_stage"))
+    add("--detector-from", default="", metavar="FILE", help="a finished detector for the first stage")
+    add("changes", nargs="*", metavar="key=value", help="of both, such as device=cpu")
     options = parser.parse_intermixed_args(arguments)
     with training_status("the same command goes on") as status:
         detector = load_config(options.detector, options.changes)

@@ -28,7 +28,7 @@ from tests.training.data.coco_set import (
     finding,
 )
 from training.data.augment import AugmentConfig
-from training.data.coco import collate, read_picture
+from training.data.coco import read_picture
 from training.data.packing import pack_annotations
 
 
@@ -230,8 +230,8 @@ def test_a_seed_with_the_index_augments_and_an_index_alone_does_not(load_coco: L
 def test_workers_give_what_the_main_process_gives(load_coco: Load) -> None:
     dataset = load_coco(document(), augment=AugmentConfig(brightness=0.3))
     order = [(row, 100 * row + step) for step in range(2) for row in (2, 0, 1)]
-    loader = DataLoader(dataset, batch_size=2, sampler=order, num_workers=2, collate_fn=collate)
-    samples = [pair for images, targets in loader for pair in zip(images, targets, strict=True)]
+    loader = DataLoader(dataset, batch_size=2, sampler=order, num_workers=2, collate_fn=list)
+    samples = [sample for batch in loader for sample in batch]
     assert len(samples) == 6
     for key, (image, target) in zip(order, samples, strict=True):
         expected_image, expected = dataset[key]
@@ -262,11 +262,3 @@ def test_an_index_outside_the_set_is_an_index_error(load_coco: Load) -> None:
     with pytest.raises(IndexError):
         dataset[3]
     assert dataset[-1][1]["image_id"] == 9
-
-
-def test_a_batch_keeps_images_of_unequal_size_apart() -> None:
-    images = [torch.zeros(3, 4, 5), torch.zeros(3, 6, 2)]
-    targets = [{"image_id": 1}, {"image_id": 2}]
-    batch = collate(list(zip(images, targets, strict=True)))  # type: ignore[arg-type]
-    assert [tuple(image.shape) for image in batch[0]] == [(3, 4, 5), (3, 6, 2)]
-    assert [target["image_id"] for target in batch[1]] == [1, 2]

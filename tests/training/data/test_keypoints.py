@@ -18,7 +18,8 @@ from training.config import DEFAULT_CONFIG, load_config
 from training.data.augment import AugmentConfig, cropped, flip_horizontally
 from training.data.coco import CocoDataset
 from training.drawn.__main__ import main as draw_set
-from training.drawn.figures import NAMES, FiguresConfig, draw, write_figures
+from training.drawn.figures import FIGURES, NAMES, FiguresConfig, draw
+from training.drawn.write import write_set
 from training.evaluate.measure import judge, main, table
 from training.evaluate.precision import keypoint_precision
 from training.evaluate.predictions import Predictions
@@ -33,7 +34,7 @@ CONFIG = load_config(PRESET).model.keypoints
 @pytest.fixture(scope="module")
 def figures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("drawn") / "figures"
-    assert write_figures(folder, FiguresConfig(train=6, val=4, seed=1, size=96))
+    assert write_set(FIGURES, folder, FiguresConfig(train=6, val=4, seed=1, size=96))
     return folder
 
 
@@ -89,10 +90,10 @@ def test_the_preset_names_what_is_drawn(figures: Path) -> None:
 def test_a_drawn_set_is_not_drawn_twice_and_a_strangers_folder_is_left_alone(
     figures: Path, tmp_path: Path
 ) -> None:
-    assert not write_figures(figures, FiguresConfig(train=6, val=4, seed=1, size=96))
+    assert not write_set(FIGURES, figures, FiguresConfig(train=6, val=4, seed=1, size=96))
     (tmp_path / "photograph.jpg").touch()
     with pytest.raises(ValueError, match="is no drawn data set"):
-        write_figures(tmp_path, FiguresConfig(train=1, val=1))
+        write_set(FIGURES, tmp_path, FiguresConfig(train=1, val=1))
 
 
 def test_the_command_draws_a_set_and_names_a_size_that_is_none(

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.datasets.small_sets import write_coco_2014, write_json
+from tests.training.datasets.small_sets import COCO_IDS, write_coco_2014, write_json
 from training.data.coco import CocoDataset
-from training.datasets.coco_2014 import COCO_IDS, COCO_NAMES, write_2014
+from training.datasets.coco_2014 import COCO_NAMES, write_2014
 
 
 @pytest.fixture

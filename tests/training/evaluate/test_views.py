@@ -15,9 +15,10 @@ from model.network import MaskXRCNN
 from tests.export.tiny import save_network
 from tests.model.small_network import SMALL, asked, image, small_network
 from tests.training.tiny_set import NAMES, write_tiny_set
+from training.data.augment import mirrored_boxes
 from training.evaluate.measure import main
 from training.evaluate.precision import masks_from_counts
-from training.evaluate.views import Views, ViewsConfig, mirrored
+from training.evaluate.views import Views, ViewsConfig
 
 HEIGHT, WIDTH = 70, 90
 
@@ -71,7 +72,7 @@ def test_a_mirrored_image_has_the_mirrored_answer(network: MaskXRCNN, merge: Any
     answer, of_mirror = answered(views, picture), answered(views, picture.flip(2))
     assert torch.equal(answer["scores"], of_mirror["scores"])
     assert torch.equal(answer["labels"], of_mirror["labels"])
-    torch.testing.assert_close(mirrored(of_mirror["boxes"], WIDTH), answer["boxes"], atol=1e-3, rtol=0)
+    torch.testing.assert_close(mirrored_boxes(of_mirror["boxes"], WIDTH), answer["boxes"], atol=1e-3, rtol=0)
     pixels = [torch.from_numpy(mask_utils.decode(masks_of(one))) for one in (answer, of_mirror)]
     assert int(pixels[0].sum()) > 100
     assert int((pixels[0] != pixels[1].flip(1)).sum()) < 20
@@ -107,7 +108,7 @@ def test_a_mirrored_view_answers_in_the_classes_of_the_other_side(network: MaskX
     (of_mirror,) = network.inference()(*asked([picture.flip(2)], most=7, labels=[0, 1]))
     assert of_two["labels"].unique().tolist() == [2] and of_mirror["labels"].unique().tolist() == [1]
     assert torch.equal(of_two["scores"], of_mirror["scores"])
-    boxes = mirrored(of_two["boxes"], WIDTH)
+    boxes = mirrored_boxes(of_two["boxes"], WIDTH)
     of_view = alone.probabilities(picture, of_two["boxes"], of_two["labels"])
     seen = network.inference().probabilities_on_boxes(picture.flip(2), boxes, of_mirror["labels"])
     torch.testing.assert_close(of_view.flip(2), seen)

@@ -15,7 +15,8 @@ from model.config import TransferConfig
 from tests.training.data.coco_scene import CLASSES, KnowingNetwork, Scene, Thing, corner
 from training.config import TrainingConfig, changed, config_from_dict, load_config, to_dict
 from training.experiments import transfer_form as validate_transfer
-from training.experiments.transfer_form import CANDIDATES, hold_out_groups
+from training.experiments.held_out import hold_out_groups
+from training.experiments.transfer_form import CANDIDATES
 
 FIVE = ClassTable(
     ids=(2, 5, 7, 9, 11), names=("ant", "bee", "cat", "dog", "eel"), has_mask=(True,) * 4 + (False,)

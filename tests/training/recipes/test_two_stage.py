@@ -11,11 +11,11 @@ from export.verify import verify_mask_table
 from model.checkpoint import load_checkpoint, load_network
 from model.masks.class_rows import sliced, with_rows_of
 from tests.model.small_network import image
-from tests.training.datasets.small_sets import write_coco_2014, write_visual_genome
+from tests.training.datasets.small_sets import COCO_IDS, write_coco_2014, write_visual_genome
 from tests.training.tiny_set import tiny_changes, weights
 from training.config import DEFAULT_CONFIG, TrainingConfig, load_config
 from training.datasets import visual_genome as vg
-from training.datasets.coco_2014 import COCO_IDS, COCO_NAMES
+from training.datasets.coco_2014 import COCO_NAMES
 from training.recipes import two_stage
 from training.train import Stopped
 
