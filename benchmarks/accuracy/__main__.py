@@ -170,7 +170,7 @@ def class_table(model: ServedModel) -> ClassTable:
 
 
 def read(path: Path, model: ServedModel, decoding: Decoding, enlarge: int) -> DecodedImage:
-    """The image in this way of decoding. Raises ValueError, with the file's name, where it is none."""
+    """The image in this way of decoding. Raises ValueError, with the file's name, where it is no image."""
     try:
         data = path.read_bytes()
         if decoding.startswith("enlarged"):

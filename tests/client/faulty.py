@@ -1,7 +1,5 @@
 """Servers that fail on demand: a script of steps, one for each request, over REST and gRPC."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import socket

@@ -1,7 +1,5 @@
 """What the tests of deploy/ read: its YAML, the Dockerfile's instructions, and the settings they must agree with."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from pathlib import Path

@@ -4,8 +4,6 @@ The cases are sent by `tests/served/test_hostile.py` and, with their times, by `
 error" is the body {"error": {"code", "type", "message"}} of `handler/maskx_errors.py`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 Among the statuses of a case 0 means that the server hangs up without a word.
 """
 
-from __future__ import annotations
-
 import gzip
 from collections.abc import Iterator
 
@@ -60,7 +58,7 @@ def headers_refused() -> Iterator[Case]:
     image = encoded("png")
     packed = gzip.compress(image, mtime=0)
     for name, body, headers in (
-        ("gzip that is none", image, [("content-encoding", "gzip")]),
+        ("gzip that is not gzip", image, [("content-encoding", "gzip")]),
         ("gzip cut short", packed[:-20], [("content-encoding", "gzip")]),
         ("gzip with more behind", packed + b"x", [("content-encoding", "gzip")]),
         ("an unknown encoding", image, [("content-encoding", "br")]),
@@ -212,7 +210,7 @@ def broken_http() -> Iterator[Case]:
         ("a length above the limit", head + b"Content-Length: 40000000\r\n\r\n", (413,)),
         ("a body above the limit", http(bytes(34 * 2**20)), (413, 0)),
         ("two lengths", head + b"Content-Length: 0\r\nContent-Length: 5\r\n\r\nhello", (400, 0)),
-        ("chunks that are none", chunked + b"zz\r\nhello\r\n0\r\n\r\n", (400, 0)),
+        ("chunks that are not chunks", chunked + b"zz\r\nhello\r\n0\r\n\r\n", (400, 0)),
         ("a chunk of 10^15", chunked + b"38D7EA4C68000\r\nx", (400, 413, 0)),
         ("a negative chunk", chunked + b"-5\r\nhello\r\n0\r\n\r\n", (400, 0)),
         ("a transfer encoding twice", head + b"Transfer-Encoding: x" + no_body, (400, 411, 501, 0)),

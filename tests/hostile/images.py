@@ -1,7 +1,5 @@
 """Images cut short, with bits flipped, or larger than their bytes: drawn and broken here, the same every time."""
 
-from __future__ import annotations
-
 import random
 import struct
 import zlib

@@ -4,8 +4,6 @@
 case expects; valid requests are sent between them, whose answers must be the offline network's.
 """
 
-from __future__ import annotations
-
 import contextlib
 import http.client
 import json

@@ -1,7 +1,5 @@
 """Wrong values of every parameter however it is sent, broken or unknown JSON, broken base64."""
 
-from __future__ import annotations
-
 import base64
 import json
 from collections.abc import Iterator
@@ -208,7 +206,7 @@ def wrong_base64() -> Iterator[Case]:
         ("cut by two", image.rstrip("=")[:-2] + "="),
         ("padding inside", image[:40] + "==" + image[40:]),
         ("padding alone", "===="),
-        ("letters that are none", "!" + image[1:]),
+        ("letters that are not base64", "!" + image[1:]),
         ("of URLs", "-_" + image[2:]),
         ("outside ASCII", "\u00e9" + image[1:]),
         ("digits of another script", "\u0664" * 40),

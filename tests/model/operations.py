@@ -5,11 +5,9 @@ the host alone (thresholds, sizes) may be read at no cost; what was computed fro
 taken to lie on the device.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -48,7 +46,7 @@ class Operations(TorchDispatchMode):
         self._storages = {tensor.untyped_storage().data_ptr() for tensor in on_device}
         self._reads = _Reads(self)
 
-    def __enter__(self) -> Operations:
+    def __enter__(self) -> Self:
         super().__enter__()
         self._reads.__enter__()
         return self

@@ -1,7 +1,5 @@
 """A small Mask R-CNN of torchvision's own code, and its answers beside those of the network converted from it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 
