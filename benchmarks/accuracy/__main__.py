@@ -29,8 +29,14 @@ from maskx_model import ServedModel
 from maskx_parameters import Parameters
 from model.classes import ClassTable
 from model.files import exit_status
-from training.evaluate.precision import AveragePrecision, box_precision, coco_results, mask_precision
-from training.evaluate.predictions import MAX_DETECTIONS, SCORE_THRESHOLD
+from training.evaluate.precision import (
+    MAX_DETECTIONS,
+    AveragePrecision,
+    box_precision,
+    coco_results,
+    mask_precision,
+)
+from training.evaluate.predictions import SCORE_THRESHOLD
 from training.evaluate.truth import GroundTruth, load_ground_truth
 
 Decoding = Literal["whole", "draft", "enlarged whole", "enlarged draft", "enlarged torchvision"]

@@ -18,7 +18,7 @@ from training.config import load_config
 from training.data.coco import CocoDataset
 from training.data.sampler import SeededBatches
 from training.distributed import Group, process_group
-from training.evaluate.measure import main as evaluate
+from training.evaluate.__main__ import main as evaluate
 from training.train import main, require_images_for_all
 
 Words = list[str]

@@ -3,7 +3,7 @@
 Its images have a `coco_url` and no `file_name`, and its val has images of both folders, train2017 and val2017;
 its annotations have no `iscrowd`. All else is COCO's and stays, also `neg_category_ids` and
 `not_exhaustive_category_ids`: LVIS is federated, an image being searched for some of the classes only. Evaluation
-goes by these two lists, at 100 detections an image where LVIS's own has 300; training does not.
+goes by these two lists, at 300 detections an image, as LVIS's own; training does not.
 """
 
 from collections.abc import Mapping

@@ -8,8 +8,8 @@ gives; they are read from one evaluation, because the precision array keeps ever
 import contextlib
 import io
 import itertools
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,13 +24,18 @@ from model.keypoints.layout import KeypointsConfig, keypoint_labels
 from training.data.keypoints import coco_keypoints, labelled
 from training.evaluate.truth import GroundObject, GroundTruth, RunLengths
 
+MAX_DETECTIONS = 100
+"""Of an image are judged, the surest ones, as in COCO."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AveragePrecision:
-    """COCO's average precisions in [0, 1] at 100 detections an image; None where there is no object to find.
+    """COCO's average precisions and recalls in [0, 1]; None where there is no object to find.
 
-    `ap` is the mean over IoU .50 to .95. A detection belongs to the size range of its box's area for boxes and of its
-    mask's area for masks.
+    `ap` is the mean over IoU .50 to .95, `ar_1` and its like the mean over the same of the share of objects found. A
+    detection belongs to the size range of its box's area for boxes and of its mask's area for masks: small up to 32^2
+    pixels, large from 96^2 on. Where nothing else is said, as many detections of an image as are judged count: 100, in
+    LVIS 300.
     """
 
     ap: float | None
@@ -40,17 +45,31 @@ class AveragePrecision:
     ap_medium: float | None
     ap_large: float | None
     ar_1: float | None = None
-    """Average recall: the mean over IoU .50 to .95 of the share of objects that are found, by the surest detection of
-    a class in an image; `ar_10` and `ar_100` by so many."""
+    """By the surest detection of a class in an image; `ar_10` and `ar_100` by so many."""
     ar_10: float | None = None
     ar_100: float | None = None
+    ar_small: float | None = None
+    ar_medium: float | None = None
+    ar_large: float | None = None
+    ar: float | None = None
+    """By as many as are judged: `ar_100` where those are 100, AR@300 in LVIS."""
+    ap_rare: float | None = None
+    """`ap` over LVIS's rare classes (in 1 to 10 images of its training set); `ap_common` over those in up to 100."""
+    ap_common: float | None = None
+    ap_frequent: float | None = None
+    ap_by_iou: tuple[float | None, ...] = ()
+    """At each IoU of IOU_THRESHOLDS, of which `ap` is the mean."""
+
+
+IOU_THRESHOLDS = tuple(percent / 100 for percent in range(50, 100, 5))
+"""Overlaps from which a detection has found an object, as in COCO."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class KeypointPrecision:
     """Over the classes with keypoints, in [0, 1], at most 20 detections an image; None where nothing is to be found.
 
-    `ap` is the mean over similarities .50 to .95. Medium objects have 32^2 to 96^2 pixels, large ones more.
+    `ap` and `ar` are means over similarities .50 to .95. Medium objects have 32^2 to 96^2 pixels, large ones more.
     """
 
     objects: int
@@ -60,29 +79,47 @@ class KeypointPrecision:
     ap75: float | None
     ap_medium: float | None
     ap_large: float | None
+    ar: float | None = None
+    """Average recall: the mean share of objects found; `ar50` and `ar75` at one similarity."""
+    ar50: float | None = None
+    ar75: float | None = None
+    ar_medium: float | None = None
+    ar_large: float | None = None
 
 
 @dataclass(frozen=True)
 class PrecisionTable:
     """COCOeval's arrays, -1 where nothing is to be found.
 
-    precision: float64 [IoU threshold, recall, class, size range], at 100 detections an image
-    recall: float64 [IoU threshold, class, size range, detections an image (1, 10, 100)]
+    precision: float64 [IoU threshold, recall, class, size range], at as many detections an image as are judged
+    recall: float64 [IoU threshold, class, size range, detections an image (1, 10, 100, and as many as are judged where
+        those are more)]
+    frequencies: LVIS's "r", "c" or "f" of category ids; empty for other sets.
     """
 
     precision: NDArray[np.float64]
     recall: NDArray[np.float64]
     category_ids: tuple[int, ...]
+    frequencies: Mapping[int, str] = field(default_factory=dict)
 
     def over(self, category_ids: Collection[int]) -> AveragePrecision:
         """The mean over some of the classes: what COCOeval gives with params.catIds set to them."""
         columns = [k for k, category_id in enumerate(self.category_ids) if category_id in category_ids]
-        chosen = self.precision[:, :, columns, :]
+        precision, recall = self.precision[:, :, columns, :], self.recall[:, columns]
+        kinds = np.array([self.frequencies.get(self.category_ids[k], "") for k in columns])
         return AveragePrecision(
-            **_over_thresholds(chosen, ("small", "medium", "large")),
-            ar_1=_mean(self.recall[:, columns, 0, 0]),
-            ar_10=_mean(self.recall[:, columns, 0, 1]),
-            ar_100=_mean(self.recall[:, columns, 0, 2]),
+            **_over_thresholds(precision, ("small", "medium", "large")),
+            ar_1=_mean(recall[:, :, 0, 0]),
+            ar_10=_mean(recall[:, :, 0, 1]),
+            ar_100=_mean(recall[:, :, 0, 2]),
+            ar_small=_mean(recall[:, :, 1, -1]),
+            ar_medium=_mean(recall[:, :, 2, -1]),
+            ar_large=_mean(recall[:, :, 3, -1]),
+            ar=_mean(recall[:, :, 0, -1]),
+            ap_rare=_mean(precision[:, :, kinds == "r", 0]),
+            ap_common=_mean(precision[:, :, kinds == "c", 0]),
+            ap_frequent=_mean(precision[:, :, kinds == "f", 0]),
+            ap_by_iou=tuple(_mean(one) for one in precision[..., 0]),
         )
 
 
@@ -91,11 +128,13 @@ def _mean(precision: NDArray[np.float64]) -> float | None:
     return float(found.mean()) if found.size else None
 
 
-def _over_thresholds(precision: NDArray[np.float64], sizes: Sequence[str]) -> dict[str, float | None]:
-    """Mean precisions of an array [threshold, recall, class, size range], of which the first range is all sizes."""
-    means = {"ap": precision[..., 0], "ap50": precision[0, :, :, 0], "ap75": precision[5, :, :, 0]}
-    means |= {f"ap_{size}": precision[..., number] for number, size in enumerate(sizes, start=1)}
-    return {name: _mean(values) for name, values in means.items()}
+def _over_thresholds(
+    array: NDArray[np.float64], sizes: Sequence[str], name: str = "ap"
+) -> dict[str, float | None]:
+    """Means of an array [threshold, ..., size range], of which the first range is all sizes."""
+    means = {name: array[..., 0], f"{name}50": array[0, ..., 0], f"{name}75": array[5, ..., 0]}
+    means |= {f"{name}_{size}": array[..., number] for number, size in enumerate(sizes, start=1)}
+    return {one: _mean(values) for one, values in means.items()}
 
 
 def masks_from_counts(rle_counts: Tensor, rle_offsets: Tensor, height: int, width: int) -> list[RunLengths]:
@@ -152,21 +191,29 @@ def coco_results(
 
 
 def box_precision(
-    truth: GroundTruth, results: Sequence[dict[str, Any]], classes: ClassTable
+    truth: GroundTruth,
+    results: Sequence[dict[str, Any]],
+    classes: ClassTable,
+    *,
+    max_detections: int = MAX_DETECTIONS,
 ) -> PrecisionTable:
-    """Box average precision of COCO results (their masks are not looked at)."""
+    """Box average precision of COCO results (their masks are not looked at); `max_detections` of an image count."""
     annotations: list[dict[str, Any]] = []
     for image_id in truth.image_ids:
         for one in truth.objects[image_id]:
             annotations.append(_annotation(image_id, one) | {"bbox": xywh(one.box)})
     found = [{**_only(r, "bbox"), "area": r["bbox"][2] * r["bbox"][3]} for r in results]
-    return _precision(truth, annotations, found, "bbox", classes)
+    return _precision(truth, annotations, found, "bbox", classes, max_detections)
 
 
 def mask_precision(
-    truth: GroundTruth, results: Sequence[dict[str, Any]], classes: ClassTable
+    truth: GroundTruth,
+    results: Sequence[dict[str, Any]],
+    classes: ClassTable,
+    *,
+    max_detections: int = MAX_DETECTIONS,
 ) -> PrecisionTable:
-    """Mask average precision of COCO results, with sizes by mask area.
+    """Mask average precision of COCO results, with sizes by mask area; `max_detections` of an image count.
 
     An object whose mask cannot be read counts as a crowd over its box: what is found there is neither right nor wrong.
     """
@@ -181,7 +228,7 @@ def mask_precision(
     found = [
         {**_only(r, "segmentation"), "area": float(area)} for r, area in zip(results, areas, strict=True)
     ]
-    return _precision(truth, annotations, found, "segm", classes)
+    return _precision(truth, annotations, found, "segm", classes, max_detections)
 
 
 def with_filled_boxes(results: Sequence[dict[str, Any]], truth: GroundTruth) -> list[dict[str, Any]]:
@@ -208,12 +255,17 @@ def _precision(
     found: list[dict[str, Any]],
     kind: str,
     classes: ClassTable,
+    max_detections: int,
 ) -> PrecisionTable:
     found = [result for result in found if truth.judged(result)]
-    evaluation = _evaluated(truth, [*annotations, *_searched_in_part(truth)], found, kind, classes)
-    # [IoU threshold, recall, class, size range, detections an image]: the last is the 100 of COCO's main figures.
+    counts = [1, 10, 100, max_detections] if max_detections > 100 else [1, 10, 100]
+    annotations = [*annotations, *_searched_in_part(truth)]
+    evaluation = _evaluated(truth, annotations, found, kind, classes, maxDets=counts)
+    # [IoU threshold, recall, class, size range, detections an image]: the last of these is that of the main figures.
+    # A copy, for the whole of it is 300 MB with LVIS's classes.
+    precision = evaluation.eval["precision"][..., -1].copy()
     return PrecisionTable(
-        evaluation.eval["precision"][..., -1], evaluation.eval["recall"], tuple(evaluation.params.catIds)
+        precision, evaluation.eval["recall"], tuple(evaluation.params.catIds), truth.frequencies
     )
 
 
@@ -241,7 +293,11 @@ def keypoint_precision(
     evaluation = _evaluated(truth, annotations, found, "keypoints", classes, **params)
     objects = sum(one["num_keypoints"] > 0 and not one["iscrowd"] for one in annotations)
     precision = evaluation.eval["precision"][..., -1]  # similarity, recall, class, size range
-    return KeypointPrecision(objects=objects, **_over_thresholds(precision, ("medium", "large")))
+    recall = evaluation.eval["recall"][..., -1]  # similarity, class, size range
+    figures = _over_thresholds(precision, ("medium", "large")) | _over_thresholds(
+        recall, ("medium", "large"), "ar"
+    )
+    return KeypointPrecision(objects=objects, **figures)
 
 
 def _evaluated(

@@ -19,14 +19,21 @@ from model.classes import ClassTable
 from model.dataclass_io import require_at_least
 from training.data.coco import read_picture
 from training.distributed import Group
-from training.evaluate.precision import coco_results, filled_boxes, mask_iou, masks_from_counts
+from training.evaluate.precision import (
+    MAX_DETECTIONS,
+    coco_results,
+    filled_boxes,
+    mask_iou,
+    masks_from_counts,
+)
 from training.evaluate.truth import GroundObject, GroundTruth, RunLengths
 from training.progress import progress
 
 Precision = Literal["float32", "bfloat16", "float16"]
 SCORE_THRESHOLD = 0.05
 """Least score of a detection that is judged, as in the paper's own code."""
-MAX_DETECTIONS = 100
+LVIS_DETECTIONS = 300
+"""Of an image are judged in LVIS."""
 
 
 class Served(Protocol):
@@ -71,6 +78,8 @@ class Predictions:
     results: list[dict[str, Any]]
     """COCO results of all images."""
     object_masks: list[ObjectMask]
+    max_detections: int = MAX_DETECTIONS
+    """Of an image, at most."""
 
 
 class NothingRead(ValueError):
@@ -98,13 +107,16 @@ def predict(
     score_threshold: float = SCORE_THRESHOLD,
     precision: Precision = "float32",
     detect: bool = True,
+    max_detections: int | None = None,
 ) -> Predictions:
     """Run the network over the images of `truth`: detections, and masks on the ground-truth boxes.
 
-    With `detect` false only the latter. Images that cannot be read, or whose size is not the annotated one,
+    With `detect` false only the latter. `max_detections` of an image are asked for; None: as many as the set is judged
+    by, see `usual_detections`. Images that cannot be read, or whose size is not the annotated one,
     are left out and counted.
     """
-    require_at_least(1, batch_size=batch_size)
+    most = usual_detections(truth) if max_detections is None else max_detections
+    require_at_least(1, batch_size=batch_size, max_detections=most)
     served = network.inference()
     skipped = dict(truth.skipped)
     done: list[int] = []
@@ -123,7 +135,7 @@ def predict(
                     images,
                     torch.tensor(sizes, dtype=torch.int64),
                     torch.full((len(ids),), score_threshold),
-                    torch.full((len(ids),), MAX_DETECTIONS, dtype=torch.int64),
+                    torch.full((len(ids),), most, dtype=torch.int64),
                     torch.ones((len(ids), classes.num_classes + 1), dtype=torch.bool),
                     torch.ones(len(ids), dtype=torch.bool),
                 )
@@ -134,7 +146,12 @@ def predict(
     if not done:
         raise nothing_read(skipped, images_dir)
     kept = replace(truth.only(set(done)), skipped=skipped)
-    return Predictions(truth=kept, results=results, object_masks=object_masks)
+    return Predictions(truth=kept, results=results, object_masks=object_masks, max_detections=most)
+
+
+def usual_detections(truth: GroundTruth) -> int:
+    """Detections of an image by which a set is judged: COCO's 100, or LVIS's 300 where it is federated as LVIS is."""
+    return LVIS_DETECTIONS if truth.searched else MAX_DETECTIONS
 
 
 def _masks_on_truth(
@@ -274,6 +291,7 @@ def _joined(truth: GroundTruth, images_dir: Path, parts: list[Predictions]) -> P
         object_masks=sorted(
             (mask for part in parts for mask in part.object_masks), key=lambda one: position[one.image_id]
         ),
+        max_detections=max(part.max_detections for part in parts if part.truth.image_ids),
     )
 
 

@@ -67,6 +67,8 @@ class GroundTruth:
     """The same in the words of the file's reader, and what else it has found."""
     searched: dict[int, Searched] = field(default_factory=dict)
     """Of the images of a federated data set; the others were searched for every class."""
+    frequencies: dict[int, str] = field(default_factory=dict)
+    """LVIS's "r", "c" or "f" by category id: in up to 10, up to 100, more images of its training set."""
 
     def judged(self, result: Mapping[str, Any]) -> bool:
         """Whether a detection counts: anyone looked whether its image has an object of its class."""
@@ -125,6 +127,7 @@ def load_ground_truth(
     if max_images is None and skipped and not any(found.values()):
         words = "\n  ".join(str(finding) for finding in findings)
         raise ValueError(f"{source}: no object is left to be judged by\n  {words}")
+    federated = any(entry.get("neg_category_ids") is not None for entry in document["images"])
     return GroundTruth(
         image_ids=tuple(ids[row] for row in rows),
         file_names={ids[row]: file.names[row] for row in rows},
@@ -137,6 +140,7 @@ def load_ground_truth(
             for row, objects in found.items()
             if document["images"][row].get("neg_category_ids") is not None
         },
+        frequencies=_frequencies(document["categories"], source) if federated else {},
     )
 
 
@@ -185,3 +189,15 @@ def _searched(image: Mapping[str, Any], objects: Sequence[GroundObject], source:
     return Searched(
         classes=frozenset(absent) | {one.category_id for one in objects}, in_part=frozenset(in_part)
     )
+
+
+def _frequencies(categories: Sequence[Mapping[str, Any]], source: str) -> dict[int, str]:
+    """Those of a federated set's categories; none where no category says so. ValueError where one says nonsense."""
+    said = {one["id"]: one["frequency"] for one in categories if one.get("frequency") is not None}
+    wrong = [
+        f"category {category_id}: frequency {frequency!r:.100}; expected r, c or f (rare, common, frequent)"
+        for category_id, frequency in said.items()
+        if frequency not in ("r", "c", "f")
+    ]
+    refuse(source, wrong)
+    return said

@@ -20,8 +20,8 @@ from model.dataclass_io import to_plain
 from model.files import command
 from training.config import TrainingConfig, changed, config_from_dict
 from training.distributed import chosen_device, refuse_processes
-from training.evaluate.measure import aligned, percent
 from training.evaluate.predictions import predict
+from training.evaluate.report import aligned, percent
 from training.evaluate.truth import GroundTruth
 from training.experiments.held_out import folds_of, truth_of_set_a
 from training.experiments.variants import (

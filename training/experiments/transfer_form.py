@@ -24,8 +24,8 @@ from training.config import TrainingConfig, changed
 from training.data.annotations import read_annotations
 from training.data.coco import classes_of
 from training.distributed import chosen_device
-from training.evaluate.measure import aligned, percent
 from training.evaluate.predictions import predict
+from training.evaluate.report import aligned, percent
 from training.evaluate.truth import GroundTruth
 from training.experiments.held_out import folds_of, truth_of_set_a
 from training.experiments.variants import (

@@ -20,9 +20,11 @@ from training.data.coco import CocoDataset
 from training.drawn.__main__ import main as draw_set
 from training.drawn.figures import FIGURES, NAMES, FiguresConfig, draw
 from training.drawn.write import write_set
-from training.evaluate.measure import judge, main, table
+from training.evaluate.__main__ import main
+from training.evaluate.measure import judge
 from training.evaluate.precision import keypoint_precision
 from training.evaluate.predictions import Predictions
+from training.evaluate.report import table
 from training.evaluate.truth import GroundTruth, load_ground_truth
 from training.run_log import COLUMNS
 from training.train import train

@@ -16,7 +16,7 @@ from tests.export.tiny import save_network
 from tests.model.small_network import SMALL, asked, image, small_network
 from tests.training.tiny_set import NAMES, write_tiny_set
 from training.data.augment import mirrored_boxes
-from training.evaluate.measure import main
+from training.evaluate.__main__ import main
 from training.evaluate.precision import masks_from_counts
 from training.evaluate.views import Views, ViewsConfig
 

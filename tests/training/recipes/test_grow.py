@@ -14,7 +14,7 @@ from model.classes import ClassTable
 from tests.model.small_network import image
 from tests.training.datasets.small_sets import write_json
 from tests.training.tiny_set import tiny_changes, write_tiny_set
-from training.evaluate.measure import main as evaluate
+from training.evaluate.__main__ import main as evaluate
 from training.recipes.grow import main, with_classes_before
 from training.train import main as train
 

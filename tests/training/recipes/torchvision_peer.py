@@ -15,7 +15,8 @@ from torchvision.ops import MultiScaleRoIAlign, box_iou
 
 from model.inference import Inference
 from tests.model.small_network import asked
-from training.evaluate.predictions import MAX_DETECTIONS, SCORE_THRESHOLD
+from training.evaluate.precision import MAX_DETECTIONS
+from training.evaluate.predictions import SCORE_THRESHOLD
 
 WIDTH, BOX_WIDTH, MASK_CONVOLUTIONS = 64, 256, 2
 CANONICAL_SIZE = 56

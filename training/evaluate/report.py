@@ -1,0 +1,117 @@
+"""What an evaluation prints, and the same by class as CSV."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+from model.files import whole
+from training.evaluate.measure import ClassResults, GroupResults, Results
+from training.evaluate.precision import AveragePrecision, KeypointPrecision
+from training.evaluate.predictions import listed
+
+SIZES = {
+    "AP small": "ap_small",
+    "medium": "ap_medium",
+    "large": "ap_large",
+    "AR@1": "ar_1",
+    "@10": "ar_10",
+    "@100": "ar_100",
+    "AR small": "ar_small",
+    "medium ": "ar_medium",
+    "large ": "ar_large",
+}
+"""Headings of the second table, and figures of `AveragePrecision`."""
+LVIS = {"AR@{most}": "ar", "APr": "ap_rare", "APc": "ap_common", "APf": "ap_frequent"}
+"""What LVIS adds to them."""
+CSV_FIGURES = (
+    "ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large",
+    "ar_1", "ar_10", "ar_100", "ar_small", "ar_medium", "ar_large", "ar",
+)  # fmt: skip
+
+
+def table(results: Results) -> str:
+    """The figures as aligned tables: the groups, every class, sizes and recall. In percent, "-" for no figure."""
+    groups = [("A (with masks)", results.a), ("B (boxes only)", results.b), ("all", results.all)]
+    heads = ["", "classes", "objects", "box AP", "AP50", "AP75", "mask AP", "AP50", "AP75"]
+    rows = [[*heads, "filled box", "mask IoU", "box fill"]]
+    for name, group in groups:
+        figures = [each for one in (group.box, group.mask) for each in (one.ap, one.ap50, one.ap75)]
+        figures += [group.filled_box.ap, group.mask_iou, group.box_fill]
+        rows.append([name, str(group.classes), str(group.objects), *map(percent, figures)])
+    heads = ["class", "set", "objects", "box AP", "AP50", "mask AP", "AP50", "mask IoU", "box fill"]
+    per_class = [heads]
+    for one in results.classes:
+        figures = [one.box_ap, one.box_ap50, one.mask_ap, one.mask_ap50, one.mask_iou, one.box_fill]
+        per_class.append([one.name, _set_of(one), str(one.objects), *map(percent, figures)])
+    notes = [
+        f"{results.images} images, up to {results.max_detections} detections of at least "
+        f"{results.score_threshold:g} in each",
+        "filled box: mask AP with every box filled; mask IoU and box fill: on ground-truth boxes",
+    ]
+    if results.skipped:
+        notes.append(f"left out: {listed(results.skipped)}")
+    parts = [rows, per_class, _sizes(results), *_keypoints(results.keypoints)]
+    return "\n".join([text for part in parts for text in (aligned(part), "")] + notes)
+
+
+def _set_of(one: ClassResults) -> str:
+    return "A" if one.mask_supervised else "B"
+
+
+def _sizes(results: Results) -> list[list[str]]:
+    """Small, medium and large objects, and average recall; LVIS's groups of classes where it is LVIS."""
+    columns = dict(SIZES)
+    lvis = [results.all.box.ap_rare, results.all.box.ap_common, results.all.box.ap_frequent]
+    if results.max_detections > 100 or any(value is not None for value in lvis):
+        columns |= {head.format(most=results.max_detections): name for head, name in LVIS.items()}
+    rows = [["", *(head.strip() for head in columns)]]
+
+    def add(name: str, figures: AveragePrecision) -> None:
+        rows.append([name, *(percent(getattr(figures, column)) for column in columns.values())])
+
+    for name, group in (("A", results.a), ("B", results.b), ("all", results.all)):
+        add(f"{name}, boxes", group.box)
+        add(f"{name}, masks", group.mask)
+    return rows
+
+
+def _keypoints(found: KeypointPrecision | None) -> list[list[list[str]]]:
+    if found is None:
+        return []
+    heads = ["", "objects", "AP", "AP50", "AP75", "medium", "large", "AR", "AR50", "AR75", "medium", "large"]
+    figures = [found.ap, found.ap50, found.ap75, found.ap_medium, found.ap_large]
+    figures += [found.ar, found.ar50, found.ar75, found.ar_medium, found.ar_large]
+    return [[heads, ["keypoints", str(found.objects), *map(percent, figures)]]]
+
+
+def write_csv(path: Path, results: Results) -> None:
+    """A line to each class, then to A, B and all of them: box and mask figures in [0, 1]; empty where there is none."""
+    figures = [f"{kind}_{name}" for kind in ("box", "mask") for name in CSV_FIGURES]
+    groups = (("all of set A", "A", results.a), ("all of set B", "B", results.b), ("all", "", results.all))
+
+    def line(one: ClassResults | GroupResults) -> list[float | None]:
+        found = [getattr(kind, name) for kind in (one.box, one.mask) for name in CSV_FIGURES]
+        return [*found, one.mask_iou, one.box_fill]
+
+    with whole(path, mode="w") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["category_id", "class", "set", "objects", *figures, "mask_iou", "box_fill"])
+        for one in results.classes:
+            writer.writerow([one.category_id, one.name, _set_of(one), one.objects, *line(one)])
+        for name, of_set, group in groups:
+            writer.writerow(["", name, of_set, group.objects, *line(group)])
+
+
+def percent(value: float | None) -> str:
+    """A figure in [0, 1] as "12.3"; "-" for None."""
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Columns of text, the first to the left and the others to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [text.rjust(width) for text, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append("  ".join([row[0].ljust(widths[0]), *cells]).rstrip())
+    return "\n".join(lines)
