@@ -64,7 +64,7 @@ fetch: setup         ## download a known data set and make it ready to train on:
 
 train: $(RUN)/finished  ## train, or go on with a training that was stopped: CONFIG= ARGS= RUN=
 
-evaluate: build/evaluation/results.json  ## box and mask AP over A, B and all classes; a sheet of predictions
+evaluate: build/evaluation/results.json  ## AP and AR over A, B and all classes, tables, a plot, a sheet of predictions
 
 calibrate: $(RUN)/finished  ## the mask threshold of classes without masks, measured on classes held out of set A
 	@$(PY) -m training.experiments.mask_threshold --checkpoint $(RUN)/checkpoint.pt $(CALIBRATE_ARGS)

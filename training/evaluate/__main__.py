@@ -1,7 +1,7 @@
 """`python -m training.evaluate`: how well a checkpoint detects and segments.
 
 `python -m training.evaluate --checkpoint build/train/checkpoint.pt --images ... --annotations ... --out
-build/evaluation` prints tables and writes `results.json`, `per_class.csv` and `sheet.png`.
+build/evaluation` prints tables and writes `results.json`, `per_class.csv`, `ap_over_iou.png` and `sheet.png`.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from training.data.sides import sides
 from training.data.splits import split_classes
 from training.distributed import FailedElsewhere, Group, chosen_device, process_group
 from training.evaluate.measure import judge
+from training.evaluate.plot import write_plot
 from training.evaluate.predictions import (
     SCORE_THRESHOLD,
     Evaluable,
@@ -120,6 +121,7 @@ def _evaluate_checkpoint(options: argparse.Namespace, group: Group) -> None:
     results = judge(predictions, classes, score_threshold=options.score_threshold, keypoints=keypoints)
     options.out.mkdir(parents=True, exist_ok=True)
     write_csv(options.out / "per_class.csv", results)
+    write_plot(options.out / "ap_over_iou.png", results)
     (options.out / "results.json").write_text(
         json.dumps(results.to_dict() | ({"views": to_plain(views)} if views.used else {}), indent=1) + "\n",
         encoding="utf-8",
@@ -136,7 +138,9 @@ def _evaluate_checkpoint(options: argparse.Namespace, group: Group) -> None:
     print(table(results))
     for finding in truth.findings:
         print(f"  {finding}")
-    written = [str(options.out / name) for name in ("results.json", "per_class.csv", "sheet.png")]
+    written = [
+        str(options.out / name) for name in ("results.json", "per_class.csv", "ap_over_iou.png", "sheet.png")
+    ]
     print(f"{', '.join(written[:-1])} and {written[-1]} written")
 
 
