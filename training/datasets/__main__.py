@@ -25,8 +25,11 @@ def fetch(
     """Download, unpack and convert a data set below `root`; what is done already is not done again.
 
     Raises:
-        ValueError: as `download`, `unpack` and the conversion do; the disk has no room for what is to be downloaded.
+        ValueError: as `download`, `unpack` and the conversion do; the disk has no room for what is to be downloaded;
+            the data set can be fetched by hand alone.
     """
+    if known.by_hand:
+        raise ValueError(f"{known.title}: {_by_hand(known, root)}")
     archives = root / ARCHIVES
     archives.mkdir(parents=True, exist_ok=True)
     wanted = [DOWNLOADS[name] for name in known.downloads if not _mark(archives, DOWNLOADS[name]).is_file()]
@@ -58,11 +61,20 @@ def _there(archives: Path, item: Download) -> int:
     return min(item.bytes, sum(path.stat().st_size for path in paths if path.is_file()))
 
 
+def _by_hand(known: DataSet, root: Path) -> str:
+    name = next(name for name, one in DATA_SETS.items() if one is known)
+    return (
+        f"its site wants a login, so fetch by hand {known.by_hand} below {root}, then "
+        f"`python -m training.datasets convert {name} --root {root}`"
+    )
+
+
 def listing() -> str:
     """The named data sets, what they download, and where their files lie."""
     lines = []
     for name, known in DATA_SETS.items():
         size = gigabytes(sum(DOWNLOADS[one].bytes for one in known.downloads))
+        size = "by hand" if known.by_hand else size
         lines.append(f"{name:10} {size:>9}  {known.title}")
         lines += [f"{'':22}{key}" for key in known.keys(Path("data"))]
     return "\n".join(lines)
@@ -72,6 +84,8 @@ def _keys(known: DataSet, options: argparse.Namespace) -> list[str]:
     try:
         known.require(options.root)
     except ValueError as missing:
+        if known.by_hand:
+            raise ValueError(f"{missing}; {_by_hand(known, options.root)}") from None
         raise ValueError(
             f"{missing}; get it with `python -m training.datasets fetch {options.name}`, or where its own files lie "
             f"below {options.root} already, with `convert {options.name}`"

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from training.datasets.cityscapes import write_cityscapes
 from training.datasets.coco_2014 import write_2014
 from training.datasets.fetch import Download
 from training.datasets.files import require_files
@@ -82,6 +83,8 @@ class DataSet:
     """Writes the annotation files from what was downloaded; lines to print. None: the files are COCO's already."""
     mask_classes: str = ""
     """A file that names set A, where the data set brings one."""
+    by_hand: str = ""
+    """What to fetch by hand, and where to unpack it below the root; for a data set behind a login."""
 
     def keys(self, root: Path) -> list[str]:
         """The data.* keys of a training on this set, as words of the command line."""
@@ -165,6 +168,16 @@ DATA_SETS: Mapping[str, DataSet] = {
         val_annotations="vg/vg3k_val.json",
         convert=_vg,
         mask_classes="vg/mask_classes.txt",
+    ),
+    "cityscapes": DataSet(
+        title="Cityscapes, fine annotations: 2 975 and 500 street scenes, 8 classes with instances",
+        downloads=(),
+        train_images="cityscapes/leftImg8bit/train",
+        train_annotations="cityscapes/train.json",
+        val_images="cityscapes/leftImg8bit/val",
+        val_annotations="cityscapes/val.json",
+        convert=lambda root, _: write_cityscapes(root / "cityscapes", root / "cityscapes"),
+        by_hand="gtFine_trainvaltest.zip and leftImg8bit_trainvaltest.zip, unpacked in cityscapes",
     ),
 }  # fmt: skip
 

@@ -19,6 +19,7 @@ from model.files import command, exit_status
 from training.data.sides import sides
 from training.data.splits import split_classes
 from training.distributed import FailedElsewhere, Group, chosen_device, process_group
+from training.evaluate.cityscapes import require_void
 from training.evaluate.measure import judge
 from training.evaluate.plot import write_plot
 from training.evaluate.predictions import (
@@ -60,6 +61,11 @@ def main(arguments: list[str] | None = None) -> int:
         default=SCORE_THRESHOLD,
         help="least score judged (default: %(default)s)",
     )
+    add(
+        "--cityscapes",
+        action="store_true",
+        help="Cityscapes' own AP too, by the file that training.datasets convert cityscapes writes",
+    )
     add("--sheet-images", type=int, default=12, help="images on the sheet (default: %(default)s)")
     add("--sheet-threshold", type=float, default=0.5, help="least score drawn (default: %(default)s)")
     add_view_options(parser)
@@ -98,6 +104,8 @@ def _evaluate_checkpoint(options: argparse.Namespace, group: Group) -> None:
         of_sides = None if swapped is None else swapped.labels
         evaluable: Evaluable = Views(network, views, of_sides) if views.used else network
         truth = load_ground_truth(annotations, classes, images_dir, max_images=options.max_images)
+        if options.cityscapes:
+            require_void(truth)
         most = usual_detections(truth) if options.max_detections is None else options.max_detections
 
     def predict_some(truth: GroundTruth) -> Predictions:
@@ -118,7 +126,13 @@ def _evaluate_checkpoint(options: argparse.Namespace, group: Group) -> None:
         return
     # Several views are merged without their keypoints.
     keypoints = None if views.used else model_config_from_dict(contents["model_config"]).keypoints
-    results = judge(predictions, classes, score_threshold=options.score_threshold, keypoints=keypoints)
+    results = judge(
+        predictions,
+        classes,
+        score_threshold=options.score_threshold,
+        keypoints=keypoints,
+        cityscapes=options.cityscapes,
+    )
     options.out.mkdir(parents=True, exist_ok=True)
     write_csv(options.out / "per_class.csv", results)
     write_plot(options.out / "ap_over_iou.png", results)

@@ -13,6 +13,7 @@ import torch
 from model.classes import ClassTable
 from model.dataclass_io import to_plain
 from model.keypoints.layout import KeypointsConfig
+from training.evaluate.cityscapes import CityscapesPrecision, CityscapesTable, cityscapes_precision
 from training.evaluate.precision import (
     MAX_DETECTIONS,
     AveragePrecision,
@@ -41,6 +42,8 @@ class GroupResults:
     """Mean over objects (no crowds) of the IoU of the mask predicted on the ground-truth box and label."""
     box_fill: float | None
     """The same for the filled ground-truth box."""
+    cityscapes: CityscapesPrecision | None = None
+    """None where that was not asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +63,7 @@ class ClassResults:
     box: AveragePrecision
     """All figures of the class, of which four stand above as well."""
     mask: AveragePrecision
+    cityscapes: CityscapesPrecision | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,15 +110,19 @@ def judge(
     *,
     score_threshold: float = SCORE_THRESHOLD,
     keypoints: KeypointsConfig | None = None,
+    cityscapes: bool = False,
 ) -> Results:
     """Average precisions and mean IoU of predictions, over set A, set B and all classes of `classes`; that of
-    keypoints where `keypoints` says which there are."""
+    keypoints where `keypoints` says which there are; Cityscapes' own where that is asked for.
+
+    Raises ValueError where the truth has not what Cityscapes' own needs (see `cityscapes_precision`)."""
     truth = predictions.truth
     most = predictions.max_detections
     boxes = box_precision(truth, predictions.results, classes, max_detections=most)
     masks = mask_precision(truth, predictions.results, classes, max_detections=most)
     in_boxes = with_filled_boxes(predictions.results, truth)
     filled = mask_precision(truth, in_boxes, classes, max_detections=most)
+    streets = cityscapes_precision(truth, predictions.results, classes) if cityscapes else None
     in_a = {classes.id_of_label(label) for label in classes.set_a_labels()}
     in_b = {classes.id_of_label(label) for label in classes.set_b_labels()}
 
@@ -128,6 +136,7 @@ def judge(
             filled_box=filled.over(category_ids),
             mask_iou=_mean([one.iou for one in mine]),
             box_fill=_mean([one.box_fill for one in mine]),
+            cityscapes=None if streets is None else streets.over(category_ids),
         )
 
     return Results(
@@ -137,7 +146,7 @@ def judge(
         a=group(in_a),
         b=group(in_b),
         all=group(in_a | in_b),
-        classes=_per_class(predictions, classes, boxes, masks),
+        classes=_per_class(predictions, classes, boxes, masks, streets),
         keypoints=keypoint_precision(truth, predictions.results, classes, keypoints)
         if keypoints is not None and keypoints.used
         else None,
@@ -146,7 +155,11 @@ def judge(
 
 
 def _per_class(
-    predictions: Predictions, classes: ClassTable, boxes: PrecisionTable, masks: PrecisionTable
+    predictions: Predictions,
+    classes: ClassTable,
+    boxes: PrecisionTable,
+    masks: PrecisionTable,
+    streets: CityscapesTable | None,
 ) -> tuple[ClassResults, ...]:
     rows = []
     for category_id, name, has_mask in zip(classes.ids, classes.names, classes.has_mask, strict=True):
@@ -166,6 +179,7 @@ def _per_class(
                 box_fill=_mean([one.box_fill for one in mine]),
                 box=box,
                 mask=mask,
+                cityscapes=None if streets is None else streets.over({category_id}),
             )
         )
     return tuple(rows)

@@ -50,7 +50,7 @@ def table(results: Results) -> str:
     ]
     if results.skipped:
         notes.append(f"left out: {listed(results.skipped)}")
-    parts = [rows, per_class, _sizes(results), *_keypoints(results.keypoints)]
+    parts = [rows, per_class, _sizes(results), *_keypoints(results.keypoints), *_cityscapes(results)]
     return "\n".join([text for part in parts for text in (aligned(part), "")] + notes)
 
 
@@ -82,6 +82,17 @@ def _keypoints(found: KeypointPrecision | None) -> list[list[list[str]]]:
     figures = [found.ap, found.ap50, found.ap75, found.ap_medium, found.ap_large]
     figures += [found.ar, found.ar50, found.ar75, found.ar_medium, found.ar_large]
     return [[heads, ["keypoints", str(found.objects), *map(percent, figures)]]]
+
+
+def _cityscapes(results: Results) -> list[list[list[str]]]:
+    """Cityscapes' own figures of every class and of the groups, where they were made."""
+    groups = [("all of set A", results.a), ("all of set B", results.b), ("all", results.all)]
+    named = [
+        *((one.name, one.cityscapes) for one in results.classes),
+        *((n, g.cityscapes) for n, g in groups),
+    ]
+    rows = [[name, percent(one.ap), percent(one.ap50)] for name, one in named if one is not None]
+    return [[["Cityscapes' own", "AP", "AP50%"], *rows]] if rows else []
 
 
 def write_csv(path: Path, results: Results) -> None:

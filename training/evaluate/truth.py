@@ -12,7 +12,7 @@ from model.classes import ClassTable
 from training.data.annotations import Annotated, AnnotationFile, is_id, read_annotations, without_collections
 from training.data.findings import Finding, refuse
 from training.data.keypoints import can_be_read
-from training.data.masks import encoded
+from training.data.masks import SegmentationError, encoded, pack_segmentation
 
 RunLengths = dict[str, Any]
 """One mask as pycocotools has it: {"size": [height, width], "counts": bytes}."""
@@ -69,6 +69,8 @@ class GroundTruth:
     """Of the images of a federated data set; the others were searched for every class."""
     frequencies: dict[int, str] = field(default_factory=dict)
     """LVIS's "r", "c" or "f" by category id: in up to 10, up to 100, more images of its training set."""
+    void: dict[int, RunLengths | None] = field(default_factory=dict)
+    """Regions that no evaluation counts (Cityscapes), None where there are none; of the images that say so."""
 
     def judged(self, result: Mapping[str, Any]) -> bool:
         """Whether a detection counts: anyone looked whether its image has an object of its class."""
@@ -85,6 +87,7 @@ class GroundTruth:
             sizes={image_id: self.sizes[image_id] for image_id in kept},
             objects={image_id: self.objects[image_id] for image_id in kept},
             searched={image_id: self.searched[image_id] for image_id in kept if image_id in self.searched},
+            void={image_id: self.void[image_id] for image_id in kept if image_id in self.void},
         )
 
 
@@ -141,6 +144,11 @@ def load_ground_truth(
             if document["images"][row].get("neg_category_ids") is not None
         },
         frequencies=_frequencies(document["categories"], source) if federated else {},
+        void={
+            ids[row]: _void(document["images"][row], file.sizes[row], source)
+            for row in found
+            if "void" in document["images"][row]
+        },
     )
 
 
@@ -201,3 +209,13 @@ def _frequencies(categories: Sequence[Mapping[str, Any]], source: str) -> dict[i
     ]
     refuse(source, wrong)
     return said
+
+
+def _void(image: Mapping[str, Any], size: tuple[int, int], source: str) -> RunLengths | None:
+    if image["void"] is None:
+        return None
+    try:
+        kind, data, _, _ = pack_segmentation(image["void"], *size)
+    except SegmentationError as error:
+        raise ValueError(f"{source}: image {image['id']}: void: {error}") from error
+    return encoded(kind, data, *size)

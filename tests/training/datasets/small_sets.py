@@ -1,4 +1,4 @@
-"""Small data sets in their original formats: COCO 2014, LVIS v1, PASCAL VOC 2012, Visual Genome v1.4."""
+"""Small data sets in their original formats: COCO 2014, LVIS v1, PASCAL VOC 2012, Visual Genome v1.4, Cityscapes."""
 
 import json
 from pathlib import Path
@@ -190,3 +190,20 @@ def write_visual_genome(root: Path, *, images: int = 8) -> None:
         objects.append({"image_id": number, "objects": found, "image_url": data[-1]["url"]})
     write_json(folder / "image_data.json", data)
     write_json(folder / "objects.json", objects)
+
+
+def write_cityscapes(root: Path) -> None:
+    """`root`/cityscapes: two images of aachen to train on, one of lindau as val; made-up ids."""
+    for part, city, number in (("train", "aachen", 0), ("train", "aachen", 1), ("val", "lindau", 0)):
+        stem = f"{city}/{city}_{number:06d}_000019"
+        folder = root / "cityscapes"
+        write_picture(folder / "leftImg8bit" / part / f"{stem}_leftImg8bit.png", number)
+        ids = np.full((HEIGHT, WIDTH), 7, np.uint16)  # road
+        ids[:, :3] = 1  # the own car: void
+        ids[50:60, 10:30] = 26  # a group of cars
+        ids[20:40, 5:25] = 26000  # a car
+        ids[24:36, 30:42] = 24000 + number  # a person
+        ids[20:24, 60:70] = 29001  # a caravan, which is not evaluated
+        path = folder / "gtFine" / part / f"{stem}_gtFine_instanceIds.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(ids).save(path)

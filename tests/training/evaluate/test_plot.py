@@ -19,7 +19,8 @@ def results_of(folder: Path, classes: ClassTable = CLASSES) -> Results:
 
 def columns_of(path: Path, group: str, panel: int) -> list[int]:
     """Of every column of a panel that shows a group's colour the uppermost row of it, as AP in percent."""
-    pixels = np.asarray(Image.open(path).convert("RGB"))
+    with Image.open(path) as plot:
+        pixels = np.asarray(plot.convert("RGB"))
     x, y = MARGIN + LEFT + panel * (LEFT + WIDTH + MARGIN), 2 * MARGIN
     seen = (pixels[y - 4 : y + HEIGHT + 5, x : x + WIDTH] == COLOURS[group]).all(axis=2)
     rows = np.argmax(seen, axis=0) - 4
