@@ -6,13 +6,13 @@ joined to its piece by a cut, to the hole and back the same way, which even-odd 
 rasteriser (`pycocotools.mask.frPyObjects`) all leave open. A mask without a pixel has a polygon without area,
 NO_PIXELS, since `pycocotools` does not read an empty list.
 
-Outlines are simplified by at most MAX_TOLERANCE, 1.2 pixels, and by less where a mask or a ring of it is narrow: by
-its area / its outline's length / NARROW. Where that is under LEAST_TOLERANCE, 0.7 pixels, nothing can be left out of a
-staircase, and the polygon is exact: a disc of up to 17 pixels across, or a line, however long. Ramer, Douglas and
-Peucker's rule chooses which corners remain; then each side becomes the line that fits the pixel edges best (least
-squares) and corners move to where their sides meet, rounded to tenths of a pixel. A side so lies in the middle of the
-stairs and not along their tips: at the same number of points the mask's area is kept, and errors are about a half.
-Simplified outlines may cross themselves where a mask is very narrow.
+Outlines are simplified by at most MAX_TOLERANCE, 1.2 pixels, and by less where a mask or a ring of it is not WIDE, by
+its area / its outline's length: down to LEAST_TOLERANCE, 0.7 pixels, under which nothing can be left out of a
+staircase. What is NARROW has an exact polygon: a disc of up to 17 pixels across, or a line, however long. Ramer,
+Douglas and Peucker's rule chooses which corners remain; then each side becomes the line that fits the pixel edges best
+(least squares) and corners move to where their sides meet, rounded to tenths of a pixel. A side so lies in the middle
+of the stairs and not along their tips: at the same number of points the mask's area is kept, and errors are about a
+half. Simplified outlines may cross themselves where a mask is very narrow.
 
 Before that, outlines follow the edges of pixels, those of all masks of an image at once. Every interval of a column
 (`maskx_masks.Intervals`) has an edge above and one below. On the line between two columns the ends of these edges, from
@@ -33,8 +33,9 @@ MAX_TOLERANCE = 1.2
 LEAST_TOLERANCE = 0.7
 """Just under half a pixel's diagonal, by which the corners of single steps are off their line: less changes nothing."""
 
-NARROW = 5.0
-"""Part of a mask's area / outline that the tolerance may be; a disc has a radius / 2.5, a stripe half its width."""
+NARROW, WIDE = 3.5, 10.0
+"""Area / outline up to which a mask is not simplified, and from which it is by MAX_TOLERANCE; between them the
+tolerance grows evenly. A disc has a radius / 2.5, a stripe half its width."""
 
 _ENDS_OF_CUTS = 16
 """Points of a hole that a cut may lead to: so that two outlines of thousands of points cost no gigabytes."""
@@ -100,8 +101,9 @@ def _tolerances(rings: Outlines) -> np.ndarray:
         np.bincount(rings.masks, rings.lengths, masks), 1
     )
     width = np.minimum(of_mask[rings.masks], np.abs(rings.areas) / rings.lengths)
-    tolerances = np.minimum(width / NARROW, MAX_TOLERANCE)
-    return np.where(tolerances < LEAST_TOLERANCE, 0.0, tolerances)
+    share = np.clip((width - NARROW) / (WIDE - NARROW), 0.0, 1.0)
+    tolerances = LEAST_TOLERANCE + share * (MAX_TOLERANCE - LEAST_TOLERANCE)
+    return np.where(width < NARROW, 0.0, tolerances)
 
 
 def _simplified(
