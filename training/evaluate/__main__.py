@@ -19,6 +19,7 @@ from model.files import command, exit_status
 from training.data.sides import sides
 from training.data.splits import split_classes
 from training.distributed import FailedElsewhere, Group, chosen_device, process_group
+from training.evaluate.boundary import require_boundary
 from training.evaluate.cityscapes import require_void
 from training.evaluate.measure import judge
 from training.evaluate.plot import write_plot
@@ -60,6 +61,11 @@ def main(arguments: list[str] | None = None) -> int:
         type=float,
         default=SCORE_THRESHOLD,
         help="least score judged (default: %(default)s)",
+    )
+    add(
+        "--boundary",
+        action="store_true",
+        help="boundary AP too (needs faster-coco-eval: requirements/boundary.txt)",
     )
     add(
         "--cityscapes",
@@ -104,6 +110,8 @@ def _evaluate_checkpoint(options: argparse.Namespace, group: Group) -> None:
         of_sides = None if swapped is None else swapped.labels
         evaluable: Evaluable = Views(network, views, of_sides) if views.used else network
         truth = load_ground_truth(annotations, classes, images_dir, max_images=options.max_images)
+        if options.boundary:
+            require_boundary()
         if options.cityscapes:
             require_void(truth)
         most = usual_detections(truth) if options.max_detections is None else options.max_detections
@@ -131,6 +139,7 @@ def _evaluate_checkpoint(options: argparse.Namespace, group: Group) -> None:
         classes,
         score_threshold=options.score_threshold,
         keypoints=keypoints,
+        boundary=options.boundary,
         cityscapes=options.cityscapes,
     )
     options.out.mkdir(parents=True, exist_ok=True)

@@ -42,8 +42,9 @@ class GroupResults:
     """Mean over objects (no crowds) of the IoU of the mask predicted on the ground-truth box and label."""
     box_fill: float | None
     """The same for the filled ground-truth box."""
+    boundary: AveragePrecision | None = None
+    """Of masks by boundary IoU; None where that was not asked for, as below."""
     cityscapes: CityscapesPrecision | None = None
-    """None where that was not asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,7 @@ class ClassResults:
     box: AveragePrecision
     """All figures of the class, of which four stand above as well."""
     mask: AveragePrecision
+    boundary: AveragePrecision | None = None
     cityscapes: CityscapesPrecision | None = None
 
 
@@ -110,18 +112,24 @@ def judge(
     *,
     score_threshold: float = SCORE_THRESHOLD,
     keypoints: KeypointsConfig | None = None,
+    boundary: bool = False,
     cityscapes: bool = False,
 ) -> Results:
     """Average precisions and mean IoU of predictions, over set A, set B and all classes of `classes`; that of
-    keypoints where `keypoints` says which there are; Cityscapes' own where that is asked for.
+    keypoints where `keypoints` says which there are; boundary AP and Cityscapes' own where asked for.
 
-    Raises ValueError where the truth has not what Cityscapes' own needs (see `cityscapes_precision`)."""
+    Raises ValueError where these have not what they need (`require_boundary`, `require_void`)."""
     truth = predictions.truth
     most = predictions.max_detections
     boxes = box_precision(truth, predictions.results, classes, max_detections=most)
     masks = mask_precision(truth, predictions.results, classes, max_detections=most)
     in_boxes = with_filled_boxes(predictions.results, truth)
     filled = mask_precision(truth, in_boxes, classes, max_detections=most)
+    outlines = (
+        mask_precision(truth, predictions.results, classes, max_detections=most, boundary=True)
+        if boundary
+        else None
+    )
     streets = cityscapes_precision(truth, predictions.results, classes) if cityscapes else None
     in_a = {classes.id_of_label(label) for label in classes.set_a_labels()}
     in_b = {classes.id_of_label(label) for label in classes.set_b_labels()}
@@ -136,6 +144,7 @@ def judge(
             filled_box=filled.over(category_ids),
             mask_iou=_mean([one.iou for one in mine]),
             box_fill=_mean([one.box_fill for one in mine]),
+            boundary=None if outlines is None else outlines.over(category_ids),
             cityscapes=None if streets is None else streets.over(category_ids),
         )
 
@@ -146,7 +155,7 @@ def judge(
         a=group(in_a),
         b=group(in_b),
         all=group(in_a | in_b),
-        classes=_per_class(predictions, classes, boxes, masks, streets),
+        classes=_per_class(predictions, classes, boxes, masks, outlines, streets),
         keypoints=keypoint_precision(truth, predictions.results, classes, keypoints)
         if keypoints is not None and keypoints.used
         else None,
@@ -159,6 +168,7 @@ def _per_class(
     classes: ClassTable,
     boxes: PrecisionTable,
     masks: PrecisionTable,
+    outlines: PrecisionTable | None,
     streets: CityscapesTable | None,
 ) -> tuple[ClassResults, ...]:
     rows = []
@@ -179,6 +189,7 @@ def _per_class(
                 box_fill=_mean([one.box_fill for one in mine]),
                 box=box,
                 mask=mask,
+                boundary=None if outlines is None else outlines.over({category_id}),
                 cityscapes=None if streets is None else streets.over({category_id}),
             )
         )

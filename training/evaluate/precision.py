@@ -22,6 +22,7 @@ from torch import Tensor
 from model.classes import ClassTable
 from model.keypoints.layout import KeypointsConfig, keypoint_labels
 from training.data.keypoints import coco_keypoints, labelled
+from training.evaluate.boundary import BoundaryEvaluation
 from training.evaluate.truth import GroundObject, GroundTruth, RunLengths
 
 MAX_DETECTIONS = 100
@@ -212,10 +213,12 @@ def mask_precision(
     classes: ClassTable,
     *,
     max_detections: int = MAX_DETECTIONS,
+    boundary: bool = False,
 ) -> PrecisionTable:
     """Mask average precision of COCO results, with sizes by mask area; `max_detections` of an image count.
 
-    An object whose mask cannot be read counts as a crowd over its box: what is found there is neither right nor wrong.
+    With `boundary` the overlap is the lesser of mask IoU and boundary IoU (`training.evaluate.boundary`). An object
+    whose mask cannot be read counts as a crowd over its box: what is found there is neither right nor wrong.
     """
     annotations: list[dict[str, Any]] = []
     for image_id in truth.image_ids:
@@ -228,7 +231,8 @@ def mask_precision(
     found = [
         {**_only(r, "segmentation"), "area": float(area)} for r, area in zip(results, areas, strict=True)
     ]
-    return _precision(truth, annotations, found, "segm", classes, max_detections)
+    how = BoundaryEvaluation if boundary else COCOeval
+    return _precision(truth, annotations, found, "segm", classes, max_detections, how)
 
 
 def with_filled_boxes(results: Sequence[dict[str, Any]], truth: GroundTruth) -> list[dict[str, Any]]:
@@ -256,11 +260,12 @@ def _precision(
     kind: str,
     classes: ClassTable,
     max_detections: int,
+    how: type[COCOeval] = COCOeval,
 ) -> PrecisionTable:
     found = [result for result in found if truth.judged(result)]
     counts = [1, 10, 100, max_detections] if max_detections > 100 else [1, 10, 100]
     annotations = [*annotations, *_searched_in_part(truth)]
-    evaluation = _evaluated(truth, annotations, found, kind, classes, maxDets=counts)
+    evaluation = _evaluated(truth, annotations, found, kind, classes, how, maxDets=counts)
     # [IoU threshold, recall, class, size range, detections an image]: the last of these is that of the main figures.
     # A copy, for the whole of it is 300 MB with LVIS's classes.
     precision = evaluation.eval["precision"][..., -1].copy()
@@ -289,7 +294,7 @@ def keypoint_precision(
         for result in results
         if result["category_id"] in ids and "keypoints" in result
     ]
-    params = {"kpt_oks_sigmas": np.array(config.all_sigmas), "catIds": sorted(ids)}
+    params: dict[str, Any] = {"kpt_oks_sigmas": np.array(config.all_sigmas), "catIds": sorted(ids)}
     evaluation = _evaluated(truth, annotations, found, "keypoints", classes, **params)
     objects = sum(one["num_keypoints"] > 0 and not one["iscrowd"] for one in annotations)
     precision = evaluation.eval["precision"][..., -1]  # similarity, recall, class, size range
@@ -306,11 +311,12 @@ def _evaluated(
     found: list[dict[str, Any]],
     kind: str,
     classes: ClassTable,
+    how: type[COCOeval] = COCOeval,
     **params: Any,
 ) -> COCOeval:
     """pycocotools' evaluation, without what it prints: callers of this module have their own progress."""
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(indexed(truth, annotations, classes), indexed(truth, found, classes), kind)
+        evaluation = how(indexed(truth, annotations, classes), indexed(truth, found, classes), kind)
         vars(evaluation.params).update(params)
         evaluation.evaluate()
         evaluation.accumulate()

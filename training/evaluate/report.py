@@ -50,7 +50,8 @@ def table(results: Results) -> str:
     ]
     if results.skipped:
         notes.append(f"left out: {listed(results.skipped)}")
-    parts = [rows, per_class, _sizes(results), *_keypoints(results.keypoints), *_cityscapes(results)]
+    parts = [rows, per_class, _sizes(results), *_boundary(groups)]
+    parts += [*_keypoints(results.keypoints), *_cityscapes(results)]
     return "\n".join([text for part in parts for text in (aligned(part), "")] + notes)
 
 
@@ -72,6 +73,8 @@ def _sizes(results: Results) -> list[list[str]]:
     for name, group in (("A", results.a), ("B", results.b), ("all", results.all)):
         add(f"{name}, boxes", group.box)
         add(f"{name}, masks", group.mask)
+        if group.boundary is not None:
+            add(f"{name}, boundaries", group.boundary)
     return rows
 
 
@@ -82,6 +85,13 @@ def _keypoints(found: KeypointPrecision | None) -> list[list[list[str]]]:
     figures = [found.ap, found.ap50, found.ap75, found.ap_medium, found.ap_large]
     figures += [found.ar, found.ar50, found.ar75, found.ar_medium, found.ar_large]
     return [[heads, ["keypoints", str(found.objects), *map(percent, figures)]]]
+
+
+def _boundary(groups: Sequence[tuple[str, GroupResults]]) -> list[list[list[str]]]:
+    """Boundary AP, where it was made."""
+    found = [(name, group.boundary) for name, group in groups if group.boundary is not None]
+    rows = [[name, *map(percent, (one.ap, one.ap50, one.ap75))] for name, one in found]
+    return [[["", "boundary AP", "AP50", "AP75"], *rows]] if rows else []
 
 
 def _cityscapes(results: Results) -> list[list[list[str]]]:
@@ -96,17 +106,23 @@ def _cityscapes(results: Results) -> list[list[list[str]]]:
 
 
 def write_csv(path: Path, results: Results) -> None:
-    """A line to each class, then to A, B and all of them: box and mask figures in [0, 1]; empty where there is none."""
-    figures = [f"{kind}_{name}" for kind in ("box", "mask") for name in CSV_FIGURES]
+    """A line to each class, then to A, B and all of them: figures in [0, 1], empty where there is none.
+
+    Those of boxes and masks, and of boundaries and Cityscapes' own where they were made.
+    """
+    kinds: dict[str, tuple[str, ...]] = dict.fromkeys(("box", "mask"), CSV_FIGURES)
+    kinds |= {"boundary": CSV_FIGURES} if results.all.boundary is not None else {}
+    kinds |= {"cityscapes": ("ap", "ap50")} if results.all.cityscapes is not None else {}
+    columns = [f"{kind}_{name}" for kind, names in kinds.items() for name in names]
     groups = (("all of set A", "A", results.a), ("all of set B", "B", results.b), ("all", "", results.all))
 
     def line(one: ClassResults | GroupResults) -> list[float | None]:
-        found = [getattr(kind, name) for kind in (one.box, one.mask) for name in CSV_FIGURES]
+        found = [getattr(getattr(one, kind), name) for kind, names in kinds.items() for name in names]
         return [*found, one.mask_iou, one.box_fill]
 
     with whole(path, mode="w") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["category_id", "class", "set", "objects", *figures, "mask_iou", "box_fill"])
+        writer.writerow(["category_id", "class", "set", "objects", *columns, "mask_iou", "box_fill"])
         for one in results.classes:
             writer.writerow([one.category_id, one.name, _set_of(one), one.objects, *line(one)])
         for name, of_set, group in groups:

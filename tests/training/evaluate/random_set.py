@@ -97,8 +97,8 @@ def random_set(
         for entry in entries:
             entry["neg_category_ids"] = [i for i in ids if random.random() < 0.3]
             entry["not_exhaustive_category_ids"] = [i for i in ids if random.random() < 0.3]
-        for category, frequency in zip(categories, "rccfr", strict=True):
-            category["frequency"] = frequency
+        for one, frequency in zip(categories, "rccfr", strict=True):
+            one["frequency"] = frequency
     document = {"images": entries, "categories": categories, "annotations": annotations}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "truth.json").write_text(json.dumps(document))

@@ -102,8 +102,12 @@ def test_the_ten_figures_of_keypoints_are_cocos(tmp_path: Path) -> None:
         one |= {"keypoints": points.flatten().tolist(), "num_keypoints": len(names)}
         for size in (0.02, 0.05, 0.1):
             moved = points + random.normal(0, size, points.shape) * (w, h, 0)
-            found = {"image_id": one["image_id"], "category_id": one["category_id"], "score": random.random()}
-            results.append(found | {"keypoints": moved.flatten().tolist()})
+            detection = {
+                "image_id": one["image_id"],
+                "category_id": one["category_id"],
+                "score": random.random(),
+            }
+            results.append(detection | {"keypoints": moved.flatten().tolist()})
     (tmp_path / "truth.json").write_text(json.dumps(made.document))
     config = KeypointsConfig(layout="coco", classes=("ant", "bee", "cat", "dog"))
     found = keypoint_precision(load_ground_truth(tmp_path / "truth.json", CLASSES), results, CLASSES, config)

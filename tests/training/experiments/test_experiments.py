@@ -18,7 +18,7 @@ from tests.conftest import ROOT
 from tests.training.data.coco_scene import CLASSES, KnowingNetwork, usual_scene
 from tests.training.tiny_set import SMALLEST
 from training.config import DEFAULT_CONFIG, TrainingConfig, changed, config_from_dict, load_config, to_dict
-from training.evaluate import measure as evaluate
+from training.evaluate import __main__ as evaluate
 from training.experiments import __main__ as experiments
 from training.experiments import transfer_form as validate_transfer
 from training.experiments.__main__ import Experiments, locked

@@ -35,11 +35,11 @@ def row(name: str, value: float | None, *, seed: int = 0, split: str = "") -> di
 def test_figures_come_from_the_group_they_are_named_after() -> None:
     def group(tens: float) -> GroupResults:
         def precision(units: float) -> AveragePrecision:
-            rest = dict.fromkeys(("ap75", "ap_small", "ap_medium", "ap_large"))
+            rest: dict[str, Any] = dict.fromkeys(("ap75", "ap_small", "ap_medium", "ap_large"))
             return AveragePrecision(ap=tens + units, ap50=tens + units + 0.5, **rest)
 
         box, mask, filled = (precision(units) for units in (1, 2, 3))
-        shares = {"mask_iou": tens + 4, "box_fill": tens + 5}
+        shares: dict[str, Any] = {"mask_iou": tens + 4, "box_fill": tens + 5}
         return GroupResults(classes=1, objects=1, box=box, mask=mask, filled_box=filled, **shares)
 
     results = Results(
