@@ -79,39 +79,52 @@ def write_cityscapes(root: Path, out: Path) -> list[str]:
 
 
 def _add_image(writer: CocoWriter, image_id: int, name: str, ids: NDArray[np.int64], path: Path) -> None:
-    found = np.flatnonzero(np.bincount(ids.ravel())).tolist()
+    height, width = ids.shape
+    flat = ids.ravel(order="F")
+    starts = np.concatenate([[0], np.flatnonzero(np.diff(flat)) + 1])
+    ends = np.append(starts[1:], flat.size)
+    of_run = flat[starts]
+    found = np.unique(of_run).tolist()
     strangers = [one for one in found if not (one < _LABELS or one // 1000 in _NUMBERED)]
     if strangers:
         raise ValueError(
             f"{path}: has the ids {strangers[:5]}; expected labels 0 to {_LABELS - 1} and instances "
             f"{_NUMBERED[0]}000 to {max(_NUMBERED)}999"
         )
-    height, width = ids.shape
-    void = np.isin(ids, VOID)
+    void = np.isin(of_run, VOID)
     entry = {"id": image_id, "file_name": name, "width": width, "height": height}
-    writer.add_image(entry | {"void": _run_lengths(void) if void.any() else None})
+    writer.add_image(
+        entry | {"void": _text(_mask(starts[void], ends[void], height, width)) if void.any() else None}
+    )
     for one in found:
         label = one if one < 1000 else one // 1000
         if label not in CLASSES:
             continue
-        mask = ids == one
-        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        x, y = int(columns[0]), int(rows[0])
+        mine = of_run == one
+        mask = _mask(starts[mine], ends[mine], height, width)
         writer.add(
             {
                 "image_id": image_id,
                 "category_id": label,
-                "bbox": [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y],
-                "area": int(mask.sum()),
+                "bbox": [int(side) for side in mask_utils.toBbox(mask)],
+                "area": int((ends - starts)[mine].sum()),
                 "iscrowd": int(one < 1000),
-                "segmentation": _run_lengths(mask),
+                "segmentation": _text(mask),
             }
         )
 
 
-def _run_lengths(mask: NDArray[np.bool_]) -> dict[str, Any]:
-    packed = mask_utils.encode(np.asfortranarray(mask.astype(np.uint8)))
-    return {"size": [int(side) for side in packed["size"]], "counts": packed["counts"].decode("ascii")}
+def _mask(starts: NDArray[np.int64], ends: NDArray[np.int64], height: int, width: int) -> dict[str, Any]:
+    """The mask of the pixels, counted down the columns, from each start up to its end; these rise."""
+    apart = starts[1:] != ends[:-1]
+    first, last = starts[np.append(True, apart)], ends[np.append(apart, True)]
+    edges = np.append(np.stack([first, last], axis=1), height * width)
+    counts = np.diff(edges, prepend=0).tolist()
+    return dict(mask_utils.frPyObjects({"size": [height, width], "counts": counts}, height, width))
+
+
+def _text(mask: dict[str, Any]) -> dict[str, Any]:
+    return {"size": [int(side) for side in mask["size"]], "counts": mask["counts"].decode("ascii")}
 
 
 def _instance_ids(path: Path) -> NDArray[np.int64]:

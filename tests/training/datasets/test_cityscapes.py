@@ -43,6 +43,30 @@ def test_instances_become_objects_groups_crowds_and_void_stays(root: Path) -> No
     assert void[:, :3].all() and void.sum() == 3 * HEIGHT
 
 
+def test_masks_are_the_very_pixels_also_over_the_ends_of_columns_and_in_the_last_one(root: Path) -> None:
+    random = np.random.default_rng(0)
+    ids = random.choice([7, 1, 4, 26, 26000, 26001, 24000, 29001], (HEIGHT, WIDTH)).astype(np.uint16)
+    ids[:, -2:] = 26001
+    ids[40:, 3] = ids[:9, 4] = 24000
+    Image.fromarray(ids).save(root / TRUTH)
+    cityscapes.write_cityscapes(root, root)
+    contents = json.loads((root / "train.json").read_text())
+    masks = {
+        (a["category_id"], a["area"]): a["segmentation"]
+        for a in contents["annotations"]
+        if a["image_id"] == 2
+    }
+    for one, label in ((26, 26), (26000, 26), (26001, 26), (24000, 24)):
+        mask = masks.pop((label, int((ids == one).sum())))
+        assert (coco_mask.decode(mask) == (ids == one)).all()
+        assert (
+            mask["counts"]
+            == coco_mask.encode(np.asfortranarray((ids == one).astype(np.uint8)))["counts"].decode()
+        )
+    assert masks == {}
+    assert (coco_mask.decode(contents["images"][1]["void"]) == np.isin(ids, (1, 4))).all()
+
+
 def test_what_was_written_can_be_trained_on_and_judged_by(root: Path) -> None:
     cityscapes.write_cityscapes(root, root)
     data = CocoDataset(root / "leftImg8bit/train", root / "train.json", mask_classes="car,person")

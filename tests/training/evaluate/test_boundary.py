@@ -50,17 +50,26 @@ def square(top: int, side: int) -> dict[str, Any]:
     return dict(mask_utils.encode(np.asfortranarray(pixels)))
 
 
-def one_square(folder: Path, *, crowd: bool = False) -> RandomSet:
-    """A square of 100 pixels a side, found 6 rows too low, and one of 12 that is found exactly."""
+def squares(
+    folder: Path, truth: list[tuple[int, int, int, bool]], found: list[tuple[int, int, int, float]]
+) -> RandomSet:
+    """An image of squares: category, upper edge, side, and whether it is a crowd or its score."""
     made = random_set(folder, 0, images=1)
     made.document["annotations"], results = [], []
-    for category, side, top in ((2, 100, 16), (3, 12, 10)):
-        one = {"image_id": 1, "category_id": category, "bbox": [20, 10, side, side]}
-        more = {"id": category, "area": side * side, "iscrowd": int(crowd)}
-        made.document["annotations"].append(one | more | {"segmentation": text(square(10, side))})
-        results.append(one | {"bbox": [20, top, side, side], "score": 0.9, "segmentation": square(top, side)})
+    for number, (category, top, side, crowd) in enumerate(truth, start=1):
+        one = {"id": number, "image_id": 1, "category_id": category, "bbox": [20, top, side, side]}
+        more = {"area": side * side, "iscrowd": int(crowd), "segmentation": text(square(top, side))}
+        made.document["annotations"].append(one | more)
+    for category, top, side, score in found:
+        one = {"image_id": 1, "category_id": category, "bbox": [20, top, side, side]}
+        results.append(one | {"score": score, "segmentation": square(top, side)})
     (folder / "truth.json").write_text(json.dumps(made.document))
     return RandomSet(made.document, load_ground_truth(folder / "truth.json", CLASSES), results)
+
+
+def one_square(folder: Path) -> RandomSet:
+    """A square of 100 pixels a side, found 6 rows too low, and one of 12 that is found exactly."""
+    return squares(folder, [(2, 10, 100, False), (3, 10, 12, False)], [(2, 16, 100, 0.9), (3, 10, 12, 0.9)])
 
 
 @pytest.mark.usefixtures("plain_strips")
@@ -82,8 +91,12 @@ def test_a_large_mask_that_is_moved_loses_at_its_boundary_and_a_small_one_is_as_
 
 @pytest.mark.usefixtures("plain_strips")
 def test_what_lies_in_a_crowd_is_judged_by_the_mask_alone(tmp_path: Path) -> None:
-    made = one_square(tmp_path, crowd=True)
-    assert mask_precision(made.truth, made.results, CLASSES, boundary=True).over(CLASSES.ids).ap is None
+    """A square deep in the crowd shares none of its outline, and is no mistake."""
+    truth = [(2, 10, 12, False), (2, 100, 120, True)]
+    made = squares(tmp_path, truth, [(2, 140, 30, 0.9), (2, 10, 12, 0.5)])
+    assert mask_precision(made.truth, made.results, CLASSES, boundary=True).over({2}).ap == pytest.approx(1.0)
+    alone = squares(tmp_path / "crowd alone", truth[1:], [(2, 140, 30, 0.9)])
+    assert mask_precision(alone.truth, alone.results, CLASSES, boundary=True).over({2}).ap is None
 
 
 @pytest.mark.parametrize("seed", range(3))

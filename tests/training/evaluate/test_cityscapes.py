@@ -80,11 +80,13 @@ SCENE = {"_26001": WHOLE, "_26": GROUP, "_1": (0, 64, 100, 128), "_26002": (40, 
         ([found(WHOLE, 0.9), found(ASIDE, 0.9)], 0.75, 0.75),
         # Twice: the surest finds it, whichever stands first.
         ([found(WHOLE, 0.5), found(WHOLE, 0.9)], 1.0, 1.0),
+        ([found(WHOLE, 0.9), found(WHOLE, 0.9)], 0.75, 0.75),
         # In groups, in void and on objects too small nothing is wrong.
         ([found(GROUP, 0.95), found(WHOLE, 0.9)], 1.0, 1.0),
         ([found((0, 10, 60, 70), 0.95), found(WHOLE, 0.9)], 1.0, 1.0),
         ([found((0, 20, 105, 120), 0.95), found(WHOLE, 0.9)], 1.0, 1.0),
         ([found((40, 48, 60, 70), 0.95), found(WHOLE, 0.9)], 1.0, 1.0),
+        ([found((40, 48, 60, 64), 0.95), found(WHOLE, 0.9)], 1.0, 1.0),
         # 7 of 10 columns in void are more than .50 to .65 of it, and not more than .70 to .95.
         ([found((0, 20, 97, 107), 0.95), found(WHOLE, 0.9)], 1.0, 0.4 + 0.6 * 0.25),
         # Another class is another matter, and a mask without a pixel is none.
