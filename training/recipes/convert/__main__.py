@@ -1,7 +1,7 @@
 """A Mask R-CNN of torchvision, detectron2, Detectron or the paper's authors becomes a checkpoint of this project.
 
-`python -m training.recipes.convert --weights FILE --out CHECKPOINT [--classes NAMES] [key=value ...]`. Whose file it is,
-its names tell. The checkpoint can be evaluated, exported and trained on like any other. What a file cannot be here is
+`python -m training.recipes.convert --weights FILE --out CHECKPOINT [--classes NAMES] [key=value ...]`. Whose file it
+is, its names tell. The checkpoint can be evaluated, exported and trained on like any other. What cannot be here is
 refused in one line: deformable convolutions, cascades, panoptic branches, normalisation by groups, DC5.
 """
 

@@ -32,6 +32,7 @@ def _pyramid(name: str) -> Callable[[re.Match[str]], str]:
 
 
 DETECTRON2: Sequence[Rule] = (
+    (r"pixel_(?:mean|std)|proposal_generator\.anchor_generator\.cell_anchors\.\d|.*\.num_batches_tracked", ""),
     (r"backbone\.(?:bottom_up\.)?stem\.conv1\.norm\.(\w+)", r"backbone.body.bn1.\1"),
     (r"backbone\.(?:bottom_up\.)?stem\.conv1\.weight", "backbone.body.conv1.weight"),
     (r"(?:backbone\.(?:bottom_up\.)?|roi_heads\.)res(\d)\.(\d+)\.((?:conv\d|shortcut)\.[\w.]+)", _layer),
@@ -51,7 +52,6 @@ DETECTRON2: Sequence[Rule] = (
     (r"roi_heads\.mask_head\.predictor\.bias", "mask_weights.bias"),
     (r"roi_heads\.keypoint_head\.conv_fcn(\d)(\.norm)?\.(\w+)", _numbered("keypoint_branch.convs")),
     (r"roi_heads\.keypoint_head\.score_lowres\.(\w+)", r"keypoint_branch.deconv.\1"),
-    (r"pixel_(?:mean|std)|proposal_generator\.anchor_generator\.cell_anchors\.\d|.*\.num_batches_tracked", ""),
 )  # fmt: skip
 """A whole name and what it becomes; "" for what is no weight."""
 
