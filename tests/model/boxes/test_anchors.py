@@ -16,8 +16,8 @@ MATLAB = [
     [-55, -55, 72, 72], [-119, -119, 136, 136], [-247, -247, 264, 264],
     [-35, -79, 52, 96], [-79, -167, 96, 184], [-167, -343, 184, 360],
 ]  # fmt: skip
-"""Of a cell of 16 pixels in py-faster-rcnn and Detectron: the listing from which both check theirs, pixels counted from 1
-and the last one inside the box."""
+"""Of a cell of 16 pixels in py-faster-rcnn and Detectron: the listing both check theirs by, pixels counted from 1 and the
+last one inside the box."""
 
 
 def test_detectrons_anchors_are_those_of_its_listing() -> None:

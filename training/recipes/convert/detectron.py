@@ -46,6 +46,8 @@ class Found:
     std: Pixel
     reversed: bool
     """Whether its first convolution reads blue, green, red."""
+    ratios_together: bool = False
+    """Whether all ratios of an anchor's size come one after the other; else all sizes of a ratio, as here."""
     anchors: tuple[Tensor, ...] = ()
     """Cell anchors of each level, where the file brings them."""
     labels_with_masks: tuple[int, ...] | None = None
@@ -103,14 +105,6 @@ def read_detectron2(file: File, pixels: PixelOrder | None = None) -> Found:
         file.state, pixels or ("bgr/std" if cardinal else "bgr"), given=pixels is not None
     )
     c4 = values["box"].get("head") == "res5"
-    if c4:
-        ratios, sizes = len(ModelConfig().rpn.aspect_ratios), len(ModelConfig().rpn.anchor_sizes)
-        for name, rows in (("cls_logits", 1), ("bbox_pred", 4)):
-            for part in ("weight", "bias"):  # all ratios of a size first there, all sizes of a ratio here
-                key = f"rpn.head.{name}.{part}"
-                if state[key].shape[0] == rows * ratios * sizes:
-                    by_size = state[key].unflatten(0, (sizes, ratios, rows))
-                    state[key] = by_size.transpose(0, 1).flatten(0, 2).contiguous()
     for branch in ("box", "mask", "keypoints"):
         values[branch] = values.get(branch, {}) | {"sampling_ratio": 0}
     values["rpn"] |= {"anchors": "exact"}
@@ -121,6 +115,7 @@ def read_detectron2(file: File, pixels: PixelOrder | None = None) -> Found:
         mean=mean,
         std=std,
         reversed=order == "bgr",
+        ratios_together=c4,
         anchors=() if c4 else tuple(anchors),
         labels_with_masks=_labels_with_masks(state, values, ""),
     )
@@ -204,6 +199,14 @@ def network_of(found: Found, config: ModelConfig) -> MaskXRCNN:
     first = next(name for name in own if name.startswith("backbone.body.") and own[name].dim() == 4)
     weight = state[first].flip(1) if found.reversed else state[first]
     state[first] = weight * (std / torch.tensor(found.std)).view(1, 3, 1, 1)
+    if found.ratios_together:
+        sizes, ratios = len(config.rpn.anchor_sizes), len(config.rpn.aspect_ratios)
+        for key in [key for key in state if re.match(r"rpn\.head\.(cls_logits|bbox_pred)\.", key)]:
+            if (
+                state[key].shape[0] % (sizes * ratios) == 0
+            ):  # else it does not fit, and `load_weights` says so
+                by_size = state[key].unflatten(0, (sizes, ratios, -1))
+                state[key] = by_size.transpose(0, 1).flatten(0, 2)
     if found.labels_with_masks == ():
         state |= _without_masks(own)
     state |= {name: value for name, value in own.items() if name.endswith("num_batches_tracked")}
