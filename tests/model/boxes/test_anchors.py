@@ -16,7 +16,7 @@ MATLAB = [
     [-55, -55, 72, 72], [-119, -119, 136, 136], [-247, -247, 264, 264],
     [-35, -79, 52, 96], [-79, -167, 96, 184], [-167, -343, 184, 360],
 ]  # fmt: skip
-"""Of a cell of 16 pixels in py-faster-rcnn and Detectron: the listing both check theirs by, pixels counted from 1 and the
+"""Of a cell of 16 pixels in py-faster-rcnn and Detectron, as both list them to check theirs: pixels counted from 1, the
 last one inside the box."""
 
 

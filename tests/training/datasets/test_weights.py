@@ -32,7 +32,7 @@ def test_weights_are_fetched_once_and_the_line_that_is_printed_converts_them(
     assert hashlib.sha256(path.read_bytes()).hexdigest() in said and "no digest is published" in said
     asked = len(server[1].requests)
     assert run(server, tmp_path, PAPER) == 0 and len(server[1].requests) == asked
-    line = re.search(r"-m training.recipes.convert (.*) --out \\S+", said)
+    line = re.search(r"-m training.recipes.convert (.*) --out \S+", said)
     assert line
     assert convert([*line[1].split(), "--out", str(tmp_path / "checkpoint.pt")]) == 0
     _, table, contents = load_network(tmp_path / "checkpoint.pt")

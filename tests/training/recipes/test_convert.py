@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from model.backbones.torchvision_state import State
-from model.checkpoint import load_checkpoint, load_network
+from model.checkpoint import load_network
 from tests.model.small_network import target
 from tests.training.recipes import detectron_peer as peer
 from tests.training.recipes.detectron_peer import Kind, blobs, detect, in_detectron2, write_python2_pickle
 from tests.training.recipes.torchvision_peer import TOLERANCE, answer_of_converted, differences
-from training.recipes.convert.__main__ import convert
+from training.recipes.convert.__main__ import classes_of, convert
+from training.recipes.convert.detectron import Found, network_of, read_detectron
+from training.recipes.convert.pickles import File
 
 NAMES = ("ape", "bee", "cat", "dog", "elk")
 COUNTS = ["model.rpn.pre_nms_test=60", "model.rpn.post_nms_test=60"]
@@ -99,11 +101,6 @@ def transfer(tmp_path_factory: pytest.TempPathFactory) -> tuple[State, Path]:
     return state, converted(KINDS["the paper's T and MLP"], state, tmp_path_factory.mktemp("transfer"))
 
 
-def model_config(checkpoint: Path) -> dict[str, Any]:
-    found: dict[str, Any] = load_checkpoint(checkpoint)["model_config"]
-    return found
-
-
 def test_the_papers_network_can_be_trained_on_and_every_weight_is_reached(
     transfer: tuple[State, Path],
 ) -> None:
@@ -117,11 +114,15 @@ def test_the_papers_network_can_be_trained_on_and_every_weight_is_reached(
         assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in module.parameters())
 
 
+def read(state: State, configuration: str | None = None) -> Found:
+    return read_detectron(File(state=state, configuration=configuration))
+
+
 def test_a_file_older_than_bbox_reg_weights_gives_the_same_boxes_and_masks(
-    transfer: tuple[State, Path], tmp_path: Path
+    transfer: tuple[State, Path],
 ) -> None:
     """Detectron reads such a file with weights of 1: its offsets are a tenth and a fifth of the others'."""
-    state, kind = dict(transfer[0]), KINDS["the paper's T and MLP"]
+    state = dict(transfer[0])
     for end in ("w", "b"):
         offsets = state[f"bbox_pred_{end}"]
         factor = torch.tensor([10.0, 10.0, 5.0, 5.0]).repeat(len(offsets) // 4)
@@ -131,21 +132,15 @@ def test_a_file_older_than_bbox_reg_weights_gives_the_same_boxes_and_masks(
     state["bbox2mask_mlp_l1_w"] = torch.cat(
         [first[:, : peer.HIDDEN], first[:, peer.HIDDEN :] * by_row], dim=1
     )
-    old = "MODEL: {NUM_CLASSES: 6}"
-    ours = [
-        load_network(converted(kind, state, tmp_path, configuration=old))[0],
-        load_network(transfer[1])[0],
-    ]
-    torch.testing.assert_close(ours[0].state_dict(), ours[1].state_dict(), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(
-        ours[0].mask_weights_of_all(), ours[1].mask_weights_of_all(), rtol=1e-4, atol=1e-5
-    )
-    new = f"{old[:-1]}, BBOX_REG_WEIGHTS: [10., 10., 5., 5.]}}"
-    kept = load_network(converted(kind, state, tmp_path, configuration=new))[0]
-    torch.testing.assert_close(kept.box_predictor.bbox_pred.bias, state["bbox_pred_b"])
+    old = read(state, "MODEL: {NUM_CLASSES: 6}")
+    torch.testing.assert_close(old.state, read(transfer[0]).state, rtol=1e-5, atol=1e-6)
+    masks = [network_of(found, found.config).mask_weights_of_all()[0] for found in (old, read(transfer[0]))]
+    torch.testing.assert_close(*masks, rtol=1e-4, atol=1e-5)
+    new = read(state, "MODEL: {NUM_CLASSES: 6, BBOX_REG_WEIGHTS: [10., 10., 5., 5.]}")
+    assert torch.equal(new.state["box_predictor.bbox_pred.bias"], state["bbox_pred_b"])
 
 
-def test_what_detectrons_configuration_says_is_taken(transfer: tuple[State, Path], tmp_path: Path) -> None:
+def test_what_detectrons_configuration_says_is_taken(transfer: tuple[State, Path]) -> None:
     told = """MODEL:
   BBOX_REG_WEIGHTS: [10.0, 10.0, 5.0, 5.0]
 MRCNN:
@@ -159,56 +154,48 @@ TRAIN:
   - 5
   RPN_PRE_NMS_TOP_N: 2000
 """
-    out = converted(KINDS["the paper's T and MLP"], transfer[0], tmp_path, configuration=told)
-    config, usual = model_config(out), model_config(transfer[1])
-    assert (usual["backbone"]["stride_in"], config["backbone"]["stride_in"]) == ("1x1", "3x3")
-    assert (usual["transfer"]["activation"], config["transfer"]["activation"]) == ("leaky_relu", "relu")
-    assert (
-        load_network(out)[1].set_a_labels() == (2, 5)
-        and len(load_network(transfer[1])[1].set_a_labels()) == 5
-    )
-    assert usual["transfer"]["input"] == "cls+box" and usual["mask"]["mlp"] == "official"
+    said, usual = read(transfer[0], told), read(transfer[0])
+    assert (usual.config.backbone.stride_in, said.config.backbone.stride_in) == ("1x1", "3x3")
+    assert (usual.config.transfer.activation, said.config.transfer.activation) == ("leaky_relu", "relu")
+    named = [classes_of(found, ",".join(NAMES)).set_a_labels() for found in (said, usual)]
+    assert named == [(2, 5), (1, 2, 3, 4, 5)]
+    assert usual.config.transfer.input == "cls+box" and usual.config.mask.mlp == "official"
+    on_one_line = read(transfer[0], "MRCNN_LABELS_TO_KEEP: (1, 3)\nBBOX_REG_WEIGHTS: 1")
+    assert on_one_line.labels_with_masks == (1, 3)
 
 
-def test_set_a_is_given_where_no_weight_shows_it(transfer: tuple[State, Path], tmp_path: Path) -> None:
-    kind = KINDS["the paper's T and MLP"]
-    table = load_network(converted(kind, transfer[0], tmp_path, mask_classes="bee,cat"))[1]
+def test_set_a_is_given_where_no_weight_shows_it(transfer: tuple[State, Path]) -> None:
+    table = classes_of(read(transfer[0]), ",".join(NAMES), "bee,cat")
     assert [name for name, a in zip(table.names, table.has_mask, strict=True) if a] == ["bee", "cat"]
     with pytest.raises(ValueError, match="the file has no masks; leave it out"):
-        converted(Kind(masks="none"), blobs(Kind(masks="none")), tmp_path, mask_classes="bee")
+        classes_of(read(blobs(Kind(masks="none"))), ",".join(NAMES), "bee")
 
 
 # ---- classes ----
 
 
-def few_rows(rows: int) -> State:
-    """Weights of so many rows of classes."""
-    return blobs(Kind(masks="transfer", classes=rows - 1))
-
-
 def test_visual_genomes_classes_are_cocos_and_numbers_or_those_of_its_annotations(tmp_path: Path) -> None:
-    kind = Kind(masks="transfer", classes=3001)
-    state = few_rows(3002)
-    table = load_network(converted(kind, state, tmp_path, classes=""))[1]
+    found = read(blobs(Kind(masks="transfer", classes=3001)))
+    table = classes_of(found)
     assert (table.names[0], table.names[79], table.names[80], table.names[-1]) == (
         "person", "toothbrush", "class 81", "class 3001",
     )  # fmt: skip
-    assert table.set_a_labels() == tuple(range(1, 81))
+    assert table.set_a_labels() == tuple(range(1, 81)) and found.config.transfer.kind == "transfer"
     named = tmp_path / "vg3k_train.json"
     categories = [{"id": k, "name": f"synset.n.{k:02}"} for k in range(3001, 0, -1)]
     named.write_text(json.dumps({"images": [], "annotations": [], "categories": categories}))
-    table = load_network(converted(kind, state, tmp_path, classes=str(named)))[1]
+    table = classes_of(found, str(named))
     assert (table.ids[0], table.names[0], table.names[-1]) == (1, "synset.n.01", "synset.n.3001")
 
 
-def test_80_classes_are_cocos_and_other_counts_want_names(tmp_path: Path) -> None:
-    kind = Kind(masks="none", classes=80)
-    table = load_network(converted(kind, blobs(kind), tmp_path, classes=""))[1]
+def test_80_classes_are_cocos_and_other_counts_want_names() -> None:
+    table = classes_of(read(blobs(Kind(masks="none", classes=80))))
     assert (table.ids[:2], table.ids[-1], table.names[-1], table.set_a_labels()) == (
         (1, 2),
         90,
         "toothbrush",
         (),
     )
+    assert classes_of(read(blobs(Kind(masks="pose", classes=1)))).names == ("person",)
     with pytest.raises(ValueError, match="the weights have 7 classes: name them with --classes"):
-        converted(Kind(masks="none", classes=7), blobs(replace(kind, classes=7)), tmp_path, classes="")
+        classes_of(read(blobs(Kind(masks="none", classes=7))))

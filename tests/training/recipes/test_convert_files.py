@@ -14,7 +14,7 @@ import torch
 from model.checkpoint import load_checkpoint
 from tests.training.recipes import detectron_peer as peer
 from tests.training.recipes.detectron_peer import Kind, blobs, in_detectron2, write_python2_pickle
-from tests.training.recipes.test_convert import NAMES, converted
+from tests.training.recipes.test_convert import NAMES, read
 from tests.training.recipes.torchvision_peer import small_peer
 from training.recipes.convert.__main__ import convert, main
 from training.recipes.convert.pickles import read_file, read_pickle
@@ -43,7 +43,7 @@ def convert_small(path: Path, folder: Path, **options: Any) -> Path:
 
 
 def test_pixels_are_those_of_the_file_or_as_they_are_said_to_be(tmp_path: Path) -> None:
-    first = torch.tensor(blobs(DETECTRON2)["conv1_w"])
+    first = blobs(DETECTRON2)["conv1_w"]
     std = torch.tensor([58.395, 57.12, 57.375]).view(3, 1, 1)
     rgb = {
         "pixel_mean": np.array([123.675, 116.28, 103.53]).reshape(3, 1, 1),
@@ -136,15 +136,15 @@ def test_what_this_network_cannot_be_is_refused_in_one_line(
         ("_[mask]_res5_0_branch2a_w", "a conv5 of its own"), ("glove_embedding", "no place for: glove_embedding"),
     ],
 )  # fmt: skip
-def test_blobs_of_other_networks_are_refused(name: str, message: str, tmp_path: Path) -> None:
+def test_blobs_of_other_networks_are_refused(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        converted(PAPER, blobs(PAPER) | {name: torch.zeros(3)}, tmp_path)
+        read(blobs(PAPER) | {name: torch.zeros(3)})
 
 
-def test_word_vectors_as_the_input_of_t_are_refused(tmp_path: Path) -> None:
+def test_word_vectors_as_the_input_of_t_are_refused() -> None:
     state = blobs(PAPER) | {"bbox2mask_mlp_l1_w": torch.zeros(peer.MASK, 300)}
     with pytest.raises(ValueError, match="reads 300 numbers of a class"):
-        converted(PAPER, state, tmp_path)
+        read(state)
 
 
 def test_a_file_of_torchvision_is_converted_by_the_same_command(tmp_path: Path) -> None:

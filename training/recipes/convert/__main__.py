@@ -75,7 +75,7 @@ def convert(
             f"{first_few(sorted(file.state), 4)}"
         )
     config = changed(replace(TrainingConfig(), model=found.config), overrides)
-    table = _table(found, classes, mask_classes)
+    table = classes_of(found, classes, mask_classes)
     network = network_of(found, config.model)
     save_checkpoint(
         out,
@@ -94,7 +94,8 @@ def convert(
     return table, whose
 
 
-def _table(found: Found, classes: str, mask_classes: str) -> ClassTable:
+def classes_of(found: Found, classes: str = "", mask_classes: str = "") -> ClassTable:
+    """The table of the rows' classes; see `convert`."""
     rows = found.rows
     if classes:
         listed = list(convert_torchvision.categories(classes, rows=rows).values())
