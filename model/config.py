@@ -134,8 +134,8 @@ class BoxConfig:
     """Whether the pooling of boxes and masks takes half a cell away, as it must for a cell's centre to be its place
     (Detectron2). false: torchvision's detectors, which were trained without."""
     inclusive: bool = False
-    """Whether a box ends at its last pixel where it is pooled, so that its far sides are taken one pixel nearer: as in
-    Detectron, where a box from 3 to 5 is three pixels wide."""
+    """Whether a box ends with its last pixel, as in Detectron, where one from 3 to 5 is three pixels wide: pooled and
+    enlarged it is by the places of its first and last pixel."""
     rois_per_image: int = 512
     positive_fraction: float = 0.25
     foreground_iou: float = 0.5

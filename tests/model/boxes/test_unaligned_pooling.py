@@ -8,8 +8,9 @@ from torch import Tensor
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
 from model.boxes.pooling import PyramidRoIAlign, rois_of
-from model.canvas import resized_size
-from tests.model.small_network import SMALL, small_network
+from model.canvas import resized_size, scaled_boxes
+from model.losses import own_total
+from tests.model.small_network import SMALL, asked, image, same_when_scripted, small_network, target
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -102,3 +103,26 @@ def test_sides_rounded_down_are_those_of_torchvisions_interpolation(height: int,
         image, scale_factor=scale, mode="bilinear", recompute_scale_factor=True, align_corners=False
     )
     assert mine == tuple(theirs.shape[2:])
+
+
+def test_places_of_the_first_and_the_last_pixel_are_scaled_where_boxes_end_with_a_pixel() -> None:
+    box, scale = torch.tensor([[3.0, 4.0, 6.0, 10.0]]), torch.tensor([2.0, 3.0, 2.0, 3.0])
+    assert scaled_boxes(box, scale, False).tolist() == [[6, 12, 12, 30]]
+    ends = scaled_boxes(box, scale, True)  # the last pixels are at 5 and 9: at 10 and 27 once enlarged
+    assert ends.tolist() == [[6, 12, 11, 28]]
+    torch.testing.assert_close(scaled_boxes(ends, 1 / scale, True), box)
+
+
+def test_truth_and_answers_of_a_network_whose_boxes_end_with_a_pixel_are_scaled_alike() -> None:
+    network = small_network(box=dataclasses.replace(SMALL.box, inclusive=True))
+    photo, one = image(32, 48), target(3, height=32, width=48)
+    batch = network.batch_of([photo], [one], None, own_total)
+    expected = scaled_boxes(one["boxes"], batch.truth.scales[0], True)
+    assert float(batch.truth.scales.max()) > 1.5
+    torch.testing.assert_close(batch.truth.boxes[0, : len(expected)], expected)
+    losses = network.losses([photo], [one])
+    assert all(bool(loss.isfinite()) for loss in losses.values())
+    served = network.eval().inference()
+    (answer,) = served(*asked([photo], classes=5))
+    assert float(answer["boxes"].max()) <= 48
+    assert same_when_scripted(served, asked([photo], classes=5))

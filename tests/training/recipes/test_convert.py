@@ -94,6 +94,25 @@ def test_detections_of_a_converted_network_are_those_of_the_definition(name: str
     require_same(kind, state, converted(kind, state, tmp_path), picture())
 
 
+@torch.no_grad()
+def test_boxes_of_an_image_that_is_enlarged_are_detectrons_in_its_own_pixels(tmp_path: Path) -> None:
+    """There the last pixel is a pixel of the original, which it is not where a box is enlarged by its sides."""
+    kind, side, scale = KINDS["Detectron FPN"], 96, 5 / 3
+    state = blobs(kind)
+    sizes = [f"model.input.min_size={side * 5 // 3}", f"model.input.max_size={side * 5 // 3}"]
+    network, _, _ = load_network(converted(kind, state, tmp_path, overrides=sizes))
+    image = picture(side, side)
+    theirs, _ = detect(state, kind, image, scale)
+    ours = answer_of_converted(network.inference(), image, classes=5)
+    assert theirs.labels.numel() >= 15
+    found = differences(theirs, ours)
+    assert found.detections >= 0.9 * theirs.labels.numel() and found.boxes < 0.15 and found.masks < 0.05, (
+        found
+    )
+    network.box_pool.inclusive = False
+    assert differences(theirs, answer_of_converted(network.inference(), image, classes=5)).detections < 5
+
+
 @pytest.fixture(scope="module")
 def transfer(tmp_path_factory: pytest.TempPathFactory) -> tuple[State, Path]:
     """The paper's network, its file's weights and the checkpoint made of it."""
