@@ -3,11 +3,11 @@
 import math
 
 import torch
-from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 from model.backbones import Backbone, build_backbone
 from model.backbones.c4 import STRIDE, C4Backbone, build_c4
 from model.backbones.timm_body import TimmBody
+from model.boxes.anchors import anchor_generator
 from model.boxes.head import BoxHead, BoxPredictor, ConvBoxHead, ConvFCBoxHead, FCBoxHead
 from model.boxes.pooling import PyramidBicubicRoIAlign, PyramidRoIAlign, PyramidRoIPool
 from model.boxes.rois import Sampling
@@ -104,7 +104,7 @@ def rpn(config: ModelConfig, channels: int) -> CrowdAwareRPN:
     """The RPN over as many levels as there are anchor sizes, or with all of them on the one level of the C4 form."""
     own = config.rpn
     of_level = (own.anchor_sizes,) if uses_c4(config) else tuple((size,) for size in own.anchor_sizes)
-    anchors = AnchorGenerator(of_level, (own.aspect_ratios,) * len(of_level))
+    anchors = anchor_generator(of_level, own.aspect_ratios, own.anchors, STRIDE if uses_c4(config) else 4)
     head = Float32RPNHead(channels, anchors.num_anchors_per_location()[0], own.convolutions)
     focal = own.focal if own.loss == "focal" else None
     if focal is not None:
@@ -140,6 +140,8 @@ def backbone_and_box_head(config: ModelConfig) -> tuple[Backbone | C4Backbone, B
         fpn_channels=own.fpn_channels,
         norm=own.norm,
         trainable_layers=own.trainable_layers,
+        stride_in=own.stride_in,
+        pixels=config.input.pixels,
     )
     if uses_c4(config):
         return build_c4(backbone, name=own.name, width=config.box.width, of_masks=config.mask.head == "res5")
@@ -152,6 +154,8 @@ def backbone_and_box_head(config: ModelConfig) -> tuple[Backbone | C4Backbone, B
 
 def roi_pooling(config: ModelConfig, *, form: str, size: int, sampling_ratio: int) -> PyramidRoIAlign:
     """Pooling of RoIs to `size` cells, over the levels of the pyramid or from conv4 alone."""
+    if form == "bicubic" and sampling_ratio == 0:
+        raise ValueError("sampling_ratio is 0, of pooling bicubic; give 1 or more, or take pooling align")
     pooling = {"align": PyramidRoIAlign, "bicubic": PyramidBicubicRoIAlign, "roi_pool": PyramidRoIPool}[form]
     return pooling(
         size=size,
@@ -160,6 +164,7 @@ def roi_pooling(config: ModelConfig, *, form: str, size: int, sampling_ratio: in
         levels=1 if uses_c4(config) else 4,
         first_stride=STRIDE if uses_c4(config) else 4,
         aligned=config.box.aligned or form == "roi_pool",
+        inclusive=config.box.inclusive,
     )
 
 

@@ -18,6 +18,18 @@ def canvas_side(side: int, step: int) -> int:
     return (side + step - 1) // step * step
 
 
+def scaled_boxes(boxes: Tensor, scale: Tensor, inclusive: bool) -> Tensor:
+    """Boxes XYXY [..., 4] of an image as those of the same image `scale` times as large ([..., 4]).
+
+    Where a box ends with its last pixel (`inclusive`, Detectron), the places of its first and last pixel are scaled,
+    and the last one is a pixel wide before and after.
+    """
+    scaled = boxes * scale
+    if inclusive:
+        scaled = torch.cat([scaled[..., :2], scaled[..., 2:] + (1.0 - scale[..., 2:])], dim=-1)
+    return scaled
+
+
 class Canvas(nn.Module):
     """Resizes (bilinear, half-pixel centres), normalises and pads images on the device of its statistics."""
 

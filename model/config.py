@@ -25,6 +25,9 @@ class InputConfig:
     """An image's canvas is its own resized size rounded up to a multiple of this (the deepest stride is 32)."""
     rounding: Literal["nearest", "down"] = "nearest"
     """Of the resized sides, to whole pixels: Detectron's way, or torchvision's, for detectors that come from there."""
+    pixels: Literal["backbone", "detectron"] = "backbone"
+    """Statistics by which pixels are normalised: those of the backbone (ResNets: ImageNet's, as torchvision's and
+    detectron2's), or Detectron's, a mean of 122.7717, 115.9465, 102.9801 and no deviation, for weights from there."""
 
 
 BackboneName = Literal[
@@ -48,6 +51,9 @@ class BackboneConfig:
     trainable_layers: int = 3
     """Stages trained, counted from the deepest (torchvision's default for a pretrained network)."""
     fpn_channels: int = 256
+    stride_in: Literal["3x3", "1x1"] = "3x3"
+    """The convolution of a bottleneck that has the stage's stride: torchvision's ResNets, or those of He et al. (2016),
+    whose weights Detectron starts from."""
 
     def __post_init__(self) -> None:
         known = get_args(BackboneName)
@@ -86,6 +92,9 @@ class RpnConfig:
     convolutions: int = 1
     """3x3 convolutions before the two 1x1 ones; torchvision's second detectors (v2) have two."""
     aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    anchors: Literal["rounded", "exact", "detectron"] = "rounded"
+    """Around the corner of a cell with sides in whole pixels (torchvision) or as they come out (detectron2), or around
+    its middle with sides in whole cells (Detectron): `model.boxes.anchors`."""
     foreground_iou: float = 0.7
     background_iou: float = 0.3
     batch_per_image: int = 256
@@ -117,11 +126,16 @@ class BoxConfig:
     """D, the width of the detection weights w_cls that the transfer function reads."""
     roi_size: int = 7
     sampling_ratio: int = 2
+    """Samples of a bin along each side; 0: as many as the RoI has cells to a bin, rounded up (detectron2, and
+    Detectron's C4 form), by torchvision's operator."""
     canonical_size: int = 224
     """Box side that is pooled from the level of stride 16 (FPN, eq. 1)."""
     aligned: bool = True
     """Whether the pooling of boxes and masks takes half a cell away, as it must for a cell's centre to be its place
     (Detectron2). false: torchvision's detectors, which were trained without."""
+    inclusive: bool = False
+    """Whether a box ends with its last pixel, as in Detectron, where one from 3 to 5 is three pixels wide: pooled and
+    enlarged it is by the places of its first and last pixel."""
     rois_per_image: int = 512
     positive_fraction: float = 0.25
     foreground_iou: float = 0.5
@@ -150,6 +164,7 @@ class MaskConfig:
     roi_size: int = 14
     """Side of the crop; that of the mask is twice as much."""
     sampling_ratio: int = 2
+    """As `model.box.sampling_ratio`, of the mask branch."""
     pooling: Literal["align", "bicubic", "roi_pool"] = "align"
     """As `model.box.pooling`, of the mask branch."""
     mlp: Literal["none", "slim", "official"] = "slim"

@@ -10,6 +10,7 @@ from torch.autograd.profiler import record_function
 
 from model.boxes.head import within
 from model.boxes.pooling import bucket_of, image_of, rois_of, with_cells
+from model.canvas import scaled_boxes
 from model.detector import Detector
 from model.keypoints.head import KeypointBranch
 from model.masks.run_lengths import mask_run_lengths, run_lengths_of_images
@@ -215,7 +216,8 @@ class Inference(Detector):
                 found["keypoints"] = keypoints * F.pad(scale, [0, 1], value=1.0).unsqueeze(1)
         with record_function("maskx::run_lengths"):
             originals_S2 = about[:, 2:4][image]
-            boxes = within(boxes * scale.repeat(1, 2), originals_S2.to(torch.float32))
+            boxes = scaled_boxes(boxes, scale.repeat(1, 2), self.box_pool.inclusive)
+            boxes = within(boxes, originals_S2.to(torch.float32))
             counted, offsets = run_lengths_of_images(
                 probabilities, boxes[:with_mask], originals_S2[:with_mask].to(torch.int64), self.batched
             )
@@ -323,7 +325,8 @@ class Inference(Detector):
         features = self.for_pooling(self.backbone(canvas))
         y = float(h) / float(image.shape[1])
         x = float(w) / float(image.shape[2])
-        scaled = boxes * torch.tensor([x, y, x, y], dtype=torch.float32, device=boxes.device)
+        scale = torch.tensor([x, y, x, y], dtype=torch.float32, device=boxes.device)
+        scaled = scaled_boxes(boxes, scale, self.box_pool.inclusive)
         return self.mask_probabilities(features, rois_of([scaled]), labels)
 
 

@@ -5,6 +5,7 @@ Two methods, not two modes: `losses` for training and `forward` for answers.
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal, Self
 
 import torch
@@ -16,7 +17,7 @@ from model.boxes.pooling import PyramidRoIAlign
 from model.boxes.rois import RoIs, Sampling, on_ground_truth, sampled
 from model.boxes.rpn import CrowdAwareRPN
 from model.boxes.rpn_training import proposals_and_losses, proposed
-from model.canvas import canvas_side
+from model.canvas import canvas_side, scaled_boxes
 from model.detector import Detector, Parts
 from model.inference import Inference
 from model.keypoints.head import KeypointBranch
@@ -187,6 +188,10 @@ class MaskXRCNN(Detector):
             seeds=torch.randint(2**63 - 1, (len(images),)).tolist() if seeds is None else seeds,
             device=self.canvas.mean.device,
         )
+        if self.box_pool.inclusive:
+            own = (truth.labels > 0)[..., None]
+            moved = scaled_boxes(truth.boxes / truth.scales[:, None], truth.scales[:, None], True)
+            truth = replace(truth, boxes=torch.where(own, moved, truth.boxes))
         canvas = self.canvas.resized(images, sizes, height, width)
         return Batch(canvas=canvas, features=self.backbone(canvas), truth=truth, total=total)
 
@@ -212,7 +217,10 @@ class MaskXRCNN(Detector):
         """
         mine, truth = rois.with_mask, batch.truth
         labels = rois.labels[mine]
-        in_image = rois.boxes[mine] / truth.scales[rois.images[mine]]
+        scales = truth.scales[rois.images[mine]]
+        in_image = rois.boxes[mine] / scales
+        if self.box_pool.inclusive:
+            in_image = scaled_boxes(rois.boxes[mine], 1.0 / scales, True)
         goal = mask_targets(in_image, rois.objects[mine], truth.masks, self.mask_size)
         placed = rois.on_images(mine)
         if not self.mask_softmax:

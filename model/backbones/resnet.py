@@ -4,6 +4,7 @@ import torch.nn.functional as F
 import torchvision.models as classifiers
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum
+from torchvision.models.resnet import Bottleneck
 
 from model.backbones.convolution import he_initialised
 
@@ -30,11 +31,18 @@ SMALL_WIDTHS = (32, 64, 128, 192)
 
 
 class ResNet(nn.Module):
-    """torchvision's ResNet or ResNeXt `name` without its classifier, under torchvision's own parameter names."""
+    """torchvision's ResNet or ResNeXt `name` without its classifier, under torchvision's own parameter names.
 
-    def __init__(self, name: str) -> None:
+    Args:
+        stride_in: the convolution of a bottleneck that has the stride, "3x3" or, as He et al. have it, "1x1".
+    """
+
+    def __init__(self, name: str, stride_in: str = "3x3") -> None:
         super().__init__()
         whole = RESNETS[name](weights=None)
+        if stride_in == "1x1":
+            for stage in (whole.layer2, whole.layer3, whole.layer4):
+                with_stride_in_1x1(stage[0], name)
         self.conv1 = whole.conv1
         self.bn1 = whole.bn1
         self.relu = whole.relu
@@ -61,6 +69,16 @@ class ResNet(nn.Module):
     def stem(self) -> nn.Sequential:
         """What comes before C2: [N, 3, H, W] -> [N, 64, H/4, W/4]."""
         return nn.Sequential(self.conv1, self.bn1, self.relu, self.maxpool)
+
+
+def with_stride_in_1x1(block: nn.Module, name: str) -> None:
+    """Moves the stride of a bottleneck to its first convolution, in place; ValueError where it is none."""
+    if not isinstance(block, Bottleneck):
+        raise ValueError(
+            f"model.backbone.stride_in is 1x1, but {name} has no bottlenecks with 1x1 convolutions; take resnet50 or "
+            "deeper, or 3x3"
+        )
+    block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
 
 
 class BasicBlock(nn.Module):

@@ -3,9 +3,9 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import roi_align, roi_pool
+from torchvision.ops import roi_pool
 
-from model.boxes.pooling_training import pooled_at_once
+from model.boxes.pooling_training import pooled_at_once, pooled_by_operator
 
 SMALL_LEVEL = 64 * 64
 """Up to this many cells a level is pooled by matrix products in training."""
@@ -243,7 +243,8 @@ class PyramidRoIAlign(nn.Module):
 
     The first of `levels` has stride `first_stride` and each next one twice that. Pixel-aligned (half a cell taken
     away), or not. In evaluation by gathering cells, in the features' type; in training by torchvision's operator, in
-    float32.
+    float32, and so with `sampling_ratio` 0, which leaves the number of samples to it. `inclusive`: see
+    `model.config.BoxConfig`.
     """
 
     def __init__(
@@ -255,6 +256,7 @@ class PyramidRoIAlign(nn.Module):
         levels: int = 4,
         first_stride: int = 4,
         aligned: bool = True,
+        inclusive: bool = False,
     ) -> None:
         super().__init__()
         self.size = size
@@ -263,6 +265,7 @@ class PyramidRoIAlign(nn.Module):
         self.levels = levels
         self.first_stride = first_stride
         self.aligned = aligned
+        self.inclusive = inclusive
         self.batched = False
         """Whether training pools without a wait of the host, as a GPU wants it (`model.boxes.pooling_training`)."""
 
@@ -273,7 +276,9 @@ class PyramidRoIAlign(nn.Module):
         levels together (`with_cells`), all RoIs are pooled at once, whatever their level.
         """
         rois, level = self.placed(rois)
-        channels = features["0"].shape[1]
+        if self.sampling_ratio == 0:
+            pooled = self.by_operator(features, rois, level, rows)
+            return pooled if self.training else pooled.to(features["0"].dtype)
         if not torch.jit.is_scripting():  # (TorchScript leaves out a branch by this condition alone)
             if self.training and self.batched:
                 return pooled_at_once(
@@ -285,28 +290,20 @@ class PyramidRoIAlign(nn.Module):
             return self.together(features, rois, level, rows)
         if not self.training:
             return self.by_gathering(features, rois, level, max(rows, rois.shape[0]))
-        pooled = torch.zeros(
-            (rois.shape[0], channels, self.size, self.size), dtype=torch.float32, device=rois.device
+        return self.by_operator(features, rois, level, 0)
+
+    def by_operator(self, features: dict[str, Tensor], rois: Tensor, level: Tensor, rows: int) -> Tensor:
+        """The same numbers by torchvision's operator, level by level, in float32."""
+        return pooled_by_operator(
+            features, rois, level, self.levels, self.size, self.first_stride, self.sampling_ratio, rows
         )
-        for k in range(self.levels):
-            mine = torch.where(level == k)[0]
-            if mine.numel() > 0:
-                scale = 1.0 / float(self.first_stride * 2**k)
-                of_level = roi_align(
-                    features[str(k)].float(),
-                    rois[mine],
-                    (self.size, self.size),
-                    scale,
-                    self.sampling_ratio,
-                    aligned=True,
-                )
-                pooled = pooled.index_copy(0, mine, of_level)
-        return pooled
 
     def placed(self, rois: Tensor) -> tuple[Tensor, Tensor]:
         """RoIs [R, 5] as they are to be pooled, and the level of each [R], a whole float."""
         side = ((rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2])).clamp(min=0).sqrt()
         level = torch.floor(2 + torch.log2(side / self.canonical_size + 1e-6)).clamp(0, self.levels - 1)
+        if self.inclusive:
+            rois = torch.cat([rois[:, :3], rois[:, 3:] - 1.0], dim=1)
         if not self.aligned:
             rois = without_alignment(rois, self.first_stride * torch.exp2(level))
         return rois, level

@@ -60,12 +60,13 @@ class KeypointsConfig:
     roi_size: int = 14
     """Side of the crop; that of a keypoint's mask is four times as much (the paper: 56)."""
     sampling_ratio: int = 2
+    """As `model.box.sampling_ratio`, of the keypoint branch."""
 
     def __post_init__(self) -> None:
-        if min(self.width, self.convolutions, self.roi_size, self.sampling_ratio) < 1:
+        if min(self.width, self.convolutions, self.roi_size, self.sampling_ratio + 1) < 1:
             raise ValueError(
                 f"width is {self.width}, convolutions {self.convolutions}, roi_size {self.roi_size}, sampling_ratio "
-                f"{self.sampling_ratio}; give 1 or more each"
+                f"{self.sampling_ratio}; give 1 or more each, of the last 0 or more"
             )
         if self.layout != "own":
             if self.names or self.flip_pairs or self.sigmas or self.skeleton:

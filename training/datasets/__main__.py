@@ -1,4 +1,5 @@
-"""`python -m training.datasets list | fetch NAME | convert NAME | keys NAME`: known data sets, made ready to train on.
+"""`python -m training.datasets list | fetch NAME | convert NAME | keys NAME`: known data sets, made ready to train on,
+and the weights that others published.
 
 `fetch` downloads, checks, unpacks and converts, and goes on where it was stopped; `convert` does the last step
 alone, for files that lie there already; `keys` prints what a training needs:
@@ -14,6 +15,7 @@ from pathlib import Path
 from model.files import command, exit_status
 from training.datasets.catalogue import DATA_SETS, DOWNLOADS, ConvertOptions, DataSet, data_set
 from training.datasets.fetch import Download, download, gigabytes, require_space, unpack
+from training.datasets.weights import WEIGHTS, fetch_weights
 
 ARCHIVES = ".downloads"
 """Folder below the root in which archives are kept, each with NAME.unpacked once it is."""
@@ -70,13 +72,15 @@ def _by_hand(known: DataSet, root: Path) -> str:
 
 
 def listing() -> str:
-    """The named data sets, what they download, and where their files lie."""
+    """The named data sets, what they download, and where their files lie; the published weights."""
     lines = []
     for name, known in DATA_SETS.items():
         size = gigabytes(sum(DOWNLOADS[one].bytes for one in known.downloads))
         size = "by hand" if known.by_hand else size
         lines.append(f"{name:10} {size:>9}  {known.title}")
         lines += [f"{'':22}{key}" for key in known.keys(Path("data"))]
+    lines += ["", "weights for training.recipes.convert:"]
+    lines += [f"{name:30}  {known.title}" for name, known in WEIGHTS.items()]
     return "\n".join(lines)
 
 
@@ -98,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = command("training.datasets", "Fetch and convert known data sets.")
     add = parser.add_argument
     add("what", choices=("list", "fetch", "convert", "keys"))
-    add("name", nargs="?", help=f"one of {', '.join(DATA_SETS)}")
+    add("name", nargs="?", help=f"one of {', '.join(DATA_SETS)}, or weights that list names")
     add("--root", type=Path, default=Path("data"), help="folder of all data (default: %(default)s)")
     add("--mirror", default="", help="address of a folder that has the same files")
     add("--remove-archives", action="store_true", help="remove each archive once it is unpacked")
@@ -112,6 +116,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         if options.name is None:
             raise ValueError(f"{options.what}: name a data set: {', '.join(DATA_SETS)}")
+        if options.what == "fetch" and options.name in WEIGHTS:
+            print("\n".join(fetch_weights(options.name, options.root, mirror=options.mirror)))
+            return 0
         known = data_set(options.name)
         how = ConvertOptions(minival=options.minival, image_set=options.image_set, names=options.names)
         if options.what == "keys":

@@ -185,5 +185,7 @@ DATA_SETS: Mapping[str, DataSet] = {
 def data_set(name: str) -> DataSet:
     """The data set of this name; ValueError with the known names."""
     if name not in DATA_SETS:
-        raise ValueError(f"no data set is called {name!r}; there are {', '.join(DATA_SETS)}")
+        raise ValueError(
+            f"no data set is called {name!r}; there are {', '.join(DATA_SETS)}, and the weights that `list` names"
+        )
     return DATA_SETS[name]

@@ -34,14 +34,16 @@ class Download:
     url: str
     bytes: int
     digest: str
-    """"sha256:..." or "md5:...", hexadecimal."""
+    """"sha256:..." or "md5:...", hexadecimal; "" where nobody published one."""
     into: str
     """Folder below the root of the data into which the archive is unpacked."""
+    file: str = ""
+    """Name that the file is given; that of the address where there is none."""
 
     @property
     def name(self) -> str:
         """Name of the file."""
-        return self.url.rpartition("/")[2]
+        return self.file or self.url.rpartition("/")[2]
 
 
 class _BrokenOff(Exception):
@@ -72,7 +74,7 @@ def download(
         )
     folder.mkdir(parents=True, exist_ok=True)
     _fetch(item, part, url or item.url, sleep)
-    seen = _digest(part, item)
+    seen = _digest(part, item) if item.digest else ""
     if seen != item.digest:
         refused = part.replace(path.with_name(f"{path.name}.refused"))
         raise ValueError(
@@ -148,6 +150,30 @@ def _copy(answer: http.client.HTTPResponse, file: IO[bytes], most: int, shown: P
             raise ValueError(f"{file.name}: cannot be written ({error.strerror})") from error
         most -= len(piece)
         shown.advance((file.tell() >> 20) - shown.done)
+
+
+@contextmanager
+def opened_by_patience(
+    request: urllib.request.Request, sleep: Callable[[float], None] = time.sleep
+) -> Iterator[http.client.HTTPResponse]:
+    """The answer to a small request, asked for again where another try may help; ValueError where none came."""
+    request.add_header("User-Agent", "maskx")
+    for tries in range(1, _PATIENCE + 1):
+        try:
+            answer = urllib.request.urlopen(request, timeout=_TIMEOUT)
+            break
+        except urllib.error.HTTPError as error:
+            error.close()
+            why = f"the server answers {error.code} ({error.reason})"
+            if error.code not in _RETRIED:
+                raise ValueError(f"{request.full_url}: {why}") from None
+        except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
+            why = f"no connection ({getattr(error, 'reason', error)})"
+        if tries == _PATIENCE:
+            raise ValueError(f"{request.full_url}: {why}, {_PATIENCE} times")
+        sleep(float(2 ** min(tries - 1, 5)))
+    with answer:
+        yield answer
 
 
 @contextmanager

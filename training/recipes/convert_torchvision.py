@@ -144,6 +144,12 @@ def categories(classes: str, *, rows: int) -> dict[int, tuple[int, str]]:
     return {label: (label, name) for label, name in enumerate(listed, start=1)}
 
 
+def coco_categories() -> list[tuple[int, str]]:
+    """Ids and names of COCO's 80 classes, by ascending id."""
+    names = MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+    return [(number, name) for number, name in enumerate(names) if number and name != UNUSED]
+
+
 def _of_annotations(annotations: Path, *, rows: int) -> dict[int, tuple[int, str]]:
     try:
         listed = json.loads(annotations.read_text(encoding="utf-8"))["categories"]

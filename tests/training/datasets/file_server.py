@@ -30,6 +30,9 @@ class Behaviour:
 class _Handler(http.server.BaseHTTPRequestHandler):
     behaviour: Behaviour
 
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
     def do_GET(self) -> None:
         told = self.behaviour
         asked = self.headers["Range"]
@@ -62,6 +65,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if told.etag:
             self.send_header("ETag", told.etag)
         self.end_headers()
+        if self.command == "HEAD":
+            return
         with contextlib.suppress(ConnectionError):  # who got another file than expected does not read it
             self.wfile.write(body[: told.cut_after])
 
