@@ -200,8 +200,15 @@ class TransferConfig:
     """Of input "words": a file in GloVe's text format, read when a training starts; the checkpoint keeps the rows."""
     vector_width: int = 300
     """Numbers in a row of the inputs "random" and "words" (300 in the paper's code); as many as the file has."""
+    random_rows: Literal["class", "word"] = "class"
+    """Of input "random": each class has normal numbers of its own (ours), or the mean of a random vector of length 1
+    for each word of its name, which other names with the word share (the paper's code)."""
     layers: int = 2
     activation: Literal["leaky_relu", "relu"] = "leaky_relu"
+    init: Literal["fan_in", "fan_out"] = "fan_in"
+    """T's weights start normal of variance 2 / fan-in (ours), or 2 / fan-out, Caffe2's MSRAFill (the paper's code);
+    by it a layer from 5 120 to 256 starts 4.5 times as large. Class-specific weights start with deviation 0.001 (ours),
+    or by MSRAFill too, their fan-out being the C + 1 classes."""
     stop_gradient: bool = True
     """Hold w_det still for the mask loss (Table 1d)."""
     normalise: bool = False
