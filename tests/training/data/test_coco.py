@@ -51,6 +51,21 @@ def test_a_crowd_region_is_no_object(load_coco: Load) -> None:
     assert target["crowd_boxes"].tolist() == [[0, 0, 40, 30]]
 
 
+def test_images_without_objects_are_no_samples_where_they_are_to_be_left_out(load_coco: Load) -> None:
+    """A crowd region is no object; what is left is as it was, in its order."""
+    known = document()
+    known["images"].insert(0, {"id": 3, "file_name": "empty.png", "width": WIDTH, "height": HEIGHT})
+    known["annotations"].append(annotation(6, 3, BOX, [1.0, 1.0, 9.0, 9.0], iscrowd=1))
+    usual, fewer = load_coco(known), load_coco(known, skip_empty=True)
+    assert [usual.image_id(row) for row in range(len(usual))] == [3, 50, 7, 9]
+    assert [fewer.image_id(row) for row in range(len(fewer))] == [50, 7]
+    for row in range(2):
+        assert_same(fewer.target(row), usual.target(row + 1))
+        assert fewer.path(row) == usual.path(row + 1) and fewer.size(row) == usual.size(row + 1)
+    assert fewer.target(1)["crowd_boxes"].tolist() == [[0, 0, 40, 30]]
+    assert fewer.report == usual.report and fewer.report.images_without_objects == 2
+
+
 def test_an_image_without_objects_is_kept(load_coco: Load) -> None:
     dataset = load_coco(document())
     target = dataset[2][1]
