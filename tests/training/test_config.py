@@ -27,7 +27,9 @@ def test_every_preset_is_a_configuration_that_survives_the_checkpoint(preset: Pa
 
 
 def test_the_presets_are_the_ones_the_documents_name() -> None:
-    assert {"shapes", "photos", "paper", "vg3k_detector", "vg3k_masks"} <= {preset.stem for preset in PRESETS}
+    assert {"shapes", "photos", "paper", "paper_modern", "vg3k_detector", "vg3k_masks"} <= {
+        preset.stem for preset in PRESETS
+    }
 
 
 def test_an_empty_file_is_the_papers_own_setting_but_for_the_steps(write: Write) -> None:
