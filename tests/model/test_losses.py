@@ -15,7 +15,7 @@ from model.boxes.sampling import random_bits, sample
 from model.losses import box_loss, class_loss, own_total
 from model.masks.targets import mask_targets
 from model.targets import mask_windows
-from tests.model.small_network import SMALL, small_network
+from tests.model.small_network import SMALL, image, small_network, target
 
 
 def masks_of_image(boxes: Tensor, masks: list[Tensor], height: int, width: int) -> FlatMasks:
@@ -116,8 +116,17 @@ def test_the_box_loss_of_an_error_of_a_half_and_of_two(beta: float, losses: tupl
     for error, loss in zip((0.5, 2.0), losses, strict=True):
         deltas = torch.tensor([[error, 0.0, 0.0, 0.0]])
         assert float(box_loss(torch.zeros(1, 4), deltas, 1.0, beta)) == pytest.approx(loss)
-    network = small_network(box=dataclasses.replace(SMALL.box, smooth_l1_beta=beta))
-    assert network.head_losses.box_beta == beta
+
+
+def test_the_beta_of_the_configuration_is_that_of_the_box_loss_alone() -> None:
+    """A loss of beta 1 is nowhere larger than of beta 1/9, and smaller where an error is."""
+    losses = []
+    for beta in (1.0, 1 / 9):
+        network = small_network(box=dataclasses.replace(SMALL.box, smooth_l1_beta=beta)).train()
+        losses.append(network.losses([image()], [target(3)], seeds=[1]))
+    of_box = [found.pop("loss_box").item() for found in losses]
+    assert of_box[0] < of_box[1]
+    assert all(torch.equal(one, losses[1][name]) for name, one in losses[0].items())
 
 
 def test_sampling_keeps_the_fraction_of_foreground() -> None:

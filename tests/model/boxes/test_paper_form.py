@@ -87,11 +87,19 @@ def test_anchors_are_as_far_apart_as_the_stride_or_as_the_canvas_by_its_cells(sp
     coarsest = level_anchors(module, levels, *CANVAS)[4].view(2, 2, 3, 4)
     assert (coarsest[1, 0] - coarsest[0, 0]).tolist() == [[0, far, 0, far]] * 3
     assert (coarsest[0, 1] - coarsest[0, 0]).tolist() == [[64, 0, 64, 0]] * 3
-    boxes, valid = proposed(
-        module, batch_of({str(k): level for k, level in enumerate(levels)}, truth(TARGETS[1:2]))
-    )
-    answers, _ = module.proposals(levels, *CANVAS, truth(TARGETS[1:2]).sizes.float())
-    torch.testing.assert_close(answers, boxes[0, valid[0]])
+
+
+@torch.no_grad()
+def test_answers_are_placed_on_the_anchors_of_training() -> None:
+    """With the canvas' distances instead they would not be: the coarsest level has proposals too."""
+    levels, known = pyramid(2), truth(TARGETS[:2])
+    batch = batch_of({str(k): level for k, level in enumerate(levels)}, known)
+    module, other = built(spacing="stride"), built()
+    boxes, valid = proposed(module, batch)
+    answers, counts = module.proposals(levels, *CANVAS, known.sizes.float())
+    for i, own in enumerate(answers.split(counts)):
+        torch.testing.assert_close(own, boxes[i, valid[i]])
+    assert not torch.equal(answers, other.proposals(levels, *CANVAS, known.sizes.float())[0])
 
 
 def test_a_network_with_the_stride_between_its_anchors_is_exported() -> None:

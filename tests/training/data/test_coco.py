@@ -1,5 +1,6 @@
 """A COCO set of any kind becomes targets, and the masks of set B are never read."""
 
+import json
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,9 +28,11 @@ from tests.training.data.coco_set import (
     document,
     finding,
 )
+from tests.training.tiny_set import tiny_changes, write_tiny_set
 from training.data.augment import AugmentConfig
 from training.data.coco import read_picture
 from training.data.packing import pack_annotations
+from training.train import main
 
 
 def test_a_target_holds_the_objects_of_its_own_image_in_the_order_of_the_file(load_coco: Load) -> None:
@@ -277,3 +280,18 @@ def test_an_index_outside_the_set_is_an_index_error(load_coco: Load) -> None:
     with pytest.raises(IndexError):
         dataset[3]
     assert dataset[-1][1]["image_id"] == 9
+
+
+def test_a_training_leaves_out_images_without_objects_where_it_is_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tiny_set(tmp_path / "set", images=4)
+    path = tmp_path / "set" / "train.json"
+    contents = json.loads(path.read_text())
+    contents["annotations"] = [one for one in contents["annotations"] if one["image_id"] != 101]
+    path.write_text(json.dumps(contents))
+    for skip, images in (("false", 4), ("true", 3)):
+        changes = [*tiny_changes(tmp_path / "set", tmp_path / skip), f"data.skip_empty={skip}"]
+        assert main([*changes, "schedule.detector_steps=1", "schedule.mask_steps=0"]) == 0
+        said = capsys.readouterr().out
+        assert f"\n{images} images; 3 classes" in said and "4 images (1 without objects)" in said
