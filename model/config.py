@@ -104,7 +104,8 @@ class RpnConfig:
     post_nms_train: int = 2000
     post_nms_test: int = 1000
     images_together: int = 1
-    """Images of a batch, in order, sharing `post_nms_train` proposals, the best of all. Detectron: those of a GPU."""
+    """Images that share `post_nms_train` proposals, the best of all. Detectron: the 2 of a GPU. Which of a batch they
+    are is the same for any number of processes and parts that divides it evenly."""
     post_nms_frozen: int | None = None
     """Proposals of an image where the mask branch is trained on a frozen detector. Absent: `post_nms_test`."""
     nms_iou: float = 0.7

@@ -95,16 +95,19 @@ def _best(
 
 
 def best_together(scores: Tensor, images: int, most: int) -> Tensor:
-    """Scores [N, P] with -inf for those that are not among the `most` best of their group, `images` rows one after
-    another; the last group may be of fewer."""
+    """Scores [N, P] with -inf for those that are not among the `most` best of their group of up to `images` rows.
+
+    Of K groups row i is in group i modulo K. So the groups of a batch are the same where processes and parts share it
+    evenly, each taking every n-th row.
+    """
     count, places = scores.shape
     groups = -(-count // images)
-    filled = scores.new_full((groups * images, places), -math.inf)
+    filled = scores.new_full((images * groups, places), -math.inf)
     filled[:count] = scores
-    of_group = filled.view(groups, -1)
+    of_group = filled.view(images, groups, places).transpose(0, 1).flatten(1)
     score, index = of_group.topk(min(most, of_group.shape[1]), dim=1)
     best = torch.full_like(of_group, -math.inf).scatter(1, index, score)
-    return best.view(-1, places)[:count]
+    return best.view(groups, images, places).transpose(0, 1).flatten(0, 1)[:count]
 
 
 @torch.no_grad()

@@ -112,12 +112,26 @@ def test_a_network_with_the_stride_between_its_anchors_is_exported() -> None:
 
 def test_a_pair_of_images_shares_the_best_proposals_of_both() -> None:
     none = -math.inf
-    scores = torch.tensor([[0.9, 0.8, 0.1], [0.7, 0.2, none], [0.5, 0.4, 0.3]])
+    scores = torch.tensor(
+        [[0.9, 0.8, 0.1], [0.5, 0.4, 0.3], [0.7, 0.2, none]]
+    )  # the first and the last are a pair
     together = best_together(scores, 2, 3)
     assert together.tolist() == [
-        *torch.tensor([[0.9, 0.8, none], [0.7, none, none], [0.5, 0.4, 0.3]]).tolist()
+        *torch.tensor([[0.9, 0.8, none], [0.5, 0.4, 0.3], [0.7, none, none]]).tolist()
     ]
     assert torch.equal(best_together(scores, 1, 3), scores)
+
+
+@pytest.mark.parametrize(("processes", "parts"), [(1, 2), (2, 1), (2, 2), (4, 1), (8, 1)])
+def test_the_pairs_of_a_batch_are_the_same_whoever_has_its_images(processes: int, parts: int) -> None:
+    """Of 16 images, which processes take by turns (`training.data.sampler`), and their parts too."""
+    scores = torch.rand(16, 5, generator=torch.Generator().manual_seed(0))
+    whole = best_together(scores, 2, 4)
+    assert (whole > -math.inf).view(2, 8, 5).sum((0, 2)).tolist() == [4] * 8
+    for process in range(processes):
+        for part in range(parts):
+            mine = slice(process + processes * part, None, processes * parts)
+            assert torch.equal(best_together(scores[mine], 2, 4), whole[mine])
 
 
 @pytest.mark.parametrize("batched", [False, True])
