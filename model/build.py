@@ -8,15 +8,15 @@ from model.backbones import Backbone, build_backbone
 from model.backbones.c4 import STRIDE, C4Backbone, build_c4
 from model.backbones.timm_body import TimmBody
 from model.boxes.anchors import anchor_generator
-from model.boxes.head import BoxHead, BoxPredictor, ConvBoxHead, ConvFCBoxHead, FCBoxHead
+from model.boxes.head import BoxHead, BoxPredictor, ConvBoxHead, ConvFCBoxHead, FCBoxHead, xavier_filled
 from model.boxes.pooling import PyramidBicubicRoIAlign, PyramidRoIAlign, PyramidRoIPool
 from model.boxes.rois import Sampling
-from model.boxes.rpn import CrowdAwareRPN, Float32RPNHead
+from model.boxes.rpn import CrowdAwareRPN, Float32RPNHead, RpnForm
 from model.canvas import Canvas
 from model.config import ModelConfig
 from model.detector import Parts
 from model.keypoints.head import KeypointBranch
-from model.losses import Focal
+from model.losses import Focal, HeadLosses
 from model.masks.head import MaskBranch, MaskHead, MLPMaskHead, OfficialMaskMLP, SlimMaskMLP
 from model.masks.hourglass import HourglassMaskHead, hourglass_20, hourglass_52
 from model.masks.object_prior import BoxHeadWithPrior
@@ -92,9 +92,13 @@ def build_network(config: ModelConfig, *, num_classes: int) -> MaskXRCNN:
             foreground_iou=config.box.foreground_iou,
             masks_on_ground_truth=mask.train_on == "ground_truth",
             mask_box_jitter=mask.jitter,
+            mask_stage_on_set_a=mask.stage_rois == "set_a",
         ),
-        class_focal=Focal(box_focal.gamma, box_focal.alpha) if config.box.loss == "focal" else None,
-        mask_softmax=mask.loss == "softmax",
+        head_losses=HeadLosses(
+            class_focal=Focal(box_focal.gamma, box_focal.alpha) if config.box.loss == "focal" else None,
+            box_beta=config.box.smooth_l1_beta,
+            mask_softmax=mask.loss == "softmax",
+        ),
         score_threshold=config.box.score_threshold,
         detections_per_image=config.box.detections_per_image,
     )
@@ -116,10 +120,16 @@ def rpn(config: ModelConfig, channels: int) -> CrowdAwareRPN:
         own.background_iou,
         own.batch_per_image,
         own.positive_fraction,
-        {"training": own.pre_nms_train, "testing": own.pre_nms_test},
+        dict(zip(("training", "testing"), own.before_nms(one_level=uses_c4(config)), strict=True)),
         {"training": own.post_nms_train, "testing": own.post_nms_test},
         own.nms_iou,
         focal=None if focal is None else Focal(focal.gamma, focal.alpha),
+        form=RpnForm(
+            straddle=own.straddle,
+            images_together=own.images_together,
+            frozen_proposals=own.post_nms_frozen,
+            first_stride=(STRIDE if uses_c4(config) else 4) if own.spacing == "stride" else 0,
+        ),
     )
 
 
@@ -170,6 +180,13 @@ def roi_pooling(config: ModelConfig, *, form: str, size: int, sampling_ratio: in
 
 def box_head(config: ModelConfig, channels: int) -> BoxHead:
     """The box head of the configuration on `channels` pooled channels."""
+    head = _box_head(config, channels)
+    if config.box.init == "xavier":
+        xavier_filled(head)
+    return head
+
+
+def _box_head(config: ModelConfig, channels: int) -> BoxHead:
     box = config.box
     if box.head == "conv":
         form = BoxHeadWithPrior if config.mask.prior == "cam" else ConvBoxHead

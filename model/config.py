@@ -99,17 +99,44 @@ class RpnConfig:
     background_iou: float = 0.3
     batch_per_image: int = 256
     positive_fraction: float = 0.5
-    pre_nms_train: int = 2000
-    pre_nms_test: int = 1000
+    straddle: int = -1
+    """Pixels by which an anchor that is learnt from may reach out of its image; -1: any number (torchvision,
+    detectron2). Detectron: 0."""
+    spacing: Literal["canvas", "stride"] = "canvas"
+    """Distance of neighbouring anchors: the canvas' side by the level's cells, rounded down (torchvision; 61 pixels on
+    the coarsest level of a side of 800), or the level's stride, there 64 (Detectron, detectron2)."""
+    pre_nms_train: int | None = None
+    """The best anchors of each level and image that are looked at. Absent: 2 000, and 12 000 on the one level of the C4
+    form (Detectron)."""
+    pre_nms_test: int | None = None
+    """As in training, in answers. Absent: 1 000, and 6 000."""
     post_nms_train: int = 2000
     post_nms_test: int = 1000
+    images_together: int = 1
+    """Images that share `post_nms_train` proposals, the best of all. Detectron: the 2 of a GPU. Which of a batch they
+    are is the same for any number of processes and parts that divides it evenly."""
+    post_nms_frozen: int | None = None
+    """Proposals of an image where the mask branch is trained on a frozen detector. Absent: `post_nms_test`."""
     nms_iou: float = 0.7
     loss: Literal["cross_entropy", "focal"] = "cross_entropy"
     """Of sampled anchors (Faster R-CNN), or the focal loss of all, divided by the foreground ones, as their boxes'."""
     focal: FocalConfig = field(default_factory=FocalConfig)
 
     def __post_init__(self) -> None:
-        require_at_least(1, convolutions=self.convolutions)
+        require_at_least(
+            1,
+            convolutions=self.convolutions,
+            pre_nms_train=self.pre_nms_train,
+            pre_nms_test=self.pre_nms_test,
+            images_together=self.images_together,
+            post_nms_frozen=self.post_nms_frozen,
+        )
+        require_at_least(-1, straddle=self.straddle)
+
+    def before_nms(self, *, one_level: bool) -> tuple[int, int]:
+        """`pre_nms_train` and `pre_nms_test`, or what is usual on several levels or one."""
+        train, test = (12_000, 6_000) if one_level else (2_000, 1_000)
+        return self.pre_nms_train or train, self.pre_nms_test or test
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +166,12 @@ class BoxConfig:
     rois_per_image: int = 512
     positive_fraction: float = 0.25
     foreground_iou: float = 0.5
+    init: Literal["torch", "xavier"] = "torch"
+    """How the fully connected layers of the heads "fc" and "conv_fc" start: uniform in +-sqrt(1 / fan-in), biases too
+    (torch's own), or by Caffe2's XavierFill, in +-sqrt(3 / fan-in), biases at 0 (Detectron)."""
+    smooth_l1_beta: float = 1 / 9
+    """Error of a box's delta from which its loss rises straight (torchvision). 1: Fast R-CNN, Detectron; small errors
+    then count a ninth of it."""
     loss: Literal["cross_entropy", "focal"] = "cross_entropy"
     """Of the classes of the sampled RoIs; the focal loss is divided by the foreground ones."""
     focal: FocalConfig = field(default_factory=FocalConfig)
@@ -147,6 +180,10 @@ class BoxConfig:
     detections_per_image: int = 100
     candidates_per_image: int = 5000
     """K: at most this many (proposal, class) pairs are decoded per image."""
+
+    def __post_init__(self) -> None:
+        if self.smooth_l1_beta < 0:
+            raise ValueError(f"smooth_l1_beta is {self.smooth_l1_beta}; give 0 (the plain L1 loss) or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +208,9 @@ class MaskConfig:
     """"official" is one layer of F*28*28 x 784 weights (157 M at F = 256), as the paper's own code has it."""
     train_on: Literal["proposals", "ground_truth"] = "proposals"
     """RoIs of the mask loss: sampled foreground proposals (the paper) or ground-truth boxes (DeepMAC)."""
+    stage_rois: Literal["all", "set_a"] = "all"
+    """Objects that RoIs are matched to where the mask branch is trained on a frozen detector: all, RoIs of set B being
+    left out afterwards, or those of set A alone, as if the data had no others (the paper's code)."""
     jitter: float = 0.0
     """Where the mask loss uses ground-truth boxes: corners move by up to this fraction of the side."""
     loss: Literal["sigmoid", "softmax"] = "sigmoid"
@@ -215,8 +255,15 @@ class TransferConfig:
     """Of input "words": a file in GloVe's text format, read when a training starts; the checkpoint keeps the rows."""
     vector_width: int = 300
     """Numbers in a row of the inputs "random" and "words" (300 in the paper's code); as many as the file has."""
+    random_rows: Literal["class", "word"] = "class"
+    """Of input "random": each class has normal numbers of its own (ours), or the mean of a random vector of length 1
+    for each word of its name, which other names with the word share (the paper's code)."""
     layers: int = 2
     activation: Literal["leaky_relu", "relu"] = "leaky_relu"
+    init: Literal["fan_in", "fan_out"] = "fan_in"
+    """T's weights start normal of variance 2 / fan-in (ours), or 2 / fan-out, Caffe2's MSRAFill (the paper's code);
+    by it a layer from 5 120 to 256 starts 4.5 times as large. Class-specific weights start with deviation 0.001 (ours),
+    or by MSRAFill too, their fan-out being the C + 1 classes."""
     stop_gradient: bool = True
     """Hold w_det still for the mask loss (Table 1d)."""
     normalise: bool = False

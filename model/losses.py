@@ -53,9 +53,27 @@ class Focal:
         return torch.where(labels >= 0, loss, 0.0).sum() / foreground
 
 
-def box_loss(deltas: Tensor, targets: Tensor, sampled: float | Tensor) -> Tensor:
-    """Smooth L1 (beta 1/9, torchvision's) over the foreground's own class, divided by all sampled RoIs."""
-    return F.smooth_l1_loss(deltas, targets, beta=1.0 / 9, reduction="sum") / sampled
+@dataclass(frozen=True, kw_only=True)
+class HeadLosses:
+    """How the losses of the box and mask branches are computed.
+
+    Args:
+        class_focal: of the classes of the RoIs; None: cross-entropy.
+        box_beta: of `box_loss`.
+        mask_softmax: classes compete for each pixel.
+    """
+
+    class_focal: Focal | None = None
+    box_beta: float = 1 / 9
+    mask_softmax: bool = False
+
+
+def box_loss(deltas: Tensor, targets: Tensor, sampled: float | Tensor, beta: float = 1 / 9) -> Tensor:
+    """Smooth L1 over the foreground's own class, divided by all sampled RoIs (Fast R-CNN, eq. 3).
+
+    An error e costs e^2 / (2 beta) up to `beta`, and |e| - beta / 2 beyond: 1 in Fast R-CNN, 1/9 in torchvision.
+    """
+    return F.smooth_l1_loss(deltas, targets, beta=beta, reduction="sum") / sampled
 
 
 def mask_loss(logits_RMM: Tensor, targets_RMM: Tensor, rois: float | Tensor) -> Tensor:

@@ -21,7 +21,15 @@ from model.canvas import canvas_side, scaled_boxes
 from model.detector import Detector, Parts
 from model.inference import Inference
 from model.keypoints.head import KeypointBranch
-from model.losses import Focal, LossDivisor, box_loss, class_loss, mask_loss, mask_softmax_loss, own_total
+from model.losses import (
+    HeadLosses,
+    LossDivisor,
+    box_loss,
+    class_loss,
+    mask_loss,
+    mask_softmax_loss,
+    own_total,
+)
 from model.masks.box_only import BoxOnly, box_only_losses
 from model.masks.targets import mask_targets
 from model.masks.weight_transfer import MaskWeights
@@ -34,8 +42,7 @@ class MaskXRCNN(Detector):
     """The network of Learning to Segment Every Thing; its parent Mask R-CNN is the class-agnostic form.
 
     Args:
-        class_focal: of the classes of the RoIs; None: cross-entropy.
-        mask_softmax: classes compete for each pixel.
+        head_losses: of the box and mask branches.
         score_threshold, detections_per_image: of `forward`.
     """
 
@@ -48,8 +55,7 @@ class MaskXRCNN(Detector):
         mask_weights: MaskWeights,
         keypoint_branch: KeypointBranch | None = None,
         sampling: Sampling,
-        class_focal: Focal | None = None,
-        mask_softmax: bool = False,
+        head_losses: HeadLosses = HeadLosses(),  # noqa: B008  (it is frozen)
         score_threshold: float,
         detections_per_image: int,
     ) -> None:
@@ -57,8 +63,7 @@ class MaskXRCNN(Detector):
         self.mask_weights = mask_weights
         self.keypoint_branch = keypoint_branch
         self.sampling = sampling
-        self.class_focal = class_focal
-        self.mask_softmax = mask_softmax
+        self.head_losses = head_losses
         self.score_threshold = score_threshold
         self.detections_per_image = detections_per_image
         self.register_buffer("mask_shift", None, persistent=False)
@@ -69,6 +74,11 @@ class MaskXRCNN(Detector):
     def mask_size(self) -> int:
         """M, the side of a mask: every head's is twice its crop's, which conv5 may have halved before."""
         return 2 * self.mask_pool.size // self.box_head.crop_step
+
+    @property
+    def mask_softmax(self) -> bool:
+        """Whether classes compete for each pixel."""
+        return self.head_losses.mask_softmax
 
     @property
     def batched(self) -> bool:
@@ -155,7 +165,8 @@ class MaskXRCNN(Detector):
                 else:
                     places, of_rpn = proposals_and_losses(self.rpn, batch)
                     losses |= of_rpn
-                rois = sampled(*places, batch.truth, self.sampling)
+                of_a = self.stage == "mask" and self.sampling.mask_stage_on_set_a
+                rois = sampled(*places, batch.truth.of_set_a() if of_a else batch.truth, self.sampling)
         if self.stage != "mask":
             losses |= self.box_losses(batch, rois)
         if self.stage not in ("detector", "classes"):
@@ -202,12 +213,13 @@ class MaskXRCNN(Detector):
         deltas = self.box_predictor.deltas_of(hidden.index_select(0, mine), rois.labels[mine])
         wanted = encode_boxes(batch.truth.boxes.view(-1, 4)[rois.objects[mine]], rois.boxes[mine])
         sampled = batch.total(rois.labels.numel())
-        logits, focal = self.box_predictor(hidden), self.class_focal
+        logits, focal = self.box_predictor(hidden), self.head_losses.class_focal
         if focal is None:
             of_class = class_loss(logits, rois.labels, sampled)
         else:
             of_class = focal.of_classes(logits, rois.labels, batch.total)
-        return {"loss_class": of_class, "loss_box": box_loss(deltas, wanted, sampled)}
+        of_box = box_loss(deltas, wanted, sampled, self.head_losses.box_beta)
+        return {"loss_class": of_class, "loss_box": of_box}
 
     def masks_of_set_a(self, batch: Batch, rois: RoIs) -> tuple[Tensor, Tensor, Tensor]:
         """Mask logits, targets [R, M, M] and labels [R] of the foreground RoIs whose own object has a mask (set A).

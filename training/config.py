@@ -14,6 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from model.config import ModelConfig
 from model.dataclass_io import from_plain, require_at_least, require_shares, to_plain
 from training.data.augment_config import AugmentConfig
+from training.optimiser_config import OptimiserConfig
 from training.schedule import STAGES, ScheduleConfig
 
 DEFAULT_CONFIG = Path("training/presets/shapes.toml")
@@ -30,6 +31,8 @@ class DataConfig:
     mask_classes: str = "all"
     """Set A: "all", "voc", "nonvoc", names with commas between, the path of a file of names, or a random split of
     Figure 3 such as "random:E3_A40B40" (see `training.data.splits`). Others are set B."""
+    skip_empty: bool = False
+    """Whether images without an object, crowd regions aside, are left out of training (Detectron)."""
     workers: int | None = None
     """Processes that read and augment images; 0 does it in the training's own. The result is the same. Absent: 2, and
     with a GPU all cores but one, at most 10, shared by the training processes of a machine."""
@@ -41,38 +44,6 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         require_at_least(0, workers=self.workers)
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimiserConfig:
-    """Stochastic gradient descent with momentum, or AdamW. Defaults: the paper's own code."""
-
-    name: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: float = 0.02
-    """For 16 images a step; the highest of a stage (see [schedule])."""
-    mask_learning_rate: float | None = None
-    """Of stage "mask". Absent: `learning_rate`."""
-    momentum: float = 0.9
-    """SGD's momentum; AdamW's betas are 0.9 and 0.999."""
-    weight_decay: float = 1e-4
-    """Not on biases and the scales of normalisations."""
-    transfer_weight_decay: float | None = None
-    """Of the weight transfer function T. Absent: `weight_decay`."""
-    clip_norm: float = 0.0
-    """The gradient's norm over all parameters is kept to this. 0: not clipped."""
-
-    def __post_init__(self) -> None:
-        for name in ("learning_rate", "mask_learning_rate"):
-            if (rate := getattr(self, name)) is not None and rate <= 0:
-                raise ValueError(f"{name} is {rate}; it must be above 0")
-        require_at_least(
-            0,
-            weight_decay=self.weight_decay,
-            transfer_weight_decay=self.transfer_weight_decay,
-            clip_norm=self.clip_norm,
-        )
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum is {self.momentum}; it is at least 0 and below 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,6 +215,12 @@ class TrainingConfig:
                 "model.transfer.kept_mean holds the mean of detection weights, which end_to_end_steps and "
                 "detector_steps move; set kept_mean to false, or these steps to 0"
             )
+        of_boxes = self.box_losses.used or self.teacher.used
+        if of_boxes and (self.model.mask.stage_rois, self.model.mask.train_on) == ("set_a", "proposals"):
+            raise ValueError(
+                "model.mask.stage_rois is set_a, which leaves no RoI of objects without masks, but box_losses or "
+                "teacher learns from them; set stage_rois to all, or these weights to 0"
+            )
         if self.threads < 0:
             raise ValueError(f"threads is {self.threads}; give 0 (as torch chooses) or more")
         longest = self.model.input.max_size
@@ -320,7 +297,7 @@ def differing_keys(before: TrainingConfig, now: TrainingConfig, *, step: int) ->
     Left out are keys of `MAY_CHANGE`, and the number of steps of stages as long as the same steps of the
     same stages are done: a training may be made longer, or get a further stage.
     """
-    old, new = flat(to_dict(before)), flat(to_dict(now))
+    old, new = _in_force(before), _in_force(now)
     keys = [
         key
         for key in sorted(old.keys() | new.keys())
@@ -329,6 +306,13 @@ def differing_keys(before: TrainingConfig, now: TrainingConfig, *, step: int) ->
     if before.schedule.steps_done(step) == now.schedule.steps_done(step):
         keys = [key for key in keys if key not in [f"schedule.{stage}_steps" for stage in STAGES]]
     return [(key, old.get(key), new.get(key)) for key in keys]
+
+
+def _in_force(config: TrainingConfig) -> dict[str, Any]:
+    """Every key; of those whose absence means a number by other keys, this number."""
+    rpn = config.model.rpn
+    train, test = rpn.before_nms(one_level=config.model.box.head == "res5")
+    return flat(to_dict(config)) | {"model.rpn.pre_nms_train": train, "model.rpn.pre_nms_test": test}
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -4,31 +4,39 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import SGD, AdamW, Optimizer
 
-from training.config import OptimiserConfig
+from training.optimiser_config import OptimiserConfig
 from training.schedule import Stage
 
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm)
 _TRANSFER = "mask_weights.transfer."
+_SHARE = "share"
+"""Key of a group whose learning rate is another than the optimiser's: how many times as large it is."""
 
 
 def build_optimiser(network: nn.Module, config: OptimiserConfig, stage: Stage) -> Optimizer:
     """An optimiser over the parameters of `network` that require a gradient, all of them, each once.
 
-    Three groups: what decays, what does not (biases, scales of normalisations), and T with its own decay. Torch's fused
+    Three groups: what decays, what does not (biases, scales of normalisations), and T with its own decay; and biases
+    apart from normalisations where these have a learning rate of their own (`bias_rate`). Torch's fused
     form, one kernel for each parameter: on a CPU AdamW takes a fifth of the time. It goes through a parameter and its
     gradient in the order of memory, which autograd keeps the same for both. A state from before goes on unfused.
     """
-    decay, no_decay, transfer = [], [], []
+    decay, no_decay, transfer, biases = [], [], [], []
     without = {
         id(parameter)
         for module in network.modules()
         for name, parameter in module.named_parameters(recurse=False)
         if isinstance(module, _NORMS) or name == "bias"
     }
+    of_norms = {
+        id(p) for m in network.modules() if isinstance(m, _NORMS) for p in m.parameters(recurse=False)
+    }
     for name, parameter in network.named_parameters():
         if not parameter.requires_grad:
             continue
-        if id(parameter) in without:
+        if config.bias_rate != 1 and id(parameter) in without - of_norms:
+            biases.append(parameter)
+        elif id(parameter) in without:
             no_decay.append(parameter)
         elif name.startswith(_TRANSFER):
             transfer.append(parameter)
@@ -39,14 +47,18 @@ def build_optimiser(network: nn.Module, config: OptimiserConfig, stage: Stage) -
         {"params": decay, "weight_decay": config.weight_decay},
         {"params": no_decay, "weight_decay": 0.0},
         {"params": transfer, "weight_decay": config.weight_decay if of_transfer is None else of_transfer},
+        {"params": biases, "weight_decay": 0.0, _SHARE: config.bias_rate},
     ]
     groups = [group for group in groups if group["params"]]
     if not groups:
         raise ValueError(f"stage {stage} has no parameter to train with this [model]")
     rate = peak_rate(config, stage)
     if config.name == "sgd":
-        return SGD(groups, lr=rate, momentum=config.momentum, fused=True)
-    return AdamW(groups, lr=rate, fused=True)
+        optimiser: Optimizer = SGD(groups, lr=rate, momentum=config.momentum, fused=True)
+    else:
+        optimiser = AdamW(groups, lr=rate, fused=True)
+    set_rate(optimiser, rate)
+    return optimiser
 
 
 def peak_rate(config: OptimiserConfig, stage: Stage) -> float:
@@ -57,6 +69,6 @@ def peak_rate(config: OptimiserConfig, stage: Stage) -> float:
 
 
 def set_rate(optimiser: Optimizer, rate: float) -> None:
-    """Give all parameter groups the learning rate `rate`."""
+    """Give all parameter groups the learning rate `rate`, or their share of it."""
     for group in optimiser.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get(_SHARE, 1.0)

@@ -26,7 +26,7 @@ from model.classes import ClassTable
 from model.config import ModelConfig, TransferConfig, model_config_from_dict
 from model.files import first_few
 from model.masks.class_rows import rows_of_a_class, unlike, with_rows_of
-from model.masks.word_vectors import read_word_vectors
+from model.masks.word_vectors import drawn_word_vectors, read_word_vectors
 from model.network import MaskXRCNN
 from model.serving import norms_to_fold
 from training.config import TrainingConfig
@@ -78,11 +78,14 @@ def starting_network(config: TrainingConfig, classes: ClassTable, *, from_checkp
 
 
 def fill_rows(network: MaskXRCNN, config: ModelConfig, classes: ClassTable) -> None:
-    """Give T its rows of word vectors where it reads them (Table 1a); ValueError as `read_word_vectors`."""
-    transfer = config.transfer
-    if transfer.input == "words" and network.mask_weights.rows is not None:
-        rows = read_word_vectors(transfer.word_vectors, classes.names, width=transfer.vector_width)
-        network.mask_weights.set_rows(rows)
+    """Give T the rows that names decide where it reads such (Table 1a); ValueError as `read_word_vectors`."""
+    transfer, weights = config.transfer, network.mask_weights
+    if weights.rows is None:
+        return
+    if transfer.input == "words":
+        weights.set_rows(read_word_vectors(transfer.word_vectors, classes.names, width=transfer.vector_width))
+    elif transfer.random_rows == "word":
+        weights.set_rows(drawn_word_vectors(classes.names, width=transfer.vector_width))
 
 
 def read_start(path: str | Path) -> Start:

@@ -96,6 +96,7 @@ def prepared(config: TrainingConfig, group: Group, *, resume: bool, restart: boo
         mask_classes=config.data.mask_classes,
         augment=config.augment,
         require_masks=needs_masks,
+        skip_empty=config.data.skip_empty,
         keypoints=config.model.keypoints,
         progress=counted("checking images"),
     )

@@ -88,7 +88,7 @@ def build_reference(config: ModelConfig, classes: int) -> MaskRCNN:
         rpn_anchor_generator=AnchorGenerator(
             tuple((size,) for size in config.rpn.anchor_sizes), (config.rpn.aspect_ratios,) * 5
         ),
-        rpn_pre_nms_top_n_train=config.rpn.pre_nms_train,
+        rpn_pre_nms_top_n_train=config.rpn.before_nms(one_level=False)[0],
         rpn_post_nms_top_n_train=config.rpn.post_nms_train,
         rpn_batch_size_per_image=config.rpn.batch_per_image,
         box_roi_pool=pool(config.box.roi_size, config.box.sampling_ratio),

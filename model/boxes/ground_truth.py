@@ -1,7 +1,7 @@
 """What is known about a batch, put together on the host and brought to the device in one copy (`model.targets`)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -45,6 +45,15 @@ class GroundTruth:
     def images(self) -> int:
         """N."""
         return self.boxes.shape[0]
+
+    def of_set_a(self) -> "GroundTruth":
+        """The same places with no object but those that have a mask."""
+        return replace(
+            self,
+            labels=torch.where(self.has_mask, self.labels, 0),
+            without=self.without[:0],
+            without_mask=0,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -122,6 +122,17 @@ class ConvFCBoxHead(BoxHead):
         return torch.relu(self.fc(self.convs(pooled).flatten(1)))
 
 
+@torch.no_grad()
+def xavier_filled(head: nn.Module) -> None:
+    """Start the fully connected layers inside as Caffe2's XavierFill: weights uniform in +-sqrt(3 / fan-in), biases 0
+    (Detectron's box heads; torch's own are uniform in +-sqrt(1 / fan-in), biases too)."""
+    for layer in head.modules():
+        if isinstance(layer, nn.Linear):
+            bound = math.sqrt(3 / layer.in_features)
+            nn.init.uniform_(layer.weight, -bound, bound)
+            nn.init.zeros_(layer.bias)
+
+
 class BoxPredictor(nn.Module):
     """Class logits and class-wise box deltas. The rows of the two weights are the paper's w_cls and w_box.
 

@@ -24,6 +24,7 @@ class Sampling:
     foreground_iou: float  # with an object, from which a RoI is foreground
     masks_on_ground_truth: bool  # RoIs of the mask loss: the objects' own boxes, not what is sampled
     mask_box_jitter: float  # the fraction of their sides by which the corners of these move at most
+    mask_stage_on_set_a: bool = False  # where masks are trained alone, no other object is known to `sampled`
 
 
 @dataclass(frozen=True, kw_only=True)

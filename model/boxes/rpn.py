@@ -1,5 +1,6 @@
 """The region proposal network of Faster R-CNN on FPN: torchvision's, with the losses of `rpn_training`."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,17 +32,37 @@ class Float32RPNHead(RPNHead):
         return logits, deltas
 
 
+@dataclass(frozen=True, kw_only=True)
+class RpnForm:
+    """Where RPNs differ that are the same otherwise: torchvision's, by default, and Detectron's.
+
+    Args:
+        straddle, images_together: see `model.config.RpnConfig`.
+        frozen_proposals: how many an image has of an RPN that is held still in training; None: as many as in answers.
+        first_stride: distance of anchors on the first level in pixels, each next one's twice that; 0: the canvas' side
+            divided by the cells of the level, rounded down.
+    """
+
+    straddle: int = -1
+    images_together: int = 1
+    frozen_proposals: int | None = None
+    first_stride: int = 0
+
+
 class CrowdAwareRPN(RegionProposalNetwork):
     """An anchor that lies mostly in a crowd region is no negative: nobody knows what is in there.
 
     Args:
         settings: of torchvision's.
         focal: over all anchors; None: the cross-entropy of sampled ones.
+        form: other differences from torchvision's.
     """
 
-    def __init__(self, *settings: Any, focal: Focal | None = None) -> None:
+    def __init__(self, *settings: Any, focal: Focal | None = None, form: RpnForm = RpnForm()) -> None:
         super().__init__(*settings)
         self.focal = focal
+        self.form = form
+        self.first_stride = form.first_stride
         self.batched = False
         """Whether training finds its proposals without a wait of the host, as a GPU wants it (`suppression`)."""
 
@@ -103,8 +124,9 @@ class CrowdAwareRPN(RegionProposalNetwork):
             best = fewer(self._pre_nms_top_n["testing"], score.shape[1])
             score, index = score.topk(best, dim=1)
             cell = torch.div(index, of_cell, rounding_mode="floor")
-            x = cell.remainder(columns) * (width // columns)
-            y = torch.div(cell, columns, rounding_mode="floor") * (height // rows)
+            stride = self.first_stride << k
+            x = cell.remainder(columns) * (stride if stride > 0 else width // columns)
+            y = torch.div(cell, columns, rounding_mode="floor") * (stride if stride > 0 else height // rows)
             anchors.append(torch.stack([x, y, x, y], dim=2) + cell_anchors[index.remainder(of_cell)])
             of_anchor = delta.permute(0, 2, 3, 1).reshape(images, -1, 4)
             moves.append(of_anchor.gather(1, index[:, :, None].expand(-1, -1, 4)))

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from model.boxes.ground_truth import Batch, GroundTruth
 from model.boxes.head import moved_boxes
 from model.boxes.rpn import CrowdAwareRPN
-from model.boxes.sampling import ANCHORS, match_anchors, random_bits, sample
+from model.boxes.sampling import ANCHORS, inside, match_anchors, random_bits, sample
 from model.boxes.suppression import kept_by_rounds, kept_one_by_one
 from model.host import waiting
 from model.losses import LossDivisor
@@ -31,7 +31,7 @@ def proposals_and_losses(rpn: CrowdAwareRPN, batch: Batch) -> tuple[tuple[Tensor
 def proposed(rpn: CrowdAwareRPN, batch: Batch) -> tuple[Tensor, Tensor]:
     """Proposals XYXY [N, P, 4] of each image, the best first, and which of these places hold one, bool [N, P].
 
-    P is the number of training or of evaluation, as the RPN's mode is.
+    P is the number of training or, of an RPN in evaluation mode, that of one held still (`RpnForm.frozen_proposals`).
     """
     return _best(rpn, *_answers(rpn, batch), batch.truth.sizes)
 
@@ -51,6 +51,8 @@ def level_anchors(rpn: CrowdAwareRPN, levels: list[Tensor], height: int, width: 
         generator.set_cell_anchors(torch.float32, levels[0].device)
     grids = [[level.shape[2], level.shape[3]] for level in levels]
     strides = [[height // rows, width // columns] for rows, columns in grids]
+    if rpn.first_stride:
+        strides = [[rpn.first_stride << k] * 2 for k in range(len(grids))]
     anchors: list[Tensor] = generator.grid_anchors(grids, strides)
     return anchors
 
@@ -84,14 +86,34 @@ def _best(
         boxes.append(box)
         scores.append(torch.where(kept, score, -math.inf))
     of_all = torch.cat(scores, 1)
-    score, index = of_all.topk(min(rpn.post_nms_top_n(), of_all.shape[1]), dim=1)
+    frozen = None if rpn.training else rpn.form.frozen_proposals
+    most = rpn.post_nms_top_n() if frozen is None else frozen
+    score, index = of_all.topk(min(most, of_all.shape[1]), dim=1)
+    if rpn.training and rpn.form.images_together > 1:
+        score = best_together(score, rpn.form.images_together, most)
     return torch.cat(boxes, 1).gather(1, index[:, :, None].expand(-1, -1, 4)), score > -math.inf
+
+
+def best_together(scores: Tensor, images: int, most: int) -> Tensor:
+    """Scores [N, P] with -inf for those that are not among the `most` best of their group of up to `images` rows.
+
+    Of K groups row i is in group i modulo K. So the groups of a batch are the same where processes and parts share it
+    evenly, each taking every n-th row.
+    """
+    count, places = scores.shape
+    groups = -(-count // images)
+    filled = scores.new_full((images * groups, places), -math.inf)
+    filled[:count] = scores
+    of_group = filled.view(images, groups, places).transpose(0, 1).flatten(1)
+    score, index = of_group.topk(min(most, of_group.shape[1]), dim=1)
+    best = torch.full_like(of_group, -math.inf).scatter(1, index, score)
+    return best.view(groups, images, places).transpose(0, 1).flatten(0, 1)[:count]
 
 
 @torch.no_grad()
 def anchor_labels(rpn: CrowdAwareRPN, anchors: Tensor, truth: GroundTruth) -> tuple[Tensor, Tensor]:
     """`model.boxes.sampling.match_anchors` for anchors [A, 4]: labels and objects, int64 [N, A] both."""
-    matcher = rpn.proposal_matcher
+    matcher, straddle = rpn.proposal_matcher, rpn.form.straddle
     at_once = max(OVERLAPS_AT_ONCE // (anchors.shape[0] * truth.boxes.shape[1]), 1)
     parts = [
         match_anchors(
@@ -101,6 +123,7 @@ def anchor_labels(rpn: CrowdAwareRPN, anchors: Tensor, truth: GroundTruth) -> tu
             truth.crowds[i : i + at_once],
             matcher.high_threshold,
             matcher.low_threshold,
+            None if straddle < 0 else inside(anchors, truth.sizes[i : i + at_once], straddle),
         )
         for i in range(0, truth.images, at_once)
     ]

@@ -98,6 +98,13 @@ def match_to_objects(
     return torch.where(in_crowd & (label == 0), -1, label), matched
 
 
+def inside(anchors: Tensor, sizes: Tensor, straddle: int) -> Tensor:
+    """Whether anchors [A, 4] reach out of images of `sizes` [N, 2], height and width, by at most `straddle` pixels:
+    bool [N, A]."""
+    ends = sizes.flip(1)[:, None] + straddle
+    return (anchors[:, :2] >= -straddle).all(1) & (anchors[:, 2:] <= ends).all(2)
+
+
 def match_anchors(
     anchors: Tensor,
     boxes: Tensor,
@@ -105,6 +112,7 @@ def match_anchors(
     crowd_boxes: Tensor,
     foreground_iou: float,
     background_iou: float,
+    taking_part: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Label of each anchor (1 foreground, 0 background, -1 left out) and the object it overlaps most, int64 [N, A].
 
@@ -116,13 +124,18 @@ def match_anchors(
         anchors: [A, 4].
         boxes: of the objects [N, G, 4], G at least 1; those that are not `present`, bool [N, G], do not count.
         crowd_boxes: [N, M, 4].
+        taking_part: bool [N, A]; other anchors are left out, and surpass none. None: all take part.
     """
     iou = torch.where(present[:, None], pairwise_iou(anchors, boxes), -1.0)
+    if taking_part is not None:
+        iou = torch.where(taking_part[:, :, None], iou, -1.0)
     highest, matched = iou.max(dim=2)
     best_of_object = iou.amax(dim=1, keepdim=True)
     unsurpassed = ((iou == best_of_object) & present[:, None]).any(dim=2)
     foreground = unsurpassed | (highest >= foreground_iou)
     label = torch.where(foreground, 1, torch.where(highest < background_iou, 0, -1))
+    if taking_part is not None:
+        label = torch.where(taking_part, label, -1)
     if crowd_boxes.shape[1] == 0:
         return label, matched
     in_crowd = covered_by(anchors, crowd_boxes) > 0.5

@@ -1,5 +1,8 @@
 """The weight transfer function T of Sec. 3.2: w_seg = T(w_det; theta), and its class-agnostic fallback."""
 
+import math
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -13,12 +16,20 @@ FEW_CLASSES = 128
 class WeightTransfer(nn.Module):
     """T: `layers` fully connected layers from detection weights to mask weights (Table 1b).
 
-    No activation follows the last layer. He initialisation (fan-in), zero biases, as the paper's own
-    code has it; `zero_init` starts the last layer at zero, which the residual form needs.
+    No activation follows the last layer; biases start at zero. Weights start normal with deviation sqrt(2 / fan),
+    the fan being the layer's outputs ("fan_out": Caffe2's MSRAFill, as the paper's own code has it) or its inputs
+    ("fan_in": He et al., 2015; ours). `zero_init` starts the last layer at zero, which the residual form needs.
     """
 
     def __init__(
-        self, *, input_width: int, output_width: int, layers: int, relu: bool, zero_init: bool
+        self,
+        *,
+        input_width: int,
+        output_width: int,
+        layers: int,
+        relu: bool,
+        zero_init: bool,
+        init: Literal["fan_in", "fan_out"] = "fan_in",
     ) -> None:
         super().__init__()
         if not 1 <= layers <= 3:
@@ -29,7 +40,7 @@ class WeightTransfer(nn.Module):
         blocks: list[nn.Module] = []
         for i in range(layers):
             linear = nn.Linear(widths[i], widths[i + 1])
-            nn.init.kaiming_normal_(linear.weight)
+            nn.init.kaiming_normal_(linear.weight, mode=init)
             nn.init.zeros_(linear.bias)
             if i:
                 blocks.append(nn.ReLU() if relu else nn.LeakyReLU(0.1))
@@ -67,9 +78,13 @@ class MaskWeights(nn.Module):
     w_seg = T(w_det), the residual transfer w_seg = w_agnostic + T(w_det), and for full supervision
     Mask R-CNN's own class-specific rows, each learned (with a bias each) from masks of its class.
 
-    In Table 1a T reads something else than w_det: `input` "random", a fixed row of `vector_width` normal numbers
-    for each class, or "words", the vectors of its name's words, which `set_rows` must give before anything is
-    computed. Both are buffers, so that a checkpoint holds them, with zeros for the background.
+    In Table 1a T reads something else than w_det: `input` "random", a fixed row of `vector_width` random numbers
+    for each class, or "words", the vectors of its name's words. Rows that names decide (`random_rows` "word" too) must
+    be given by `set_rows` before anything is computed. All are buffers, so that a checkpoint holds them, with zeros for
+    the background.
+
+    Class-agnostic weights start with deviation 0.001, as in the paper's own code; class-specific ones too (ours), or
+    where `init` is "fan_out" with sqrt(2 / (C + 1)), as there (0.157 at 80 classes).
 
     Args:
         config: which form, what T reads and how it is made. A kept mean is that which `keep_mean` took, whatever
@@ -101,7 +116,7 @@ class MaskWeights(nn.Module):
             width = config.vector_width
             # Until they are set words are NaN: nobody trains on words that were never read.
             rows = torch.full((num_classes + 1, width), torch.nan)
-            if input == "random":
+            if input == "random" and config.random_rows == "class":
                 rows = torch.randn(num_classes + 1, width)
             rows[0] = 0.0
         self.register_buffer("rows", rows)
@@ -115,10 +130,11 @@ class MaskWeights(nn.Module):
                 layers=config.layers,
                 relu=config.activation == "relu",
                 zero_init=config.residual,
+                init=config.init,
             )
-        # Std 0.001 where fan-in initialisation diverges, as in the paper's own code.
         if kind == "class_specific":
-            self.specific = nn.Parameter(torch.randn(num_classes + 1, mask_width) * 0.001)
+            deviation = math.sqrt(2 / (num_classes + 1)) if config.init == "fan_out" else 0.001
+            self.specific = nn.Parameter(torch.randn(num_classes + 1, mask_width) * deviation)
             self.bias = nn.Parameter(torch.zeros(num_classes + 1))
         elif kind == "class_agnostic" or config.residual:
             self.agnostic = nn.Parameter(torch.randn(mask_width) * 0.001)

@@ -1,4 +1,4 @@
-"""Word vectors of class names, from a file in GloVe's text format (Table 1a, T of word embeddings)."""
+"""Word vectors of class names (Table 1a, T of word embeddings): from a file in GloVe's text format, or drawn."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -43,6 +43,18 @@ def read_word_vectors(path: str | Path, names: Sequence[str], *, width: int) -> 
             "a copy of the file, or rename the classes"
         )
     return torch.from_numpy(np.stack(rows).astype(np.float32))
+
+
+def drawn_word_vectors(names: Sequence[str], *, width: int) -> Tensor:
+    """One row for each class name, float32 [C, width]: the mean of random vectors of its words, by torch's generator.
+
+    So the "randn" row of Table 1a has it (the paper's code, fixed_embedding_mat_coco_randn_0.npy): a word's numbers
+    are normal with variance 1 / width, so that its vector's length is about 1, and is the same in every name.
+    """
+    of_name = [words_of(plain_name(name)) or [name] for name in names]
+    words = list(dict.fromkeys(word for words in of_name for word in words))
+    vectors = dict(zip(words, torch.randn(len(words), width) / width**0.5, strict=True))
+    return torch.stack([torch.stack([vectors[word] for word in words]).mean(dim=0) for words in of_name])
 
 
 def plain_name(name: str) -> str:

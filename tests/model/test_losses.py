@@ -1,5 +1,8 @@
 """Losses and mask targets against plain definitions."""
 
+import dataclasses
+
+import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -12,6 +15,7 @@ from model.boxes.sampling import random_bits, sample
 from model.losses import box_loss, class_loss, own_total
 from model.masks.targets import mask_targets
 from model.targets import mask_windows
+from tests.model.small_network import SMALL, image, small_network, target
 
 
 def masks_of_image(boxes: Tensor, masks: list[Tensor], height: int, width: int) -> FlatMasks:
@@ -98,6 +102,31 @@ def test_losses_over_nothing_are_zero_and_differentiable() -> None:
     of_class = class_loss(logits, torch.zeros(0, dtype=torch.int64), own_total(0))
     (of_class + box_loss(logits, torch.zeros((0, 4)), own_total(0))).backward()
     assert logits.grad is not None
+
+
+@pytest.mark.parametrize(
+    ("beta", "losses"),
+    [
+        (1.0, (0.125, 1.5)),  # Fast R-CNN, eq. 3: e^2 / 2 below an error of 1, e - 1 / 2 from there on
+        (1 / 9, (0.5 - 1 / 18, 2 - 1 / 18)),  # torchvision: e^2 * 9 / 2 below 1/9, e - 1 / 18 from there on
+        (0.0, (0.5, 2.0)),
+    ],
+)
+def test_the_box_loss_of_an_error_of_a_half_and_of_two(beta: float, losses: tuple[float, float]) -> None:
+    for error, loss in zip((0.5, 2.0), losses, strict=True):
+        deltas = torch.tensor([[error, 0.0, 0.0, 0.0]])
+        assert float(box_loss(torch.zeros(1, 4), deltas, 1.0, beta)) == pytest.approx(loss)
+
+
+def test_the_beta_of_the_configuration_is_that_of_the_box_loss_alone() -> None:
+    """A loss of beta 1 is nowhere larger than of beta 1/9, and smaller where an error is."""
+    losses = []
+    for beta in (1.0, 1 / 9):
+        network = small_network(box=dataclasses.replace(SMALL.box, smooth_l1_beta=beta)).train()
+        losses.append(network.losses([image()], [target(3)], seeds=[1]))
+    of_box = [found.pop("loss_box").item() for found in losses]
+    assert of_box[0] < of_box[1]
+    assert all(torch.equal(one, losses[1][name]) for name, one in losses[0].items())
 
 
 def test_sampling_keeps_the_fraction_of_foreground() -> None:

@@ -54,7 +54,9 @@ ROWS: dict[str, list[str]] = {
     "the preset": [],
     "exact Mask^X, end to end, SGD": [
         *END_TO_END, *PAPER, *PROPOSALS, *SGD, "model.transfer.input=cls+box", "model.transfer.layers=2",
-        "schedule.decay=multi_step",
+        "model.transfer.init=fan_out", "schedule.decay=multi_step", "model.rpn.spacing=stride", "model.rpn.straddle=0",
+        "model.rpn.images_together=2", "model.box.init=xavier", "model.box.smooth_l1_beta=1", "optimiser.bias_rate=2",
+        "data.skip_empty=true",
     ],
     "T of 3 layers with ReLU on box, no stop-gradient, colours": [
         *END_TO_END, *PAPER, "model.transfer.input=box", "model.transfer.layers=3", "model.transfer.activation=relu",
@@ -63,12 +65,12 @@ ROWS: dict[str, list[str]] = {
     ],
     "class-agnostic with the official MLP, bfloat16": [
         *PROPOSALS, "model.transfer.kind=class_agnostic", "model.mask.mlp=official", "precision=bfloat16",
-        "channels_last=true",
+        "channels_last=true", "model.mask.stage_rois=set_a", "model.rpn.post_nms_frozen=30",
     ],
     "random rows, dropout and noise, ResNet-18, automatic precision": [
         "model.backbone.name=resnet18", "model.backbone.norm=frozen", "model.transfer.input=random",
-        "model.transfer.vector_width=6", "model.transfer.dropout=0.2", "model.transfer.noise=0.1",
-        "model.mask.mlp=none", "precision=auto",
+        "model.transfer.random_rows=word", "model.transfer.vector_width=6", "model.transfer.dropout=0.2",
+        "model.transfer.noise=0.1", "model.mask.mlp=none", "precision=auto",
     ],
     "words, and a threshold of set B": [
         *PAPER, "model.transfer.input=words", "model.transfer.word_vectors={words}", "model.transfer.vector_width=4",

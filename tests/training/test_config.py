@@ -27,7 +27,9 @@ def test_every_preset_is_a_configuration_that_survives_the_checkpoint(preset: Pa
 
 
 def test_the_presets_are_the_ones_the_documents_name() -> None:
-    assert {"shapes", "photos", "paper", "vg3k_detector", "vg3k_masks"} <= {preset.stem for preset in PRESETS}
+    assert {"shapes", "photos", "paper", "paper_modern", "vg3k_detector", "vg3k_masks"} <= {
+        preset.stem for preset in PRESETS
+    }
 
 
 def test_an_empty_file_is_the_papers_own_setting_but_for_the_steps(write: Write) -> None:
@@ -82,6 +84,11 @@ def test_a_later_override_wins_over_an_earlier_one_and_over_the_file(write: Writ
         ("optimiser.learning_rate=0", "learning_rate is 0.0; it must be above 0"),
         ("loss_weights.loss_mask=-1", "loss_mask is -1.0"),
         ("seed=-1", "seed is -1"),
+        ("optimiser.bias_rate=-2", "bias_rate is -2.0; give 0 or more"),
+        ("model.rpn.images_together=0", "images_together is 0; give 1 or more"),
+        ("model.rpn.pre_nms_test=0", "pre_nms_test is 0; give 1 or more"),
+        ("model.rpn.straddle=-2", "straddle is -2; give -1 or more"),
+        ("model.box.smooth_l1_beta=-1", r"smooth_l1_beta is -1.0; give 0 \(the plain L1 loss\) or more"),
     ],
 )
 def test_a_mistaken_override_is_refused_by_name(write: Write, override: str, message: str) -> None:
@@ -115,6 +122,20 @@ STAGES = ["schedule.end_to_end_steps=0", "schedule.detector_steps=100", "schedul
 
 def test_a_resumed_run_may_write_elsewhere_and_load_otherwise() -> None:
     assert differing(10, "output.log_every=7", "data.workers=5", "device=cpu", "threads=3") == []
+
+
+def test_a_run_of_before_goes_on_where_its_numbers_are_now_those_of_an_absent_key() -> None:
+    assert differing(10, "model.rpn.pre_nms_train=2000", "model.rpn.pre_nms_test=1000") == []
+    assert differing(10, "model.rpn.pre_nms_test=999") == ["model.rpn.pre_nms_test"]
+
+
+@pytest.mark.parametrize("of_boxes", ["teacher.weight=0.5", "box_losses.projection=1"])
+def test_what_objects_without_masks_teach_wants_their_rois(write: Write, of_boxes: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"model\.mask\.stage_rois is set_a, which leaves no RoI of objects without"
+    ):
+        load_config(write(""), ["model.mask.stage_rois=set_a", of_boxes])
+    load_config(write(""), ["model.mask.stage_rois=set_a", "model.mask.train_on=ground_truth", of_boxes])
 
 
 def test_every_other_change_of_a_resumed_run_is_named() -> None:

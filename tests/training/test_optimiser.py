@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from training.config import OptimiserConfig
-from training.optimiser import build_optimiser
+from training.optimiser import build_optimiser, set_rate
+from training.optimiser_config import OptimiserConfig
 
 Name = Literal["sgd", "adamw"]
 
@@ -76,3 +76,47 @@ def test_a_state_from_before_goes_on_as_it_would_have(name: Name) -> None:
     new.load_state_dict(copy.deepcopy(old.state_dict()))
     for one, two in zip(trained(before, old, range(3, 6)), trained(resumed, new, range(3, 6)), strict=True):
         assert torch.equal(one, two)
+
+
+# ---- biases with a learning rate of their own ----
+
+
+def test_biases_of_convolutions_and_layers_have_twice_the_rate_and_no_decay() -> None:
+    """As optimizer.py of the paper's code: gradients of biases are doubled and not decayed. Norms are none."""
+    module = part()
+    optimiser = build_optimiser(module, OptimiserConfig(learning_rate=0.05, bias_rate=2), "end_to_end")
+    found = {id(p): (g["lr"], g["weight_decay"]) for g in optimiser.param_groups for p in g["params"]}
+    assert {name: found[id(p)] for name, p in module.named_parameters()} == {
+        "convolution.weight": (0.05, 1e-4),
+        "norm.weight": (0.05, 0.0),
+        "norm.bias": (0.05, 0.0),
+        "last.weight": (0.05, 1e-4),
+        "last.bias": (0.1, 0.0),
+    }
+    set_rate(optimiser, 0.01)  # as the schedule does before every step
+    assert sorted({group["lr"] for group in optimiser.param_groups}) == [0.01, 0.02]
+
+
+def test_a_step_moves_a_bias_twice_as_far_and_nothing_else() -> None:
+    moved = []
+    for bias_rate in (1.0, 2.0):
+        module = part()
+        start = {name: p.detach().clone() for name, p in module.named_parameters()}
+        config = OptimiserConfig(learning_rate=0.05, bias_rate=bias_rate)
+        trained(module, build_optimiser(module, config, "end_to_end"), range(1))
+        moved.append({name: p.detach() - start[name] for name, p in module.named_parameters()})
+    for name, by in moved[0].items():
+        torch.testing.assert_close(moved[1][name], 2 * by if name == "last.bias" else by)
+        assert bool(by.any())
+
+
+def test_without_it_the_groups_are_those_of_before() -> None:
+    """So that an optimiser's state from before fits."""
+    groups = build_optimiser(part(), OptimiserConfig(), "end_to_end").param_groups
+    assert [len(group["params"]) for group in groups] == [2, 3] and not any(
+        "share" in group for group in groups
+    )
+    state = build_optimiser(part(), OptimiserConfig(bias_rate=2), "end_to_end").state_dict()
+    again = build_optimiser(part(), OptimiserConfig(bias_rate=2), "end_to_end")
+    again.load_state_dict(state)
+    assert [group["share"] for group in again.param_groups if "share" in group] == [2]

@@ -36,7 +36,8 @@ class CocoDataset(Dataset[Sample]):
 
     Give either `mask_classes` (see `training.data.splits.split_classes`) or `classes`, the table of the set trained
     on, whose category ids and names must then hold here too. `report` tells what was found and what was
-    left out. Nothing stays open, so loader workers may fork or spawn.
+    left out. With `skip_empty` images without an object are checked and reported, and are no samples. Nothing stays
+    open, so loader workers may fork or spawn.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class CocoDataset(Dataset[Sample]):
         augment: AugmentConfig | None = None,
         require_masks: bool = True,
         require_keypoints: bool = True,
+        skip_empty: bool = False,
         keypoints: KeypointsConfig | None = None,
         progress: Progress | None = None,
     ) -> None:
@@ -71,6 +73,8 @@ class CocoDataset(Dataset[Sample]):
             keypoints=keypoints,
             progress=progress,
         )
+        if skip_empty:
+            self._packed = self._packed.with_objects()
         self._mirrored = torch.tensor(() if keypoints is None else keypoints.mirrored, dtype=torch.int64)
         self._augment = augment
         self._sides = None if augment is None else sides(augment.swapped_classes, classes)

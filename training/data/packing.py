@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,20 @@ class PackedAnnotations:
     crowd_starts: NDArray[np.int64]  # [n + 1]
     crowd_boxes: NDArray[np.float32]  # [m, 4]
     keypoints: PackedKeypoints | None = None
+
+    def with_objects(self) -> "PackedAnnotations":
+        """Those of the images that have an object; crowd regions of the others go with them."""
+        kept = np.diff(self.object_starts) > 0
+        crowds = np.diff(self.crowd_starts)
+        return replace(
+            self,
+            image_ids=self.image_ids[kept],
+            sizes=self.sizes[kept],
+            file_names=self.file_names[kept],
+            object_starts=np.append(self.object_starts[:-1][kept], self.object_starts[-1]),
+            crowd_starts=np.append(0, crowds[kept].cumsum()),
+            crowd_boxes=self.crowd_boxes[np.repeat(kept, crowds)],
+        )
 
 
 def pack_annotations(

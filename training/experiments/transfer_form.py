@@ -44,12 +44,16 @@ Changes = dict[str, Any]
 
 
 def _form(**transfer: Any) -> Changes:
-    """The paper's form (cls+box, 2 layers, LeakyReLU; Table 1) with some settings changed, as dotted keys."""
+    """The paper's form (cls+box, 2 layers, LeakyReLU; Table 1) with some settings changed, as dotted keys.
+
+    T starts by fan-in, as ours; "exact" alone starts as the paper's own code has it.
+    """
     paper = {
         "kind": "transfer",
         "input": "cls+box",
         "layers": 2,
         "activation": "leaky_relu",
+        "init": "fan_in",
         "stop_gradient": True,
         "normalise": False,
         "residual": False,
@@ -61,7 +65,8 @@ def _form(**transfer: Any) -> Changes:
 
 CANDIDATES: dict[str, Changes] = {
     "class_agnostic": _form(kind="class_agnostic"),
-    "exact": _form(),
+    "exact": _form(init="fan_out"),
+    "exact_fan_in": _form(),
     "one_layer": _form(layers=1),
     "cls": _form(input="cls"),
     "normalised": _form(normalise=True),

@@ -49,6 +49,49 @@ def test_t_is_layers_with_activations_between_them_and_none_at_the_end(layers: i
     assert bool((t(x) < 0).any())
 
 
+@pytest.mark.parametrize(
+    ("init", "given", "first"),
+    [
+        # Caffe2's MSRAFill: sqrt(2 / 256) of every layer, whatever it reads.
+        ("fan_out", "cls+box", 0.08839),
+        ("fan_out", "cls", 0.08839),
+        # He et al. (2015): sqrt(2 / 5120) and sqrt(2 / 1024).
+        ("fan_in", "cls+box", 0.01976),
+        ("fan_in", "cls", 0.04419),
+    ],
+)
+def test_t_starts_by_fan_out_as_the_papers_code_or_by_fan_in(init: str, given: str, first: float) -> None:
+    torch.manual_seed(0)
+    t = weights(init=init, input=given, box_width=1024, mask_width=256).transfer
+    assert t is not None
+    one, two = (m for m in t.layers if isinstance(m, torch.nn.Linear))
+    assert float(one.weight.detach().std()) == pytest.approx(first, rel=0.01)
+    assert float(two.weight.detach().std()) == pytest.approx(0.08839, rel=0.02)
+    assert not bool(one.bias.any()) and not bool(two.bias.any())
+
+
+def test_the_two_starts_draw_the_same_numbers_and_the_residual_form_starts_at_zero_by_either() -> None:
+    made = []
+    for init in ("fan_in", "fan_out"):
+        torch.manual_seed(0)
+        made.append(weights(init=init, box_width=1024, mask_width=256).state_dict())
+        table, _ = weights(init=init, residual=True)(torch.randn(5, 6), torch.randn(20, 6))
+        assert torch.equal(table[0], table[4])
+    key = "transfer.layers.0.weight"
+    torch.testing.assert_close(made[0][key] * 20**0.5, made[1][key])  # 5 120 inputs, 256 outputs
+
+
+@pytest.mark.parametrize(("init", "deviation"), [("fan_out", 0.15713), ("fan_in", 0.001)])
+def test_class_specific_weights_start_as_the_papers_oracle_or_near_zero(init: str, deviation: float) -> None:
+    """MSRAFill of [81, 256, 1, 1]: fan-out 81, sqrt(2 / 81); class-agnostic ones start at 0.001 there too."""
+    torch.manual_seed(0)
+    form = weights(kind="class_specific", init=init, num_classes=80, mask_width=256)
+    assert form.specific is not None and form.bias is not None and not bool(form.bias.any())
+    assert float(form.specific.detach().std()) == pytest.approx(deviation, rel=0.02)
+    agnostic = weights(kind="class_agnostic", init=init, mask_width=4096).agnostic
+    assert agnostic is not None and float(agnostic.detach().std()) == pytest.approx(0.001, rel=0.05)
+
+
 def test_more_than_three_layers_are_refused() -> None:
     with pytest.raises(ValueError, match=r"transfer\.layers is 4"):
         weights(layers=4)
@@ -121,6 +164,12 @@ def test_random_rows_follow_the_seed() -> None:
         rows.append(weights(input="random", num_classes=4).rows)
     assert torch.equal(rows[0], rows[1]) and not torch.equal(rows[0], rows[2])  # type: ignore[arg-type]
     assert rows[0] is not None and rows[0].shape == (5, 300)
+
+
+def test_random_rows_of_words_wait_for_the_names() -> None:
+    form = weights(input="random", random_rows="word", num_classes=4)
+    assert form.rows is not None and form.rows.shape == (5, 300)
+    assert not bool(form.rows[1:].isfinite().any()) and not bool(form.rows[0].any())
 
 
 def test_rows_for_another_number_of_classes_are_refused() -> None:

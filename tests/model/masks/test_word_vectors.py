@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.masks.word_vectors import read_word_vectors
+from model.masks.word_vectors import drawn_word_vectors, read_word_vectors
 
 GLOVE = """the 0.1 0.2 0.3
 cat 1 2 3
@@ -69,3 +69,29 @@ def test_a_line_that_is_no_vector_is_named(text: str, message: str, file: Path) 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="glove.txt: no such file of word vectors"):
         read_word_vectors(tmp_path / "glove.txt", ["cat"], width=3)
+
+
+# ---- the random rows of Table 1a ----
+
+
+def test_drawn_rows_are_means_of_vectors_that_names_share() -> None:
+    """As in the paper's code: a name of one word has length 1, of two words sqrt(1 / 2), and bears are alike."""
+    torch.manual_seed(0)
+    names = ["bear", "teddy bear", "Teddy_Bear.n.01", "teddy", "?", "!"]
+    rows = drawn_word_vectors(names, width=3000)
+    assert rows.shape == (6, 3000) and rows.dtype == torch.float32
+    bear, both, again, teddy = rows[:4]
+    torch.testing.assert_close(both, (bear + teddy) / 2)
+    assert torch.equal(both, again) and not torch.equal(rows[4], rows[5])
+    length = rows.norm(dim=1)
+    torch.testing.assert_close(length[[0, 3, 4, 5]], torch.ones(4), atol=0.06, rtol=0)
+    assert float(length[1]) == pytest.approx(0.5**0.5, abs=0.05)
+    assert float(bear @ both / length[0] / length[1]) == pytest.approx(0.5**0.5, abs=0.05)
+
+
+def test_drawn_rows_follow_the_seed() -> None:
+    made = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        made.append(drawn_word_vectors(["bear", "cat"], width=3))
+    assert torch.equal(made[0], made[1]) and not torch.equal(made[0], made[2])

@@ -1,5 +1,6 @@
 """A COCO set of any kind becomes targets, and the masks of set B are never read."""
 
+import json
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,9 +28,11 @@ from tests.training.data.coco_set import (
     document,
     finding,
 )
+from tests.training.tiny_set import tiny_changes, write_tiny_set
 from training.data.augment import AugmentConfig
 from training.data.coco import read_picture
 from training.data.packing import pack_annotations
+from training.train import main
 
 
 def test_a_target_holds_the_objects_of_its_own_image_in_the_order_of_the_file(load_coco: Load) -> None:
@@ -49,6 +52,21 @@ def test_a_crowd_region_is_no_object(load_coco: Load) -> None:
     target = load_coco(document()).target(1)
     assert target["labels"].tolist() == [3]
     assert target["crowd_boxes"].tolist() == [[0, 0, 40, 30]]
+
+
+def test_images_without_objects_are_no_samples_where_they_are_to_be_left_out(load_coco: Load) -> None:
+    """A crowd region is no object; what is left is as it was, in its order."""
+    known = document()
+    known["images"].insert(0, {"id": 3, "file_name": "empty.png", "width": WIDTH, "height": HEIGHT})
+    known["annotations"].append(annotation(6, 3, BOX, [1.0, 1.0, 9.0, 9.0], iscrowd=1))
+    usual, fewer = load_coco(known), load_coco(known, skip_empty=True)
+    assert [usual.image_id(row) for row in range(len(usual))] == [3, 50, 7, 9]
+    assert [fewer.image_id(row) for row in range(len(fewer))] == [50, 7]
+    for row in range(2):
+        assert_same(fewer.target(row), usual.target(row + 1))
+        assert fewer.path(row) == usual.path(row + 1) and fewer.size(row) == usual.size(row + 1)
+    assert fewer.target(1)["crowd_boxes"].tolist() == [[0, 0, 40, 30]]
+    assert fewer.report == usual.report and fewer.report.images_without_objects == 2
 
 
 def test_an_image_without_objects_is_kept(load_coco: Load) -> None:
@@ -262,3 +280,18 @@ def test_an_index_outside_the_set_is_an_index_error(load_coco: Load) -> None:
     with pytest.raises(IndexError):
         dataset[3]
     assert dataset[-1][1]["image_id"] == 9
+
+
+def test_a_training_leaves_out_images_without_objects_where_it_is_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tiny_set(tmp_path / "set", images=4)
+    path = tmp_path / "set" / "train.json"
+    contents = json.loads(path.read_text())
+    contents["annotations"] = [one for one in contents["annotations"] if one["image_id"] != 101]
+    path.write_text(json.dumps(contents))
+    for skip, images in (("false", 4), ("true", 3)):
+        changes = [*tiny_changes(tmp_path / "set", tmp_path / skip), f"data.skip_empty={skip}"]
+        assert main([*changes, "schedule.detector_steps=1", "schedule.mask_steps=0"]) == 0
+        said = capsys.readouterr().out
+        assert f"\n{images} images; 3 classes" in said and "4 images (1 without objects)" in said

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from model.config import MaskConfig
-from training.config import load_config
+from training.config import changed, load_config
 from training.data.splits import SEED, random_splits
 from training.experiments.grid import (
     GRIDS,
@@ -50,6 +50,22 @@ def test_the_paper_has_all_rows_of_its_tables_and_figure() -> None:
     assert SEED == 3
 
 
+@pytest.mark.parametrize("name", ["paper", "photos", "shapes"])
+def test_rows_in_the_papers_form_start_as_the_papers_code_does(name: str) -> None:
+    grid = load_grid(name)
+    cells = cells_of_seed(grid, grid.rows, [], seed=0, out=OUT)
+    exact = [cell.config.model.transfer for cell in cells if name == "paper" or cell.row.name == "exact"]
+    assert exact and {(form.init, form.residual, form.normalise) for form in exact} == {
+        ("fan_out", False, False)
+    }
+    random = {form.random_rows for form in exact if form.input == "random"}
+    assert random == ({"word"} if name == "paper" else set())
+    others = {
+        cell.config.model.transfer.init for cell in cells if cell.row.name not in ("exact", "exact_fan_in")
+    }
+    assert name == "paper" or others == {"fan_in"}
+
+
 def test_the_rungs_of_the_ladder_are_what_their_names_say_whatever_the_preset_has() -> None:
     grid = load_grid("shapes")
     overrides = ["model.mask.mlp=none"]
@@ -58,7 +74,8 @@ def test_the_rungs_of_the_ladder_are_what_their_names_say_whatever_the_preset_ha
     }
     exact, form = cells["exact"].model, cells["exact"].model.transfer
     assert (form.input, form.layers, form.activation) == ("cls+box", 2, "leaky_relu")
-    assert not form.residual and not form.normalise
+    assert not form.residual and not form.normalise and form.init == "fan_out"
+    assert cells["exact_fan_in"] == changed(cells["exact"], {"model.transfer.init": "fan_in"})
     for name in ("class_agnostic", "exact", "residual"):
         paper = MaskConfig(width=exact.mask.width, mlp="none")
         assert cells[name].model.mask == paper and cells[name].model.box.head == "fc"

@@ -237,7 +237,10 @@ def test_the_run_prints_lines_that_set_the_chosen_form_and_writes_them(
 def test_every_candidate_is_a_configuration_of_its_own() -> None:
     made = {name: changed(TrainingConfig(), changes) for name, changes in CANDIDATES.items()}
     assert len(set(made.values())) == len(made)
-    assert made["exact"].model.transfer == TransferConfig()  # the paper's form is the default
+    assert (
+        made["exact_fan_in"].model.transfer == TransferConfig()
+    )  # the paper's form is the default, its start ours
+    assert made["exact"].model.transfer == TransferConfig(init="fan_out")
     assert made["class_agnostic"].model.transfer.kind == "class_agnostic"
 
 

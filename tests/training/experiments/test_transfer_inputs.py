@@ -49,6 +49,19 @@ def test_fixed_rows_are_kept_by_the_checkpoint_and_words_need_their_file_no_more
     assert answer["labels"].numel() > 0
 
 
+def test_random_rows_of_words_are_drawn_as_the_training_starts_and_kept(
+    tiny_set: Path, tmp_path: Path
+) -> None:
+    changes = [*tiny_changes(tiny_set, tmp_path / "run"), "model.transfer.input=random"]
+    changes += ["model.transfer.random_rows=word", "schedule.mask_steps=1"]
+    assert main(changes) == 0
+    rows = rows_of(tmp_path / "run/checkpoint.pt")
+    assert rows.shape[1] == 300 and not bool(rows[0].any())
+    torch.testing.assert_close(rows[1:].norm(dim=1), torch.ones(3), atol=0.2, rtol=0)  # not sqrt(300)
+    network, _, _ = load_network(tmp_path / "run/checkpoint.pt")
+    assert network.mask_weights.rows is not None and torch.equal(network.mask_weights.rows, rows)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
