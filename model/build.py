@@ -110,6 +110,7 @@ def rpn(config: ModelConfig, channels: int) -> CrowdAwareRPN:
     of_level = (own.anchor_sizes,) if uses_c4(config) else tuple((size,) for size in own.anchor_sizes)
     anchors = anchor_generator(of_level, own.aspect_ratios, own.anchors, STRIDE if uses_c4(config) else 4)
     head = Float32RPNHead(channels, anchors.num_anchors_per_location()[0], own.convolutions)
+    pre_nms_train, pre_nms_test = own.before_nms(one_level=uses_c4(config))
     focal = own.focal if own.loss == "focal" else None
     if focal is not None:
         torch.nn.init.constant_(head.cls_logits.bias, math.log(focal.prior / (1 - focal.prior)))
@@ -120,7 +121,7 @@ def rpn(config: ModelConfig, channels: int) -> CrowdAwareRPN:
         own.background_iou,
         own.batch_per_image,
         own.positive_fraction,
-        dict(zip(("training", "testing"), own.before_nms(one_level=uses_c4(config)), strict=True)),
+        {"training": pre_nms_train, "testing": pre_nms_test},
         {"training": own.post_nms_train, "testing": own.post_nms_test},
         own.nms_iou,
         focal=None if focal is None else Focal(focal.gamma, focal.alpha),
