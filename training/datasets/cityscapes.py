@@ -120,6 +120,8 @@ def _mask(starts: NDArray[np.int64], ends: NDArray[np.int64], height: int, width
     first, last = starts[np.append(True, apart)], ends[np.append(apart, True)]
     edges = np.append(np.stack([first, last], axis=1), height * width)
     counts = np.diff(edges, prepend=0).tolist()
+    if not counts[-1]:  # the mask has the last pixel
+        counts.pop()
     return dict(mask_utils.frPyObjects({"size": [height, width], "counts": counts}, height, width))
 
 
