@@ -105,8 +105,13 @@ def build_reference(config: ModelConfig, classes: int) -> MaskRCNN:
 def built_backbone(config: ModelConfig) -> Backbone:
     """Our backbone of a configuration."""
     made = config.backbone
-    sizes = {"fpn_channels": made.fpn_channels, "trainable_layers": made.trainable_layers}
-    return build_backbone(name=made.name, weights=made.weights, norm=made.norm, **sizes)
+    return build_backbone(
+        name=made.name,
+        weights=made.weights,
+        norm=made.norm,
+        fpn_channels=made.fpn_channels,
+        trainable_layers=made.trainable_layers,
+    )
 
 
 def samples(folder: Path, count: int) -> tuple[list[Sample], int]:

@@ -1,6 +1,7 @@
 """Pooling as others have it: without half a cell taken away, to the last pixel, with as many samples as cells."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -60,7 +61,7 @@ def test_boxes_that_end_at_their_last_pixel_are_pooled_as_detectron_does(
     samples: int, training: bool
 ) -> None:
     levels, rois = pyramid_and_boxes()
-    settings = {"size": 7, "sampling_ratio": samples, "canonical_size": 56, "aligned": False}
+    settings: Any = {"size": 7, "sampling_ratio": samples, "canonical_size": 56, "aligned": False}
     pooling = PyramidRoIAlign(**settings, inclusive=True).train(training)
     expected = by_torchvision(levels, rois, -1.0, samples, False)
     torch.testing.assert_close(pooling(levels, rois), expected, rtol=1e-4, atol=1e-4)

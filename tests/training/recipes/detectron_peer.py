@@ -311,7 +311,8 @@ def detect(state: State, kind: Kind, image: Tensor, scale: float = 1.0) -> tuple
         x = residual(state, stage, x, 1 if stage == 2 else 2)
         stages.append(x)
     if kind.form == "fpn":
-        levels, top = [], None
+        levels: list[Tensor] = []
+        top = None
         for stage in (5, 4, 3, 2):
             last = BLOCKS[stage] - 1
             lateral = f"fpn_inner_res{stage}_{last}_sum" + ("" if stage == 5 else "_lateral")

@@ -113,7 +113,7 @@ def test_boxes_of_an_image_that_is_enlarged_are_detectrons_in_its_own_pixels(tmp
 
 
 def apart(one: Answer, other: Answer, least: float = 0.9) -> tuple[Tensor, float, Tensor]:
-    """How far the boxes of most detections lie from their partners, the largest difference of scores, those of masks."""
+    """How far boxes lie from their partners', of most detections, the largest difference of scores, those of masks."""
     overlap, partner = ((one.labels[:, None] == other.labels) * box_iou(one.boxes, other.boxes)).max(dim=1)
     mine = torch.where(overlap > least)[0]
     assert len(mine) >= 0.9 * max(
