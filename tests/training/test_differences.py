@@ -18,8 +18,6 @@ from training.experiments.grid import cells_of_seed, load_grid, stage_wise
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PRESETS = ("paper", "paper_modern")
-COMING = {"model.rpn.anchors", "model.box.inclusive"}
-"""Keys that the page may name before the configuration has them; once it has, they are held like others."""
 
 
 def table(name: str) -> list[list[str]]:
@@ -63,10 +61,8 @@ def switches() -> dict[str, list[tuple[str, str]]]:
     """The keys of the first table, and of each line what stands for the two presets."""
     found: dict[str, list[tuple[str, str]]] = {}
     for _, _, _, key, paper, modern in table("differences"):
-        inside = re.fullmatch(r"`(\w+)` in `\[([\w.]+)\]`", key)
-        name = f"{inside[2]}.{inside[1]}" if inside else key.strip("`")
-        found.setdefault(name, []).append((paper, modern))
-    return {name: cells for name, cells in found.items() if name in preset("paper") or name not in COMING}
+        found.setdefault(key.strip("`"), []).append((paper, modern))
+    return found
 
 
 # ---- keys that choose ----

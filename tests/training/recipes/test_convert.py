@@ -55,6 +55,8 @@ def converted(kind: Kind, state: State, folder: Path, **options: Any) -> Path:
 
 def require_same(kind: Kind, state: State, checkpoint: Path, image: Tensor) -> None:
     network, table, _ = load_network(checkpoint)
+    # An image of 128 pixels is whole cells on every level; of other sides torchvision moves anchors together.
+    assert network.rpn.first_stride == (16 if kind.form == "c4" else 4)
     theirs, maps = detect(state, kind, image)
     ours = answer_of_converted(network.inference(), image, classes=table.num_classes)
     assert theirs.labels.numel() >= 15 and len(theirs.labels.unique()) >= min(3, kind.classes)

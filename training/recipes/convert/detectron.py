@@ -107,7 +107,7 @@ def read_detectron2(file: File, pixels: PixelOrder | None = None) -> Found:
     c4 = values["box"].get("head") == "res5"
     for branch in ("box", "mask", "keypoints"):
         values[branch] = values.get(branch, {}) | {"sampling_ratio": 0}
-    values["rpn"] |= {"anchors": "exact"}
+    values["rpn"] |= {"anchors": "exact", "spacing": "stride"}
     anchors = [v for k, v in sorted(file.state.items()) if ".cell_anchors." in k]
     return Found(
         state=in_c4_form(state) if c4 else state,
@@ -149,7 +149,7 @@ def read_detectron(file: File) -> Found:
     if re.search(r"\bUSE_LEAKYRELU: *false", told, flags=re.I) and values["transfer"]["kind"] == "transfer":
         values["transfer"]["activation"] = "relu"
     values["input"] = {"pixels": "detectron"}
-    values["rpn"] |= {"anchors": "detectron"}
+    values["rpn"] |= {"anchors": "detectron", "spacing": "stride"}
     values["box"] |= {"aligned": False, "inclusive": True}
     c4 = values["box"].get("head") == "res5"
     if c4:
