@@ -12,10 +12,12 @@ OUT    ?= build/overlay.png
 ARCHIVE ?=
 VERSION ?=
 NAME ?=
+WEIGHTS ?=
 GRID ?= shapes
 EXPERIMENTS_ARGS ?=
 DATA_ARGS ?=
 FETCH_ARGS ?=
+CONVERT_ARGS ?=
 CALIBRATE_ARGS ?=
 OFFLINE_ARGS ?=
 IMAGES ?=
@@ -47,12 +49,12 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup data train evaluate archive serve ready predict predict-folder stop versions register set-default unregister demo check test docs tools fetch calibrate experiments bench bench-gpu gpu-check bench-training profile accuracy load wheel image clean FORCE
+.PHONY: help setup data convert train evaluate archive serve ready predict predict-folder stop versions register set-default unregister demo check test docs tools fetch calibrate experiments bench bench-gpu gpu-check bench-training profile accuracy load wheel image clean FORCE
 
 help:                ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
 	@echo 'Variables: CONFIG=file.toml  ARGS="key=value ..."  RUN=folder of the training (build/train)  IMAGE=photo.jpg  IMAGES=folder'
-	@echo '           OUT=overlay.png  ARCHIVE=file.mar  VERSION=2.0  NAME=data set  PYTHON=python3.11  {DATA,FETCH,CALIBRATE,EXPERIMENTS,OFFLINE,EVALUATE,SERVE,PREDICT,TEST,BENCH,GPU,PROFILE,ACCURACY,LOAD,IMAGE}_ARGS=more flags of that step'
+	@echo '           OUT=overlay.png  ARCHIVE=file.mar  VERSION=2.0  NAME=data set  WEIGHTS=file  PYTHON=python3.11  {DATA,FETCH,CONVERT,CALIBRATE,EXPERIMENTS,OFFLINE,EVALUATE,SERVE,PREDICT,TEST,BENCH,GPU,PROFILE,ACCURACY,LOAD,IMAGE}_ARGS=more flags of that step'
 
 setup: $(VENV)/.stamp-run $(GENERATED)  ## .venv with the pinned packages; the gRPC client's generated code
 
@@ -61,6 +63,12 @@ data: $(SHAPES)      ## draw the default data set into build/shapes
 fetch: setup         ## download a known data set and make it ready to train on: NAME=coco_2017
 	@test -n "$(NAME)" || { echo "error: name a data set: make fetch NAME=coco_2017 (also coco_2014, lvis_v1, voc_2012, vg3k)" >&2; exit 2; }
 	@$(PY) -m training.datasets fetch "$(NAME)" $(FETCH_ARGS)
+
+convert: setup       ## weights of others as a run of its own: WEIGHTS=model.pkl RUN=build/converted CONVERT_ARGS="--classes cat,dog"
+	@test -f "$(WEIGHTS)" || { echo "error: WEIGHTS=$(WEIGHTS): name the file: make convert WEIGHTS=model.pkl RUN=build/converted" >&2; exit 2; }
+	@test ! -e "$(RUN)/checkpoint.pt" || { echo "error: $(RUN)/checkpoint.pt is there already; name another folder: RUN=build/converted" >&2; exit 2; }
+	@$(PY) -m training.recipes.convert --weights "$(WEIGHTS)" --out "$(RUN)/checkpoint.pt" $(CONVERT_ARGS)
+	@touch "$(RUN)/finished"
 
 train: $(RUN)/finished  ## train, or go on with a training that was stopped: CONFIG= ARGS= RUN=
 
