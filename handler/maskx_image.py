@@ -1,6 +1,7 @@
 """Image bytes -> the upright RGB pixels that the network sees, by the same rules in training and in serving.
 
-Imports only Pillow, its plug-in where there is one, NumPy, `maskx_tiff` and the standard library; opens no file, writes nothing to standard output.
+Imports only Pillow, its plug-in where there is one, NumPy, `maskx_tiff` and the standard library; opens no file, writes
+nothing to standard output.
 
 What becomes of each kind of image:
 

@@ -12,8 +12,7 @@ LEAVES: dict[str, set[str]] = {
     "handler.maskx_tiff": set(),
     "handler.maskx_draw": set(),
 }
-"""What a module that others outside the archive use may import of the project."""
-"""Modules that import nothing of the project; training and client use them, to see and draw what serving does."""
+"""Modules that import nothing of the project but this; training and client use them, to see and draw what serving does."""
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "model": ("model",),
     "training": ("training", "model", *LEAVES),
