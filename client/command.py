@@ -27,7 +27,9 @@ class Verb(NamedTuple):
 SERVER, ALL_SERVERS_NEED = "server.__main__", ("psutil", "yaml")
 VERBS = {
     "predict": Verb("send images to a server: a table, overlays, COCO results", "client.__main__"),
-    "convert": Verb("COCO results for CVAT or Label Studio", "client.annotation.convert"),
+    "convert": Verb(
+        "COCO results for CVAT or Label Studio, and corrected ones back", "client.annotation.convert"
+    ),
     "serve": Verb(
         "start TorchServe with an archive and wait until the model answers",
         SERVER,

@@ -12,7 +12,7 @@ LEAVES: dict[str, set[str]] = {
     "handler.maskx_tiff": set(),
     "handler.maskx_draw": set(),
 }
-"""Modules that import nothing of the project but this; training and client use them, to see and draw what serving does."""
+"""What modules may import of the project that training and client use, to see and draw what serving does."""
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "model": ("model",),
     "training": ("training", "model", *LEAVES),

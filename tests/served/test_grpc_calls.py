@@ -13,6 +13,7 @@ import pytest
 
 from client.generated import inference_pb2, inference_pb2_grpc
 from tests.served.machine import Machine
+from tests.served.nginx import until_closed
 from tests.served.standin import png, scene
 
 IMAGE = png(scene(width=61, height=47, red=(3, 2, 20, 11), green=(30, 4, 13, 21)))
@@ -146,7 +147,7 @@ def test_a_client_of_http_1_0_without_host_is_not_taken_for_grpc(server: Machine
     sent = head.encode() if head.startswith("GET") else head.encode() + b"Content-Length: 1\r\n\r\n" + body
     with socket.create_connection(("127.0.0.1", server.ports.inference), timeout=PATIENCE) as connection:
         connection.sendall(sent)
-        received = b"".join(iter(lambda: connection.recv(65536), b""))
+        received = until_closed(connection)
     start, _, content = received.partition(b"\r\n\r\n")
     assert b" 400 " in start.split(b"\r\n")[0] and b"ts_stream_next" not in start
     assert list(json.loads(content)) == ["error"]
