@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..command import parser_of
-from .corrected import read_cvat, read_label_studio, write_coco_set
+from .coco_set import write_coco_set
+from .corrected import read_cvat, read_label_studio
 from .cvat import write_cvat
 from .label_studio import write_label_studio
 from .shapes import KINDS, read_results
