@@ -33,6 +33,9 @@ def write_coco_set(corrected: Corrected, path: Path, like: Path | None) -> int:
         number = max((int(one["id"]) for one in categories.values()), default=0) + 1
         categories.setdefault(name, {"id": number, "name": name, "supercategory": ""})
     images, annotations, used = [], [], {}
+    twice = [name for name, count in Counter(one.file_name for one in corrected.images).items() if count > 1]
+    if twice:
+        raise ValueError(f"{len(twice)} images are there twice, {twice[0]} is one; export each once")
     next_id = max((int(one["id"]) for one in known.values()), default=0) + 1
     for image in corrected.images:
         found = known.get(image.file_name) or by_last.get(Path(image.file_name).name)

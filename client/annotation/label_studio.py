@@ -106,6 +106,9 @@ def file_name_of(address: str, prefix: str) -> str:
         return address[scheme.end() :]
     if re.match(r"/|https?://", address):
         parts = urlsplit(address)
+        uploaded = re.search(r"/data/upload/(?:\d+/)?(?:[0-9a-f]{8}-)?([^/]+)$", unquote(parts.path))
+        if uploaded:  # Label Studio puts eight digits before the name
+            return uploaded[1]
         return (parse_qs(parts.query).get("d") or [unquote(parts.path)])[0].lstrip("/")
     return address
 

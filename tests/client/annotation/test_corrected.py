@@ -245,5 +245,25 @@ def test_an_address_leads_back_to_the_name(name: str, prefix: str) -> None:
     assert (address == prefix + name) == (not encoded or name == "plain")
 
 
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [
+        ("/data/upload/4/cb0618f6-a%20b.png", "a b.png"),
+        ("http://host:8080/data/upload/cb0618f6-c.png", "c.png"),
+        ("/data/local-files/?d=deep/d.png", "deep/d.png"),
+        ("azure-blob://container/deep/e.png", "deep/e.png"),
+        ("https://host/deep/f.png?token=1", "deep/f.png"),
+    ],
+)
+def test_without_a_prefix_an_address_still_says_the_name(address: str, name: str) -> None:
+    assert file_name_of(address, "") == name
+
+
+def test_an_image_that_is_there_twice_is_refused(tmp_path: Path, capsys: Said) -> None:
+    box = region("rectanglelabels", {"x": 1, "y": 1, "width": 2, "height": 4})
+    (tmp_path / "a.json").write_text(json.dumps([task(box), task(box)]))
+    assert "1 images are there twice, x/a b.jpg is one" in refused(tmp_path / "a.json", "labelstudio", capsys)
+
+
 def test_the_short_name_is_the_same_command() -> None:
     assert short.main is convert.main
