@@ -31,6 +31,9 @@ IMAGE_NAMES = ("image", "data", "body", "b64", "image_bytes")
 _PASSED_OVER = ("key", "target", "caption")
 """What those examples have beside it, which means nothing here: a number, a class to explain, a text."""
 
+_V2_PASSED_OVER = ("binary_data_output", "content_type")
+"""Parameters of v2's clients: the answer is JSON all the same, and what an element is is seen from it."""
+
 _LONGEST_ID = 256
 
 MOST_JSON_PARTS = 100_000
@@ -192,7 +195,8 @@ def _inputs(content: Content, given: GivenParameters, limits: ImageLimits) -> Op
         for index, text in enumerate(texts):
             try:
                 of_tensor, place = GivenParameters(), f"{what}.parameters"
-                _take(_object(tensor.get("parameters", {}), place), of_tensor, place=place)
+                given_there = _object(tensor.get("parameters", {}), place)
+                _take(given_there, of_tensor, place=place, others=_V2_PASSED_OVER)
                 place, most = f"{what}.data[{index}]", {"max_bytes": limits.max_image_bytes}
                 read = image_of_bytes if isinstance(text, bytes) else decoded_base64
                 items.append(Item(image=read(text, place, **most), given=of_tensor))
@@ -297,7 +301,7 @@ def _take_from_parameters(content: Content, given: GivenParameters, known: list[
         if name not in known:
             raise unknown(name, "key in the JSON", known)
     parameters = _object(content.get("parameters", {}), '"parameters"')
-    _take(parameters, given, place='"parameters"', others=["binary_data_output"] if "id" in known else [])
+    _take(parameters, given, place='"parameters"', others=_V2_PASSED_OVER if "id" in known else ())
 
 
 def _take(content: Content, given: GivenParameters, *, place: str, others: Iterable[str] = ()) -> None:

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-MOST_BYTES = 2**29
-"""Of the unpacked bands that are looked at, all together; some three times as much is in memory for a while."""
+MOST_BYTES = 2**28
+"""Of the unpacked bands that are looked at, all together; some four times as much is in memory for a while."""
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 256, 257, 258, 259, 262
 _OFFSETS, _ORIENTATION, _BANDS, _ROWS, _COUNTS, _MAX_SAMPLE, _PLANAR = 273, 274, 277, 278, 279, 281, 284

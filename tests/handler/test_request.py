@@ -155,6 +155,7 @@ OTHERS_EXAMPLES = {
     "KServe v2 with a free side": (tensor([[TEXT]], shape=[1, -1, 1]), "v2"),
     "KServe v2 scalar": (tensor(TEXT, shape=[]), "v2"),
     "KServe v2 b64": (tensor({"b64": TEXT}), "v2"),
+    "KServe v2, MLServer's word": (tensor(TEXT, parameters={"content_type": "base64"}), "v2"),
     "KServe v2 numbers": (tensor(*IMAGE, shape=[len(IMAGE)]), "v2"),
     # tensorflow/serving api_rest.md: rows, columns, and binary values
     "TensorFlow row": (body({"signature_name": "serving_default", "instances": [{"b64": TEXT}]}), "v1"),
