@@ -22,33 +22,24 @@ MOST_BYTES = 2**28
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 256, 257, 258, 259, 262
 _OFFSETS, _ORIENTATION, _BANDS, _ROWS, _COUNTS, _MAX_SAMPLE, _PLANAR = 273, 274, 277, 278, 279, 281, 284
-_PREDICTOR, _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_COUNTS, _EXTRA, _FORMAT = (
-    317,
-    322,
-    323,
-    324,
-    325,
-    338,
-    339,
-)
+_TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_COUNTS = 322, 323, 324, 325
+_FILL_ORDER, _PREDICTOR, _EXTRA, _FORMAT = 266, 317, 338, 339
+_KNOWN = {
+    *range(256, 260),
+    *range(322, 326),
+    _PHOTOMETRIC,
+    _FILL_ORDER,
+    _OFFSETS,
+    _ORIENTATION,
+    _BANDS,
+    _ROWS,
+    _COUNTS,
+}
+_KNOWN |= {_MAX_SAMPLE, _PLANAR, _PREDICTOR, _EXTRA, _FORMAT}
 _KINDS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 18: "Q"}
 """struct's letters of the types of TIFF that these tags may have."""
 _MOST_VALUES = 1_000_000
 """Of all tags together; each part of the image takes two."""
-_KNOWN = {_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _OFFSETS, _ORIENTATION, _BANDS, _ROWS, _COUNTS}
-_KNOWN |= {
-    _MAX_SAMPLE,
-    _PLANAR,
-    _PREDICTOR,
-    _TILE_WIDTH,
-    _TILE_HEIGHT,
-    _TILE_OFFSETS,
-    _TILE_COUNTS,
-    _EXTRA,
-    _FORMAT,
-}
-_FILL_ORDER = 266
-_KNOWN |= {_FILL_ORDER}
 _JPEG = (6, 7)
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
 _WHITE_IS_0, _BLACK_IS_0, _RGB = 0, 1, 2
