@@ -131,7 +131,8 @@ def fits(shape: list[int], count: int) -> bool:
 
 def binary_elements(binary: bytes, what: str) -> list[bytes]:
     """The elements of a BYTES tensor in its binary form. Raises RequestError: a length beyond the end."""
-    elements, at = [], 0
+    elements: list[bytes] = []
+    at = 0
     while at < len(binary):
         end = at + 4 + int.from_bytes(binary[at : at + 4], "little")
         if end > len(binary):

@@ -186,10 +186,16 @@ class Tiff:
         return values[: self.height, : self.width]
 
     def _as_grey(
-        self, shape: tuple[int, int], part: tuple[int, int], offsets: tuple, counts: tuple, *, tiled: bool
+        self,
+        shape: tuple[int, int],
+        part: tuple[int, int],
+        offsets: tuple[int, ...],
+        counts: tuple[int, ...],
+        *,
+        tiled: bool,
     ) -> np.ndarray:
         """Bytes of all rows, uint8 [height, width], unpacked by Pillow as a grey image of that shape."""
-        tags = {
+        tags: dict[int, tuple[int, ...]] = {
             _WIDTH: (shape[0],),
             _HEIGHT: (shape[1],),
             _BITS: (8,),

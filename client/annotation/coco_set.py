@@ -32,7 +32,9 @@ def write_coco_set(corrected: Corrected, path: Path, like: Path | None) -> int:
     for name in dict.fromkeys(names):
         number = max((int(one["id"]) for one in categories.values()), default=0) + 1
         categories.setdefault(name, {"id": number, "name": name, "supercategory": ""})
-    images, annotations, used = [], [], {}
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    used: dict[Any, str] = {}
     twice = [name for name, count in Counter(one.file_name for one in corrected.images).items() if count > 1]
     if twice:
         raise ValueError(f"{len(twice)} images are there twice, {twice[0]} is one; export each once")
@@ -62,7 +64,7 @@ def write_coco_set(corrected: Corrected, path: Path, like: Path | None) -> int:
 def _geometry(one: Object, image: Annotated) -> dict[str, Any]:
     if one.pixels is not None:
         rows, columns = np.flatnonzero(one.pixels.any(1)), np.flatnonzero(one.pixels.any(0))
-        box = [0, 0, 0, 0]
+        box: list[float] = [0, 0, 0, 0]
         if len(rows):
             box = [int(columns[0]), int(rows[0]), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1]
         flat = np.concatenate([[False], one.pixels.T.ravel()])

@@ -6,7 +6,7 @@ import io
 import struct
 import zlib
 from itertools import product
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ KINDS = {"u": 1, "i": 2, "f": 3}
 def tiff(
     values: np.ndarray,
     *,
-    order: str = "<",
+    order: Literal["<", ">"] = "<",
     bits: int = 0,
     packed: bool = False,
     predictor: int = 1,
@@ -131,9 +131,12 @@ def close(data: bytes, expected: np.ndarray, off: int = 1) -> bool:
 @pytest.mark.parametrize("kind", ["u1", "u2", "u4", "i1", "i2", "i4", "f2", "f4", "f8"])
 def test_any_number_of_bands_of_any_kind_is_as_bright_as_it_was_meant(kind: str, bands: int) -> None:
     values = numbers(kind, bands)
-    extra = {"t338": (0,) * (bands - 3 if bands >= 3 else bands - 1)} if bands not in (1, 3) else {}
+    extra: dict[str, Any] = (
+        {"t338": (0,) * (bands - 3 if bands >= 3 else bands - 1)} if bands not in (1, 3) else {}
+    )
     off = 2 if kind == "i1" else 1  # it has half the levels
-    for order in "<>":
+    orders: tuple[Literal["<", ">"], ...] = ("<", ">")
+    for order in orders:
         assert close(tiff(values, order=order, **extra), shown(bands), off)
         assert close(tiff(values, order=order, apart=True, **extra), shown(bands), off)
     assert close(tiff(values, big=True, packed=True, tile=16, **extra), shown(bands), off)
@@ -146,7 +149,7 @@ def test_packed_strips_and_tiles_with_any_predictor_are_undone(kind: str, predic
     if (kind[0] != "f" and predictor == 3) or (kind[0] == "f" and predictor == 2):
         pytest.skip("there is no such file")
     for bands, apart in ((1, False), (4, False), (4, True)):
-        extra = {"t338": (0,)} if bands == 4 else {}
+        extra: dict[str, Any] = {"t338": (0,)} if bands == 4 else {}
         data = tiff(numbers(kind, bands), predictor=predictor, packed=True, tile=tile, apart=apart, **extra)
         assert close(data, shown(bands))
 
