@@ -27,7 +27,10 @@ class Verb(NamedTuple):
 SERVER, ALL_SERVERS_NEED = "server.__main__", ("psutil", "yaml")
 VERBS = {
     "predict": Verb("send images to a server: a table, overlays, COCO results", "client.__main__"),
-    "convert": Verb("COCO results for CVAT or Label Studio", "client.annotation.convert"),
+    "convert": Verb(
+        "COCO results for CVAT or Label Studio, and corrected ones back", "client.annotation.convert"
+    ),
+    "label-studio": Verb("answer Label Studio as its model backend", "client.annotation.backend"),
     "serve": Verb(
         "start TorchServe with an archive and wait until the model answers",
         SERVER,
@@ -50,7 +53,7 @@ def parser_of(text: str | None, module: str, prog: str) -> argparse.ArgumentPars
 
 def usage() -> str:
     """All verbs, a line each."""
-    lines = [f"  {name:<10}{verb.says}" for name, verb in VERBS.items()]
+    lines = [f"  {name:<14}{verb.says}" for name, verb in VERBS.items()]
     head = "usage: maskx VERB ...\n\nAsks and serves Mask^X R-CNN. `maskx VERB --help` tells what a verb takes.\n"
     more = (
         f"More about the server, in the foreground and with several versions: python -m {PREFIX}server --help"

@@ -155,6 +155,8 @@ def answer_body(
             return compact({"model": model, "results": results})
         case "v1":
             return compact({"predictions": results})
+        case "columns":
+            return compact({"outputs": results})
         case "v2":
             name = {"model_name": model_name, "model_version": model_version}
             id_ = {} if envelope.id is None else {"id": envelope.id}

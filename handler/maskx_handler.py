@@ -96,6 +96,11 @@ class MaskXHandler:
             end_after_answering(context)
         if len(answers) == 1 and answers[0].status != 200 and by_grpc[0]:
             raise PredictionException(answers[0].body.decode(), answers[0].status)
+        for index in range(len(answers)):
+            if by_grpc[index]:
+                # What StreamPredictions asks for ends with this part. Without the word TorchServe 0.12 fails on the
+                # answer and ends the worker; Predictions does not look for it.
+                context.set_response_header(index, "ts_stream_next", "false")
         return [self._sent(context, index, answer, headers[index]) for index, answer in enumerate(answers)]
 
     def _sent(self, context: Any, index: int, answer: Answer, headers: Mapping[str, Any]) -> bytes:
@@ -193,11 +198,13 @@ def is_describe_call(context: Any, requests: list[dict[str, Any]]) -> bool:
 def came_by_grpc(headers: Mapping[str, Any]) -> bool:
     """Whether a request came over gRPC: TorchServe hands over every header of an HTTP request, and none of gRPC's.
 
-    A client of HTTP/1.1 must send Host; one of HTTP/1.0 that sends none is taken for gRPC and gets TorchServe's form
-    of the error, with the same status and message.
+    A client of HTTP/1.1 must send Host; to one of HTTP/1.0, which need not, TorchServe itself adds Content-Length.
     """
     # The content types of fields are among them, as mappings, and a field may be called host.
-    return all(name.lower() != "host" or not isinstance(value, str) for name, value in headers.items())
+    return not any(
+        name.lower() in ("host", "content-length") and isinstance(value, str)
+        for name, value in headers.items()
+    )
 
 
 def choose_device(device_type: str, gpu_id: int | None, cuda: bool) -> torch.device:

@@ -1,6 +1,7 @@
 """Image bytes -> the upright RGB pixels that the network sees, by the same rules in training and in serving.
 
-Imports only Pillow, NumPy and the standard library; opens no file, writes nothing to standard output.
+Imports only Pillow, its plug-in where there is one, NumPy, `maskx_tiff` and the standard library; opens no file, writes
+nothing to standard output.
 
 What becomes of each kind of image:
 
@@ -9,8 +10,8 @@ What becomes of each kind of image:
 * Transparency (alpha channel, transparent palette entry or colour) is laid over white, as most viewers show
   it.
 * 16 bits per channel (`I;16`, `I`) are scaled from 0..65535 to 0..255; values outside are clipped.
-* Floating point (`F`) is read as 0..1 where no value is above 1, else as 0..255; values that are not finite
-  become 0.
+* Floating point, 32 bits, and TIFFs of other depths, signs and numbers of bands are as bright as `maskx_tiff` says.
+* HEIC and HEIF are read where Pillow's plug-in is installed (pillow-heif).
 * Greyscale, palette, bilevel, CMYK, YCCK, YCbCr, HSV go through Pillow's own conversion; colour profiles
   are ignored.
 * Of an animation the first frame is taken.
@@ -23,6 +24,7 @@ where the network would shrink it at least that much: 2 bytes per pixel of the o
 4 to 7, for its coefficients are needed whole).
 """
 
+import contextlib
 import io
 import struct
 from dataclasses import dataclass
@@ -30,6 +32,16 @@ from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+
+from maskx_tiff import Tiff, TiffError, as_bright_as_meant, is_plain, kind_of
+
+try:
+    from pillow_heif import register_heif_opener  # type: ignore[import-not-found]
+except ImportError:
+    HEIF = False
+else:
+    register_heif_opener(thumbnails=False)
+    HEIF = True
 
 MAX_PIXELS = 64 * 1024 * 1024
 """Default limit on width x height: 64 Mi pixels are 192 MiB of RGB."""
@@ -41,19 +53,21 @@ MOST_SCANS = 64
 """Scans of a JPEG: encoders write 1 to 20, and each costs a pass over all pixels but only some 30 bytes."""
 
 _SUFFIXES = {
-    "JPEG": (".jpg", ".jpeg"),
-    "PNG": (".png",),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "PNG": (".png", ".apng"),
     "WEBP": (".webp",),
     "GIF": (".gif",),
     "BMP": (".bmp",),
     "TIFF": (".tif", ".tiff"),
-    "PPM": (".ppm",),
-    "JPEG2000": (".jp2",),
-    "AVIF": (".avif",),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
+    "JPEG2000": (".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c"),
+    "AVIF": (".avif", ".avifs"),
+    "HEIF": (".heic", ".heif", ".hif", ".heics", ".heifs"),
 }
-FORMATS = tuple(_SUFFIXES)
+FORMATS = tuple(name for name in _SUFFIXES if name != "HEIF" or HEIF)
 SUFFIXES = tuple(suffix for suffixes in _SUFFIXES.values() for suffix in suffixes)
-"""Ends of the names, in lower case, by which the images of a folder are told from other files."""
+"""Ends of the names, in lower case, by which the images of a folder are told from other files; those of HEIF also
+where it cannot be read, so that whoever has such files is told."""
 
 # The limits above are checked from the header before anything is decoded. Pillow's own limit would refuse
 # less (it warns first) and would stand in the way of whoever allows more.
@@ -183,7 +197,7 @@ def fitted_size(height: int, width: int, *, min_size: int, max_size: int) -> tup
     return max(int(height * scale + 0.5), 1), max(int(width * scale + 0.5), 1)
 
 
-def _open(data: bytes, max_pixels: int, max_side: int) -> tuple[Image.Image, ImageHeader]:
+def _open(data: bytes, max_pixels: int, max_side: int) -> tuple[Image.Image | Tiff, ImageHeader]:
     """Pillow's lazy image, within the limits, and its header. Raises ImageError as `decode` says."""
     if not data:
         raise ImageError("the image is empty (0 bytes)")
@@ -202,15 +216,17 @@ def _open(data: bytes, max_pixels: int, max_side: int) -> tuple[Image.Image, Ima
     return image, header
 
 
-def _pixels(image: Image.Image, header: ImageHeader, orientation: int) -> np.ndarray:
+def _pixels(image: Image.Image | Tiff, header: ImageHeader, orientation: int) -> np.ndarray:
     """Decodes; uint8 [h, w, 3], turned upright from `orientation`. Raises ImageError on broken data.
 
     A strip of stored rows becomes rows of the upright image or columns, counted from one end or the other.
     """
     try:
+        if isinstance(image, Tiff):
+            image = image.rgb()
         image.load()
         if image.mode == "F":  # its scale is the whole image's
-            image = Image.fromarray(_to_8_bits(np.asarray(image)))
+            image = Image.fromarray(as_bright_as_meant([np.asarray(image)], bits=32)[0])
         width, height = image.size
         sideways = orientation >= 5
         pixels = np.empty((width, height, 3) if sideways else (height, width, 3), dtype=np.uint8)
@@ -223,27 +239,68 @@ def _pixels(image: Image.Image, header: ImageHeader, orientation: int) -> np.nda
             first, last = (height - bottom, height - top) if orientation in _FROM_THE_END else (top, bottom)
             part = pixels[:, first:last] if sideways else pixels[first:last]
             part[...] = np.asarray(strip)
+    except TiffError as error:
+        raise ImageError(f"{error}, which is not read; {_SEND}") from error
     except _DECODER_ERRORS as error:
         raise ImageError(f"the {header.format} image is broken or cut short: {error}") from error
     return pixels
 
 
-def _identify(file: BinaryIO) -> Image.Image:
-    """Pillow's lazy image: header read, pixels not yet."""
+def _identify(file: BinaryIO) -> Image.Image | Tiff:
+    """Pillow's lazy image, or a TIFF that it would not read, or not as bright: header read, pixels not yet."""
     Image.init()
     try:
         file.seek(0)
+        if file.read(2) in (b"II", b"MM"):
+            tiff = _tiff(file)
+            if tiff is not None:
+                return tiff
+        file.seek(0)
         return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
     except UnidentifiedImageError as error:
-        raise ImageError(f"not an image that can be read; known are {', '.join(FORMATS)}") from error
+        raise ImageError(_no_image(file)) from error
     except _DECODER_ERRORS as error:
         raise ImageError(f"the image's header is broken: {error}") from error
 
 
-def _header(image: Image.Image, file: BinaryIO) -> ImageHeader:
+def _tiff(file: BinaryIO) -> Image.Image | Tiff | None:
+    """The TIFF in the file: our own where Pillow has no mode for it or would make it darker or brighter than meant."""
+    file.seek(0)
+    with contextlib.suppress(UnidentifiedImageError):
+        image = Image.open(file, formats=["TIFF"])
+        if is_plain(getattr(image, "tag_v2", {})):
+            return image
+    file.seek(0)
+    try:
+        return Tiff(file.read())
+    except TiffError:
+        return None
+
+
+_SEND = "send it as JPEG or PNG"
+
+
+def _no_image(file: BinaryIO) -> str:
+    """What bytes that no reader knows are, for the message."""
+    file.seek(0)
+    kind = kind_of(file.read(4096))
+    if not kind:
+        return f"not an image that can be read; known are {', '.join(FORMATS)}"
+    if kind in ("HEIC", "HEIF") and not HEIF:
+        cure = f"{_SEND}, or install pillow-heif where this is read"
+        return f"the image is {kind}, as phones write it, which is not read here; {cure}"
+    known = f"known are {', '.join(FORMATS)}"
+    if kind in (*FORMATS, "HEIC"):
+        return f"the {kind} image is broken or of a kind that cannot be read; {known}"
+    return f"not an image that can be read, but {kind}; {known}"
+
+
+def _header(image: Image.Image | Tiff, file: BinaryIO) -> ImageHeader:
     kind = image.format or "unknown"
     orientation = 1
-    if kind != "TIFF":  # Pillow gives TIFF's size and pixels upright
+    if isinstance(image, Tiff):
+        orientation = image.orientation
+    elif kind != "TIFF":  # Pillow gives TIFF's size and pixels upright
         exif = image.info.get("exif")
         if kind == "PNG" and exif is None:
             exif = _late_png_exif(file)
@@ -310,10 +367,6 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bits(values: np.ndarray) -> np.ndarray:
-    """Grey of 16 or 32 bits or floating point, any shape -> uint8 of that shape, by the rules at the top."""
-    if values.dtype.kind == "f":
-        finite = np.where(np.isfinite(values), values, 0.0)
-        scale = 255.0 if finite.max(initial=0.0) <= 1.0 else 1.0
-        return np.clip(np.rint(finite * scale), 0, 255).astype(np.uint8)
+    """Grey of 16 or 32 bits, any shape -> uint8 of that shape, by the rules at the top."""
     # 65535 = 255 * 257, so 257 takes white to white; + 128 rounds to nearest
     return ((np.clip(values.astype(np.int64), 0, 65_535) + 128) // 257).astype(np.uint8)

@@ -1,30 +1,38 @@
-"""One JSON object -> the images in it and the parameters of each: our own forms, and KServe's v1 and v2.
+"""One JSON object -> the images in it and the parameters of each: our own forms, those of TorchServe's handlers, of
+KServe's v1 and v2, and of TensorFlow Serving.
 
-    {"image": "<base64>", ...parameters}
+    {"image": "<base64>", ...parameters}            also under "data", "body", "b64" or "image_bytes"
     {"images": ["<base64>", {"image": "<base64>", ...parameters}, ...], ...parameters}
-    {"instances": [{"b64": "<base64>", ...parameters}, ...], "parameters": {...}}
+    {"instances": [{"b64": "<base64>", ...parameters}, ...], "parameters": {...}}        (v1, TensorFlow's rows)
+    {"inputs": {"image_bytes": ["<base64>", ...]}, "parameters": {...}}                  (TensorFlow's columns)
     {"id": "...", "parameters": {...},
-     "inputs": [{"name", "shape", "datatype": "BYTES", "data": ["<base64>", ...], "parameters": {...}}, ...]}
+     "inputs": [{"name", "shape", "datatype": "BYTES", "data": ["<base64>", ...], "parameters": {...}}, ...]}    (v2)
 
 No input, however ill meant, makes these functions slow, big or raise anything but RequestError. Knows nothing of the
 server; the standard library is all it needs.
 """
 
-import base64
-import binascii
 import json
-import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from maskx_errors import IMAGE_TOO_LARGE, TOO_MANY_IMAGES, RequestError, shown
+from maskx_encoded import binary_elements, decoded_base64, fits, flat, image_of_bytes
+from maskx_errors import TOO_MANY_IMAGES, RequestError, shown
 from maskx_parameters import PARAMETERS, GivenParameters, unknown
 
 V2_OUTPUT = "detections"
 """The one output that there is in an answer of v2."""
+
+IMAGE_NAMES = ("image", "data", "body", "b64", "image_bytes")
+"""Keys under which others' examples have an image; the first is ours. `{"b64": ...}` is one under any name."""
+
+_PASSED_OVER = ("key", "target", "caption")
+"""What those examples have beside it, which means nothing here: a number, a class to explain, a text."""
+
+_V2_PASSED_OVER = ("binary_data_output", "content_type")
+"""Parameters of v2's clients: the answer is JSON all the same, and what an element is is seen from it."""
 
 _LONGEST_ID = 256
 
@@ -36,7 +44,8 @@ _MOST_DIGITS = 50
 
 @dataclass(frozen=True, kw_only=True)
 class Envelope:
-    """The form of a request, which its answer takes too: "single", "several", "v1" or "v2"; `id` is v2's, if given."""
+    """The form of a request, which its answer takes too: "single", "several", "v1", "columns" (TensorFlow Serving's) or
+    "v2"; `id` is v2's, if given."""
 
     kind: str
     id: str | None = None
@@ -72,6 +81,9 @@ def open_envelope(content: Content, given: GivenParameters, limits: ImageLimits)
     """
     kinds = [kind for kind in _OPENERS if kind in content]
     if len(kinds) != 1:
+        alone = [name for name, value in content.items() if _is_b64(name, value)]
+        if not kinds and len(alone) == 1:
+            return _single(content, given, limits)
         seen = ", ".join(shown(name) for name in list(content)[:5]) or "nothing"
         what = "has " + " and ".join(f'"{kind}"' for kind in kinds) if kinds else 'has no "image"'
         raise RequestError(
@@ -80,19 +92,14 @@ def open_envelope(content: Content, given: GivenParameters, limits: ImageLimits)
     return _OPENERS[kinds[0]](content, given, limits)
 
 
-def read_item(content: Content, what: str, limits: ImageLimits, names: Iterable[str] = ("image",)) -> Item:
-    """One image in a JSON object of its own, under one of `names`, with parameters beside it.
+def read_item(content: Content, what: str, limits: ImageLimits, passed_over: Iterable[str] = ()) -> Item:
+    """One image in a JSON object of its own, under one of IMAGE_NAMES or as {"b64": ...}, with parameters beside it.
 
     Raises RequestError: no image or several, text that is not base64, or an unknown key.
     """
-    names = list(names)
-    present = [name for name in names if name in content]
-    if len(present) != 1:
-        keys = " or ".join(f'"{name}"' for name in names)
-        raise RequestError(f"{what} is {shown(dict(content))}; one image as {keys} is expected in it")
+    name = _image_name(content, what)
     given = GivenParameters()
-    _take(content, given, place=what, others=names)
-    name = present[0]
+    _take(content, given, place=what, others=[name, *passed_over])
     image_of = what if name == "b64" else f'"{name}" of {what}'
     image = decoded_base64(content[name], image_of, max_bytes=limits.max_image_bytes)
     return Item(image=image, given=given)
@@ -107,34 +114,78 @@ def require_few(count: int, limits: ImageLimits) -> None:
         )
 
 
+def _image_name(content: Content, what: str) -> str:
+    """The key of the only image in an object."""
+    present = [name for name in content if name in IMAGE_NAMES or _is_b64(name, content[name])]
+    if len(present) != 1:
+        has = "several images" if present else "no image"
+        raise RequestError(
+            f'{what} is {shown(dict(content))}, which has {has}; one is expected in it, as "image", "data" or "b64"'
+        )
+    return present[0]
+
+
+def _is_b64(name: str, value: Any) -> bool:
+    return isinstance(value, dict) and value.keys() == {"b64"} and name not in PARAMETERS
+
+
 def _single(content: Content, given: GivenParameters, limits: ImageLimits) -> Opened:
-    _take(content, given, place="the JSON", others=["image"])
-    image = decoded_base64(content["image"], '"image"', max_bytes=limits.max_image_bytes)
+    name = _image_name(content, "the JSON")
+    _take(content, given, place="the JSON", others=[name])
+    image = decoded_base64(content[name], f'"{name[:50]}"', max_bytes=limits.max_image_bytes)
     return Envelope(kind="single"), [Item(image=image, given=GivenParameters())]
 
 
 def _several(content: Content, given: GivenParameters, limits: ImageLimits) -> Opened:
     _take(content, given, place="the JSON", others=["images"])
-    return Envelope(kind="several"), _each(content, "images", limits, ["image"])
+    return Envelope(kind="several"), _each(content["images"], "images", limits)
 
 
-def _instances(content: Content, given: GivenParameters, limits: ImageLimits) -> Opened:
-    _take_from_parameters(content, given, ["instances", "parameters"])
-    return Envelope(kind="v1"), _each(content, "instances", limits, ["b64", "image"])
+def _instances(
+    content: Content, given: GivenParameters, limits: ImageLimits, key: str = "instances"
+) -> Opened:
+    _take_from_parameters(content, given, [key, "signature_name", "parameters"])
+    value = content[key]
+    rows = [value] if isinstance(value, str | dict) else value
+    return Envelope(kind="v1"), _each(rows, key, limits, _PASSED_OVER)
 
 
-def _each(content: Content, key: str, limits: ImageLimits, image_keys: list[str]) -> Items:
-    """The images of the list under `key`; one that cannot be read is an error in its place."""
+def _examples(content: Content, given: GivenParameters, limits: ImageLimits) -> Opened:
+    """As TensorFlow Serving's document writes them for classification."""
+    return _instances(content, given, limits, key="examples")
+
+
+def _columns(content: Content, given: GivenParameters, limits: ImageLimits) -> Opened:
+    """TensorFlow Serving's "columnar" form: one input by itself, or by its name, of one image or several."""
+    _take_from_parameters(content, given, ["inputs", "signature_name", "parameters"])
+    value, what = content["inputs"], "inputs"
+    if isinstance(value, dict) and value.keys() != {"b64"}:
+        if len(value) != 1:
+            raise RequestError(
+                f'"inputs" is {shown(value)}; one input, with one image or a list of them, is expected'
+            )
+        ((name, value),) = value.items()
+        what = f"inputs[{shown(name)}]"
+    rows = [value] if isinstance(value, str | dict) else value
+    return Envelope(kind="columns"), _each(rows, what, limits)
+
+
+def _each(rows: Any, what: str, limits: ImageLimits, passed_over: Iterable[str] = ()) -> Items:
+    """The images of a list; one that cannot be read is an error in its place."""
     items: Items = []
-    for number, one in enumerate(_list(content[key], f'"{key}"', limits)):
+    for number, one in enumerate(_list(rows, f'"{what}"', limits)):
         try:
-            items.append(_bare_or_object(one, f"{key}[{number}]", limits, image_keys))
+            items.append(_bare_or_object(one, f"{what}[{number}]", limits, passed_over))
         except RequestError as error:
             items.append(error)
     return items
 
 
 def _inputs(content: Content, given: GivenParameters, limits: ImageLimits) -> Opened:
+    value = content["inputs"]
+    first = value[0] if isinstance(value, list) and value else value
+    if isinstance(first, str) or (isinstance(first, dict) and (value is first or first.keys() == {"b64"})):
+        return _columns(content, given, limits)
     _take_from_parameters(content, given, ["inputs", "id", "outputs", "parameters"])
     items: Items = []
     for number, tensor in enumerate(_list(content["inputs"], '"inputs"', limits)):
@@ -144,9 +195,11 @@ def _inputs(content: Content, given: GivenParameters, limits: ImageLimits) -> Op
         for index, text in enumerate(texts):
             try:
                 of_tensor, place = GivenParameters(), f"{what}.parameters"
-                _take(_object(tensor.get("parameters", {}), place), of_tensor, place=place)
-                image = decoded_base64(text, f"{what}.data[{index}]", max_bytes=limits.max_image_bytes)
-                items.append(Item(image=image, given=of_tensor))
+                given_there = _object(tensor.get("parameters", {}), place)
+                _take(given_there, of_tensor, place=place, others=_V2_PASSED_OVER)
+                place, most = f"{what}.data[{index}]", {"max_bytes": limits.max_image_bytes}
+                read = image_of_bytes if isinstance(text, bytes) else decoded_base64
+                items.append(Item(image=read(text, place, **most), given=of_tensor))
             except RequestError as error:
                 items.append(error)
     if not items:
@@ -157,7 +210,12 @@ def _inputs(content: Content, given: GivenParameters, limits: ImageLimits) -> Op
     return Envelope(kind="v2", id=_id(content.get("id"))), items
 
 
-_OPENERS = {"image": _single, "images": _several, "instances": _instances, "inputs": _inputs}
+_OPENERS = dict.fromkeys(IMAGE_NAMES, _single) | {
+    "images": _several,
+    "instances": _instances,
+    "examples": _examples,
+    "inputs": _inputs,
+}
 
 
 def _tensor(tensor: Any, what: str) -> list[Any]:
@@ -172,13 +230,47 @@ def _tensor(tensor: Any, what: str) -> list[Any]:
             f'the datatype of {what} is {shown(tensor.get("datatype"))}; "BYTES" is expected, each element of "data" '
             "an image file in base64"
         )
-    texts = _list_of_any(tensor.get("data"), f'"data" of {what}')
-    shape = _list_of_any(tensor.get("shape", [len(texts)]), f'"shape" of {what}')
-    if not all(type(side) is int and 0 <= side <= 1_000_000 for side in shape) or (
-        math.prod(shape[:8]) != len(texts) or len(shape) > 8
+    data = tensor.get("data")
+    texts = flat(data) if isinstance(data, list) else [data]
+    if not isinstance(data, str | list | dict):
+        raise RequestError(f'"data" of {what} is {shown(data)}; a list is expected')
+    shape = tensor.get("shape", [len(texts)])
+    sides = [shape] if type(shape) is int else _list_of_any(shape, f'"shape" of {what}')
+    if not all(type(side) is int and -1 <= side <= 1_000_000 for side in sides) or not fits(
+        sides, len(texts)
     ):
         raise RequestError(f"the shape of {what} is {shown(shape)}, but its data has {len(texts)} elements")
+    if len(texts) > 1 and all(isinstance(one, str) and len(one) == 1 for one in texts):
+        return ["".join(texts)]  # as the list() of a text in TorchServe's tobytes.py makes it
+    if texts and all(type(one) is int and 0 <= one <= 255 for one in texts):
+        return [bytes(texts)]
     return texts
+
+
+def with_binary_data(content: dict[str, Any], binary: bytes) -> dict[str, Any]:
+    """A v2 request whose tensors' data lies behind the JSON (KServe's binary tensor data extension), put into it.
+
+    Each element is its length, 4 bytes with the lowest first, and its bytes.
+
+    Raises RequestError: sizes that do not agree with the bytes that are there.
+    """
+    inputs, at = [], 0
+    for number, tensor in enumerate(_list_of_any(content.get("inputs"), '"inputs"')):
+        given = tensor.get("parameters") if isinstance(tensor, dict) else None
+        if isinstance(given, dict) and "binary_data_size" in given:
+            size = given["binary_data_size"]
+            if type(size) is not int or not 0 <= size <= len(binary) - at:
+                raise RequestError(
+                    f"binary_data_size of inputs[{number}] is {shown(size)}, but {len(binary) - at} bytes are left "
+                    "behind the JSON"
+                )
+            others = {name: value for name, value in given.items() if name != "binary_data_size"}
+            data = binary_elements(binary[at : at + size], f"inputs[{number}]")
+            tensor, at = {**tensor, "parameters": others, "data": data}, at + size
+        inputs.append(tensor)
+    if at < len(binary):
+        raise RequestError(f"{len(binary) - at} bytes behind the JSON belong to none of its inputs")
+    return {**content, "inputs": inputs}
 
 
 def _id(value: Any) -> str | None:
@@ -187,22 +279,29 @@ def _id(value: Any) -> str | None:
     raise RequestError(f'"id" is {shown(value)}; text of at most {_LONGEST_ID} characters is expected')
 
 
-def _bare_or_object(one: Any, what: str, limits: ImageLimits, names: list[str]) -> Item:
+def _bare_or_object(one: Any, what: str, limits: ImageLimits, passed_over: Iterable[str]) -> Item:
     """An image of a list: its base64 alone, or an object that may have parameters beside it."""
     if isinstance(one, str):
         image = decoded_base64(one, what, max_bytes=limits.max_image_bytes)
         return Item(image=image, given=GivenParameters())
-    return read_item(_object(one, what), what, limits, names)
+    if isinstance(one, list | int | float):
+        raise RequestError(
+            f"{what} is {shown(one)}; an image file in base64 is expected, not pixels as numbers"
+        )
+    return read_item(_object(one, what), what, limits, passed_over)
 
 
 def _take_from_parameters(content: Content, given: GivenParameters, known: list[str]) -> None:
     """The parameters of one of KServe's envelopes, which has them in an object of their own."""
+    if not isinstance(content.get("signature_name", ""), str):
+        raise RequestError(f'"signature_name" is {shown(content["signature_name"])}; text is expected')
     for name in content:
         if name in PARAMETERS:
             raise RequestError(f'{name} stands beside "{known[0]}"; put it into "parameters"')
         if name not in known:
             raise unknown(name, "key in the JSON", known)
-    _take(_object(content.get("parameters", {}), '"parameters"'), given, place='"parameters"')
+    parameters = _object(content.get("parameters", {}), '"parameters"')
+    _take(parameters, given, place='"parameters"', others=_V2_PASSED_OVER if "id" in known else ())
 
 
 def _take(content: Content, given: GivenParameters, *, place: str, others: Iterable[str] = ()) -> None:
@@ -287,56 +386,3 @@ def _short_integer(text: str) -> int:
     if len(text) > _MOST_DIGITS:
         raise ValueError(f"a number of {len(text)} digits")
     return int(text)
-
-
-def decoded_base64(text: Any, what: str, *, max_bytes: int) -> bytes:
-    """The bytes of an image in base64; `text` may be a data URL, and may have line breaks.
-
-    `{"b64": "<base64>"}`, which KServe's clients send, is read as its text.
-
-    Raises RequestError: not text, an address of the web, no base64, nothing in it, or more than `max_bytes`.
-    """
-    if isinstance(text, dict) and text.keys() == {"b64"}:
-        text = text["b64"]
-    if not isinstance(text, str):
-        raise RequestError(f"{what} is {shown(text)}; text in base64 is expected")
-    text = text.strip()
-    if text[:5].lower() == "data:":
-        kind, comma, text = text.partition(",")
-        if not comma or not kind.lower().endswith(";base64"):
-            raise RequestError(f"{what} is a data URL without ';base64,': {shown(kind)}")
-    refuse_address(text, what)
-    # Without a copy where there is nothing to leave out, as in almost every request.
-    if re.search(r"\s", text):
-        text = "".join(text.split())
-    size = len(text) // 4 * 3 - text[-2:].count("=")
-    if size > max_bytes:
-        raise too_large(what, size, max_bytes)
-    try:
-        image = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise RequestError(f"{what} is not valid base64 ({shown(text)}): {error}") from error
-    return checked_image(image, what, max_bytes=max_bytes)
-
-
-def checked_image(image: bytes, what: str, *, max_bytes: int) -> bytes:
-    """The image as it is. Raises RequestError where it has no byte or more than `max_bytes`."""
-    if not image:
-        raise RequestError(f"{what} is empty; the bytes of an image are expected")
-    if len(image) > max_bytes:
-        raise too_large(what, len(image), max_bytes)
-    return image
-
-
-def refuse_address(text: str, what: str) -> None:
-    """Raises RequestError where the text is an address of the web or of a file: nothing is ever fetched."""
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]{0,20}://", text):
-        raise RequestError(f"{what} is an address ({shown(text)}); none is fetched, send the image itself")
-
-
-def too_large(what: str, size: int, max_bytes: int) -> RequestError:
-    """The error for an image of `size` bytes."""
-    return RequestError(
-        f"{what} has {size} bytes; at most {max_bytes} are allowed: send it smaller, or as JPEG",
-        IMAGE_TOO_LARGE,
-    )

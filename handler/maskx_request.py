@@ -21,19 +21,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from maskx_encoded import binary_elements, image_of_bytes
 from maskx_errors import IMAGE_TOO_LARGE, RequestError, shown
 from maskx_json import (
     Envelope,
     ImageLimits,
     Item,
-    checked_image,
-    decoded_base64,
     json_object,
     looks_like_json,
     open_envelope,
     read_item,
-    refuse_address,
     require_few,
+    with_binary_data,
 )
 from maskx_parameters import PARAMETERS, CategoryIndex, GivenParameters, Parameters, given_in_headers, unknown
 
@@ -106,6 +105,8 @@ def parse_request(
     take_parameters(request, given)
     if "body" in fields:
         fields["body"] = _unpacked_body(fields["body"], headers, limits)
+    if "body" in fields and (length := header(headers, "inference-header-content-length")):
+        fields["body"] = _with_binary_data(fields["body"], length)
     if list(fields) in (["body"], ["data"]):
         name, value = next(iter(fields.items()))
         envelope, items = _one_field(
@@ -149,17 +150,13 @@ def _numbered_field(value: Any, what: str, limits: ImageLimits) -> Item | Reques
 
 
 def _raw_image(value: Any, what: str, limits: ImageLimits) -> bytes:
-    """The bytes of an image that came as they are, or as a data URL."""
+    """The bytes of an image that came as they are, or in base64, perhaps as a data URL."""
     if not isinstance(value, bytes | bytearray | memoryview):
         raise RequestError(
             f"{what} came as text ({shown(value)}), not as bytes; send it as image/jpeg, image/png or "
             "application/octet-stream, or in base64 as JSON"
         )
-    start = bytes(value[:64]).decode("latin-1")
-    if start[:5].lower() == "data:":
-        return decoded_base64(bytes(value).decode("latin-1"), what, max_bytes=limits.max_image_bytes)
-    refuse_address(start, what)
-    return checked_image(bytes(value), what, max_bytes=limits.max_image_bytes)
+    return image_of_bytes(bytes(value), what, max_bytes=limits.max_image_bytes)
 
 
 def _image_request(
@@ -213,6 +210,26 @@ def unpacked(data: bytes, encoding: str, *, max_bytes: int) -> bytes:
     if not stream.eof or stream.unused_data:
         raise RequestError("Content-Encoding is gzip, but the body is not one complete gzip stream")
     return content
+
+
+def _with_binary_data(value: Any, length: str) -> Any:
+    """A v2 body of which `length` bytes are JSON and the rest the data of its tensors; of 0 bytes, those of one tensor.
+
+    Raises RequestError: a length beyond the body, no JSON object, or data that does not agree with it.
+    """
+    if not isinstance(value, bytes | bytearray):
+        return value
+    size = int(length) if re.fullmatch("[0-9]{1,10}", length) else len(value) + 1
+    if size > len(value):
+        raise RequestError(
+            f"Inference-Header-Content-Length is {shown(length)}; the bytes of JSON at the body's begin are "
+            f"expected, at most its {len(value)}"
+        )
+    binary = bytes(value[size:])
+    if size == 0:
+        data = binary_elements(binary, "the body")
+        return {"inputs": [{"name": "image", "shape": [len(data)], "datatype": "BYTES", "data": data}]}
+    return with_binary_data(json_object(value[:size], "the body"), binary)
 
 
 def _says_json(headers: Mapping[str, Any]) -> bool:

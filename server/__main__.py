@@ -1,6 +1,6 @@
 """Starts, watches, changes and stops TorchServe on this machine, on loopback.
 
-    python -m server start [--archive build/maskx.mar] [--ports free] [--tokens] [--model-api]
+    python -m server start [--archive build/maskx.mar] [--ports free] [--tokens] [--model-api] [--cors-origin ORIGIN]
     python -m server run   [the same] [--probes 127.0.0.1:8083] [--linger 2] [--drain 150]
     python -m server ready
     python -m server stop
@@ -69,7 +69,7 @@ def probes_of(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
-STARTS_WITH = ("archive", "state", "ports", "with_tokens", "timeout", "model_api")
+STARTS_WITH = ("archive", "state", "ports", "with_tokens", "timeout", "model_api", "cors_origin")
 BATCHED_BY = ("batch_size", "batch_delay", "workers")
 """The options that are arguments of `start`, by their names."""
 
@@ -157,6 +157,8 @@ def _add_start_options(parser: argparse.ArgumentParser) -> None:
     told = "handler processes, which share the cores (default: 1; for each GPU 1 to 4, by cores and memory)"
     add("--workers", type=int, help=told)
     add("--timeout", type=float, default=180.0, help="seconds until the model must answer")
+    told = "the origin of a web page that may ask from a browser, such as http://localhost:3000, or * (default: none)"
+    add("--cors-origin", default="", metavar="ORIGIN", help=told)
 
 
 def _do(options: argparse.Namespace) -> int:

@@ -66,6 +66,7 @@ def start(
     batch_size: int | None = None,
     batch_delay: int | None = None,
     workers: int | None = None,
+    cors_origin: str = "",
 ) -> tuple[Running, psutil.Popen]:
     """Starts a server and waits until it answers; one that runs from the same state folder is stopped first.
 
@@ -79,6 +80,7 @@ def start(
         timeout: seconds until the model must answer.
         model_api: whether versions can be registered and removed while it runs.
         batch_size, batch_delay (ms), workers: None for what suits the machine, see `batching_for`.
+        cors_origin: of the web page that may ask from a browser, "*" for any, "" for none.
 
     Raises:
         ValueError: what is wrong and what to do; nothing is left running.
@@ -112,6 +114,7 @@ def start(
             "with_tokens": with_tokens,
             "model_api": model_api,
             "version": contents.version,
+            "cors_origin": cors_origin,
         }
         config = effective_config(CONFIG.read_text(), ports, state=state, batching=batching, **apis)
         (state / CONFIG.name).write_text(config)

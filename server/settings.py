@@ -55,6 +55,15 @@ QUEUE = 100
 MOST_WAITING = 512
 """Requests that may wait. Each holds its body in Java's memory, 33 MB at most and some 0.2 to 3 MB as a photograph."""
 
+ORIGIN = re.compile(r"\*|https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9A-Fa-f:]+\](:[0-9]{1,5})?")
+"""Of a page that may ask, as its browser names it; `*` for any page."""
+CORS_METHODS = "POST, PUT, OPTIONS"
+CORS_HEADERS = (
+    "content-type, authorization, score_threshold, score-threshold, max_detections, max-detections, categories, "
+    "mask_format, mask-format, output, traceparent, x-request-id"
+)
+"""What a page's request may have: `*` would leave Authorization out."""
+
 HANDED_DOWN = re.compile(
     r"PATH|HOME|LANG|LANGUAGE|LC_\w+|TZ|USER|LOGNAME|VIRTUAL_ENV|JAVA_TOOL_OPTIONS|LD_LIBRARY_PATH|LD_PRELOAD|XDG_CACHE_HOME|"
     r"PYTHON(?!PATH$)\w*|(CUDA|NVIDIA|NCCL|CUBLAS|CUDNN|OMP|GOMP|KMP|MKL|DNNL|ONEDNN|ATEN|TORCH|PYTORCH|MALLOC|MASKX)_\w+"
@@ -134,6 +143,7 @@ def effective_config(
     model_api: bool = False,
     version: str = "1.0",
     batching: Batching | None = None,
+    cors_origin: str = "",
 ) -> str:
     """The shipped config.properties with this server's ports, folders and batching, still on loopback.
 
@@ -145,10 +155,17 @@ def effective_config(
         model_api: whether models can be registered and removed, out of the model store alone.
         version: of the archive that is served from the start.
         batching: of that archive; None leaves it to the archive.
+        cors_origin: of the web page that may ask from a browser, "*" for any page, "" for none.
 
     Raises:
-        ValueError: the shipped file lacks a key that is to be replaced, so that a misspelt key is not left to work.
+        ValueError: `cors_origin` is something else, or the shipped file lacks a key that is to be replaced, so that a
+            misspelt key is not left to work.
     """
+    if cors_origin and ORIGIN.fullmatch(cors_origin) is None:
+        raise ValueError(
+            f"--cors-origin is {cors_origin!r}; the one origin of a page is expected, such as http://localhost:3000, "
+            "or * for any page. Several origins take the proxy (MASKX_CORS, deploy/nginx)"
+        )
     state = state.resolve()
     settings = {
         "inference_address": f"http://{HOST}:{ports.inference}",
@@ -164,6 +181,9 @@ def effective_config(
         "job_queue_size": str(QUEUE if batching is None else batching.queue),
         "metrics_config": str(state / METRICS.name),
         "models": _models(version, batching),
+        "cors_allowed_origin": cors_origin,
+        "cors_allowed_methods": CORS_METHODS if cors_origin else "",
+        "cors_allowed_headers": CORS_HEADERS if cors_origin else "",
     }
     lines = shipped.splitlines()
     for key, value in settings.items():

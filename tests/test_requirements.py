@@ -63,7 +63,7 @@ def test_a_package_has_one_version_in_all_files(root: Path) -> None:
 @pytest.mark.parametrize(
     ("folder", "files"),
     [
-        ("handler", ["serve"]),
+        ("handler", ["serve", "heif"]),
         ("server", ["serve"]),
         ("client", ["client"]),
         ("offline", ["serve", "offline"]),
@@ -85,4 +85,4 @@ def test_a_folder_imports_only_what_its_requirement_file_installs(
 def test_imports_are_seen_under_the_names_that_they_are_installed_by(root: Path) -> None:
     """Else the test above would compare nothing."""
     assert third_party(root, "model") >= {"torch", "torchvision"}
-    assert third_party(root, "handler") == {"torch", "torchvision", "numpy", "pillow"}
+    assert third_party(root, "handler") == {"torch", "torchvision", "numpy", "pillow", "pillow-heif"}

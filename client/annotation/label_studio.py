@@ -7,9 +7,11 @@ are the bytes of an RGBA image, row by row; those of the mask are 255, all other
 """
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 from xml.etree import ElementTree as ET
 
 import numpy as np
@@ -27,7 +29,8 @@ TAGS = {"brushlabels": "BrushLabels", "polygonlabels": "PolygonLabels", "rectang
 def write_label_studio(results: Results, path: Path, *, url_prefix: str, model_version: str) -> Path:
     """Writes the tasks; returns the path of the labelling configuration beside them.
 
-    `url_prefix` comes before each file name, as Label Studio finds the images: "/data/local-files/?d=photos/", ...
+    `url_prefix` comes before each file name, as Label Studio finds the images: "/data/local-files/?d=photos/", ... The
+    names are percent-encoded where that makes an address (http://, /data/...), and not where it names a bucket (s3://).
     """
     used: set[str] = set()
     with path.open("w", encoding="utf-8") as file:
@@ -81,14 +84,56 @@ def _runs(window: Window, *, height: int, width: int) -> Iterator[tuple[int, int
 
 
 def _task(picture: Picture, url_prefix: str, model_version: str) -> dict[str, Any]:
-    results = [
-        {"id": f"{picture.image_id}-{number}", **one}
-        for number, one in enumerate(one for shape in picture.shapes for one in _results(shape, picture))
-    ]
+    results = regions_of(picture)
     scores = [shape.score for shape in picture.shapes]
     score = round(sum(scores) / len(scores), 6) if scores else 0.0
     prediction = {"model_version": model_version, "score": score, "result": results}
-    return {"data": {"image": url_prefix + picture.file_name}, "predictions": [prediction]}
+    return {"data": {"image": address_of(picture.file_name, url_prefix)}, "predictions": [prediction]}
+
+
+def address_of(file_name: str, prefix: str) -> str:
+    """Where Label Studio finds an image."""
+    return prefix + (quote(file_name) if re.match(r"/|https?://", prefix) else file_name)
+
+
+def file_name_of(address: str, prefix: str) -> str:
+    """The other way: what stands behind the prefix, else behind `?d=`, else the whole of a bucket's key or a path."""
+    if prefix and address.startswith(prefix):
+        rest = address[len(prefix) :]
+        return unquote(rest) if re.match(r"/|https?://", prefix) else rest
+    scheme = re.match(r"([a-z][a-z0-9+.-]*)://[^/]*/", address)
+    if scheme and scheme[1] not in ("http", "https"):
+        return address[scheme.end() :]
+    if re.match(r"/|https?://", address):
+        parts = urlsplit(address)
+        uploaded = re.search(r"/data/upload/(?:\d+/)?(?:[0-9a-f]{8}-)?([^/]+)$", unquote(parts.path))
+        if uploaded:  # Label Studio puts eight digits before the name
+            return uploaded[1]
+        return (parse_qs(parts.query).get("d") or [unquote(parts.path)])[0].lstrip("/")
+    return address
+
+
+def regions_of(
+    picture: Picture, names: Mapping[str, str] | None = None, to_name: str = "image"
+) -> list[dict[str, Any]]:
+    """All regions of an image; the parts of one object after its first name that as their parent.
+
+    `names`: of the controls, by the types of their regions ("brushlabels"); None for those of `_configuration`.
+    """
+    regions: list[dict[str, Any]] = []
+    for shape in picture.shapes:
+        parent: dict[str, Any] = {}
+        for one in _results(shape, picture):
+            name = _control(one["type"]) if names is None else names[one["type"]]
+            region = {
+                "id": f"{picture.image_id}-{len(regions)}",
+                **one,
+                "from_name": name,
+                "to_name": to_name,
+            }
+            regions.append(region | parent)
+            parent = parent or {"parentID": region["id"]}
+    return regions
 
 
 def _results(shape: Shape, picture: Picture) -> list[dict[str, Any]]:

@@ -36,6 +36,7 @@ address='([A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\]):[0-9]{1,5}'
 file='/[A-Za-z0-9_./-]+'
 seconds='[1-9][0-9]{0,5}s'
 number='[1-9][0-9]{0,9}'
+origin='https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\])(:[0-9]{1,5})?'
 
 render() {
     new=$run/conf.new
@@ -65,6 +66,7 @@ render() {
         test "$name" = tls.conf || printf '%s\n' "$substitutions" | sed -f - "$source" > "$new/$name"
     done
     allowed > "$new/allowed.conf"
+    origins > "$new/origins.conf"
     secret_map > "$new/secrets.conf"
 }
 
@@ -93,6 +95,17 @@ allowed() {
         'all, or networks with spaces between' all
     for network in $value; do echo "allow $network;"; done
     echo 'deny all;'
+}
+
+# origins.conf: the lines of a map from the Origin header to what a page of that origin is told.
+origins() {
+    setting CORS "off|\\*|$origin( $origin)*" 'off, * or origins of pages with spaces between' off
+    echo 'default "";'
+    case $value in
+    off) ;;
+    '*') echo '"~." "*";' ;;
+    *) for one in $value; do printf '"~*^\\Q%s\\E$" "%s";\n' "$one" "$one"; done ;;
+    esac
 }
 
 # secrets.conf: the lines of a map from the Authorization header to the client's name. A line of the file is

@@ -154,4 +154,4 @@ def test_every_json_that_readme_shows_as_a_request_is_understood() -> None:
             assert isinstance(one, ImageRequest), one
             assert one.image == b"image"
             assert one.parameters != DEFAULTS, json.loads(body)
-    assert kinds == ["single", "several", "v1", "v2"]
+    assert kinds == ["single", "several", "v1", "v1", "v1", "columns", "v2"]

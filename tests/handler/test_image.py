@@ -131,8 +131,10 @@ def test_16_bits_are_scaled_not_cut_off(kind: str) -> None:
 
 
 def test_32_bit_integers_are_clipped_to_16_bits() -> None:
-    values = np.array([[-5, 0, 65_535, 1_000_000]], dtype=np.int32)
+    values = np.array([[-5, 0, 65_535, 100_000]], dtype=np.int32)
     assert decode(encoded(Image.fromarray(values), "TIFF"))[0, :, 0].tolist() == [0, 0, 255, 255]
+    values[0, 3] = 1_000_000  # so they were no 16 bits
+    assert decode(encoded(Image.fromarray(values), "TIFF"))[0, :, 0].tolist() == [0, 0, 17, 255]
 
 
 def test_floating_point_is_read_as_a_fraction_or_as_levels() -> None:

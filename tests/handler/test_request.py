@@ -5,6 +5,7 @@ import gzip
 import json
 import re
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -18,6 +19,7 @@ IMAGE = b"\x89PNG\r\n\x1a\n and so on"
 SECOND = b"\xff\xd8\xff and so on"
 TEXT = base64.b64encode(IMAGE).decode()
 TEXT_2 = base64.b64encode(SECOND).decode()
+LONG_TEXT = base64.encodebytes(IMAGE).decode()
 INPUT = {"name": "a", "shape": [1], "datatype": "BYTES", "data": [TEXT]}
 GZIP = {"Content-Encoding": "gzip"}
 FORM = {"Content-Type": "multipart/form-data; boundary=x"}
@@ -71,6 +73,13 @@ def images_of(request: Request) -> list[bytes]:
         ({"data": bytearray(json.dumps({"image": TEXT}).encode())}, {}),
         (body({"image": "data:image/png;base64," + TEXT}), {}),
         (body({"image": {"b64": TEXT}}), {}),
+        (body({"data": TEXT}), {}),
+        (body({"body": TEXT}), {}),
+        (body({"b64": TEXT}), {}),
+        (body({"image_bytes": {"b64": TEXT}}), {}),
+        (body({"encoded_image_string_tensor": {"b64": TEXT}}), {}),
+        ({"body": LONG_TEXT.encode()}, {}),
+        ({"data": base64.urlsafe_b64encode(IMAGE)}, {}),
         (body({"image": TEXT[:8] + "\r\n" + TEXT[8:] + "\n"}), {}),
         ({"body": b"data:image/png;base64," + TEXT.encode()}, {}),
         ({"body": gzip.compress(IMAGE)}, {"content-encoding": "gzip"}),
@@ -107,6 +116,119 @@ def test_every_way_to_send_several_images_keeps_their_order(request_: dict[str, 
     request = parsed(request_)
     assert (request.envelope.kind, request.envelope.id) == (kind, None)
     assert images_of(request) == [IMAGE, SECOND]
+
+
+def tensor(*data: Any, **others: Any) -> dict[str, Any]:
+    return body({"inputs": [{"name": "a", "datatype": "BYTES", "shape": [-1], "data": list(data), **others}]})
+
+
+def elements(*images: bytes) -> bytes:
+    """A BYTES tensor in its binary form."""
+    return b"".join(len(one).to_bytes(4, "little") + one for one in images)
+
+
+def binary(content: dict[str, Any], data: bytes) -> tuple[dict[str, Any], dict[str, str]]:
+    """A body and its headers with the data of its tensors behind the JSON."""
+    start = json.dumps(content).encode()
+    return {"body": bytearray(start + data)}, {"Inference-Header-Content-Length": str(len(start))}
+
+
+def in_binary(size: int, **others: Any) -> dict[str, Any]:
+    return {
+        "name": "a",
+        "datatype": "BYTES",
+        "shape": [-1],
+        "parameters": {"binary_data_size": size},
+        **others,
+    }
+
+
+OTHERS_EXAMPLES = {
+    # pytorch/serve kubernetes/kserve: v1/mnist.json, v2/mnist/mnist_v2_bytes.json, v2/bert/ and v2/mnist/tobytes.py
+    "TorchServe v1": (body({"instances": [{"data": TEXT, "target": 0}]}), "v1"),
+    "TorchServe v2": (tensor(TEXT), "v2"),
+    "TorchServe v2, a text": (tensor(shape=-1, data=TEXT), "v2"),
+    "TorchServe v2, characters": (tensor(*TEXT), "v2"),
+    # kserve/kserve docs: TensorFlow flowers, and the protocol's nested and flat forms of a tensor
+    "KServe v1 with a key": (body({"instances": [{"image_bytes": {"b64": TEXT}, "key": " 1"}]}), "v1"),
+    "KServe v2 nested": (tensor([TEXT], shape=[1, 1]), "v2"),
+    "KServe v2 with a free side": (tensor([[TEXT]], shape=[1, -1, 1]), "v2"),
+    "KServe v2 scalar": (tensor(TEXT, shape=[]), "v2"),
+    "KServe v2 b64": (tensor({"b64": TEXT}), "v2"),
+    "KServe v2, MLServer's word": (tensor(TEXT, parameters={"content_type": "base64"}), "v2"),
+    "KServe v2 numbers": (tensor(*IMAGE, shape=[len(IMAGE)]), "v2"),
+    # tensorflow/serving api_rest.md: rows, columns, and binary values
+    "TensorFlow row": (body({"signature_name": "serving_default", "instances": [{"b64": TEXT}]}), "v1"),
+    "TensorFlow row by a name": (body({"instances": [{"encoded": {"b64": TEXT}}]}), "v1"),
+    "TensorFlow value": (body({"instances": TEXT}), "v1"),
+    "TensorFlow classify": (body({"examples": [{"image": {"b64": TEXT}, "caption": "seaside"}]}), "v1"),
+    "TensorFlow columns": (body({"inputs": {"image_bytes": [{"b64": TEXT}]}}), "columns"),
+    "TensorFlow column": (body({"inputs": {"b64": TEXT}, "signature_name": "a"}), "columns"),
+    "TensorFlow list": (body({"inputs": [TEXT]}), "columns"),
+    "Hugging Face": (body({"inputs": TEXT}), "columns"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS_EXAMPLES)
+def test_a_body_of_other_servers_examples_carries_its_image(name: str) -> None:
+    content, kind = OTHERS_EXAMPLES[name]
+    request = parsed(content)
+    assert (request.envelope.kind, only(request).image) == (kind, IMAGE)
+
+
+def test_tensors_behind_the_json_are_read_as_they_are_or_in_base64() -> None:
+    data = elements(IMAGE, TEXT_2.encode())
+    content = {"inputs": [in_binary(len(data))], "parameters": {"binary_data_output": True}}
+    request = parsed(*binary(content, data))
+    assert request.envelope.kind == "v2" and images_of(request) == [IMAGE, SECOND]
+    two = [in_binary(len(elements(IMAGE))), {**INPUT, "data": [TEXT_2]}]
+    assert images_of(parsed(*binary({"inputs": two}, elements(IMAGE)))) == [IMAGE, SECOND]
+    raw = parsed({"body": elements(SECOND)}, {"inference-header-content-length": "0"})
+    assert raw.envelope.kind == "v2" and only(raw).image == SECOND
+
+
+@pytest.mark.parametrize(
+    ("sent", "message"),
+    [
+        (binary({"inputs": [in_binary(9)]}, b"12345"), "is 9, but 5 bytes are left behind"),
+        (binary({"inputs": [in_binary(-1)]}, b""), "binary_data_size of inputs\\[0\\] is -1"),
+        (binary({"inputs": [in_binary(5)]}, b"\x09\0\0\0A"), "cut short: element 0 ends at byte 13 of 5"),
+        (binary({"inputs": [INPUT]}, b"12345"), "5 bytes behind the JSON belong to none"),
+        (binary({"inputs": 3}, b"12345"), '"inputs" is 3; a list'),
+        (({"body": b"{}"}, {"Inference-Header-Content-Length": "3"}), "is '3'; the bytes of JSON"),
+        (({"body": b"{}"}, {"Inference-Header-Content-Length": "-1"}), "is '-1'; the bytes of JSON"),
+    ],
+)
+def test_binary_data_that_does_not_agree_with_its_json_is_refused(sent: Any, message: str) -> None:
+    refused_with(message, *sent)
+
+
+# every two bits in every place, so that both alphabets and every padding occur
+ANY_BYTES = [bytes([b"\xff"[0] - n]) + bytes(range(n, 256)) + bytes(n) for n in range(8)]
+
+
+@pytest.mark.parametrize("image", ANY_BYTES, ids=range(len(ANY_BYTES)))
+def test_every_alphabet_and_wrapping_of_base64_gives_the_same_bytes(image: bytes) -> None:
+    plain, safe = base64.b64encode(image).decode(), base64.urlsafe_b64encode(image).decode()
+    lines = base64.encodebytes(image).decode()
+    assert plain != safe
+    forms = [
+        plain,
+        safe,
+        plain.rstrip("="),
+        safe.rstrip("="),
+        lines,
+        lines.replace("\n", "\r\n"),
+        f" {safe}\n",
+    ]
+    forms += [f"data:image/jpeg;base64,{plain}", f"data:;base64,{safe.rstrip('=')}"]
+    forms += [
+        f"data:image/png;charset=utf-8;base64,{plain}",
+        f"DATA:image/png;BASE64,{quote(plain, safe='')}",
+    ]
+    for text in forms:
+        assert only(parsed(body({"image": text}))).image == image, text
+        assert only(parsed(tensor(text))).image == image, text
 
 
 def test_an_envelope_for_several_images_stays_one_with_a_single_image() -> None:
@@ -191,7 +313,14 @@ def test_headers_that_are_no_parameters_and_parts_content_types_are_left_alone()
         ({"image": 7}, '"image" is 7; text in base64'),
         ({"image": {"b64": TEXT, "x": 1}}, '"image" is {.*; text in base64'),
         ({"image": "aG%k="}, "\"image\" is not valid base64 \\('aG%k='\\)"),
-        ({"image": "aGk"}, "not valid base64"),
+        ({"image": "aGkab"}, "not valid base64 .*it has 5 characters without the padding.*cut short"),
+        ({"image": "aG-k+GkA"}, "not valid base64 .*characters of both alphabets"),
+        ({"image": "aGk=aGk="}, "not valid base64"),
+        ({"image": "aGk===="}, "not valid base64"),
+        ({"image": str(IMAGE)}, "as Python shows bytes; send the text: base64.b64encode"),
+        ({"data": [[0.1, 0.2]]}, '"data" is .*; text in base64'),
+        ({"data": TEXT, "image": TEXT}, 'has "image" and "data"; exactly one'),
+        ({"a": {"b64": TEXT}, "b": {"b64": TEXT}}, 'has no "image"; exactly one'),
         ({"image": "caf\u00e9"}, "not valid base64"),
         ({"image": "data:image/png," + TEXT}, "data URL without ';base64,': 'data:image/png'"),
         ({"image": TEXT, "mask_formt": 1}, "'mask_formt'; did you mean mask_format"),
@@ -202,9 +331,19 @@ def test_headers_that_are_no_parameters_and_parts_content_types_are_left_alone()
         ({"image": TEXT, "scores": 1}, "unknown parameter in the JSON 'scores'; known are image, score_th"),
         ({"images": []}, '"images" is an empty list'),
         ({"images": TEXT}, '"images" is .*; a list is expected'),
-        ({"instances": {}}, '"instances" is {}; a list is expected'),
+        ({"instances": 3}, '"instances" is 3; a list is expected'),
+        ({"inputs": {"a": TEXT, "b": TEXT}}, '"inputs" is .*; one input, with one image or a list'),
+        ({"inputs": {"a": 7}}, "\"inputs\\['a'\\]\" is 7; a list"),
         ({"instances": [TEXT], "max_detections": 3}, 'beside "instances"; put it into "parameters"'),
-        ({"instances": [TEXT], "signature_name": ""}, "unknown key in the JSON 'signature_name'"),
+        ({"instances": [TEXT], "signature_name": 3}, '"signature_name" is 3; text'),
+        (
+            {"instances": [TEXT], "signature": ""},
+            "unknown key in the JSON 'signature'; did you mean signature_name",
+        ),
+        ({"image": {"type": "base64", "value": TEXT}}, '"image" is .*; text in base64'),
+        ({"inputs": [{**INPUT, "shape": [-1, -1]}]}, "shape of inputs\\[0\\] is \\[-1, -1\\]"),
+        ({"inputs": [{**INPUT, "shape": [2, -1]}]}, "shape of inputs\\[0\\] is \\[2, -1\\].*has 1 elements"),
+        ({"inputs": [{**INPUT, "shape": [0, -1]}]}, "shape of inputs\\[0\\]"),
         ({"instances": [TEXT], "parameters": 3}, '"parameters" is 3; an object'),
         ({"inputs": [INPUT], "max_detections": 3}, 'beside "inputs"; put it into'),
         ({"inputs": [7]}, "inputs\\[0\\] is 7; an object"),
@@ -212,7 +351,6 @@ def test_headers_that_are_no_parameters_and_parts_content_types_are_left_alone()
         ({"inputs": [INPUT | {"shape": [2]}]}, "shape of inputs\\[0\\] is \\[2\\].*has 1 elements"),
         ({"inputs": [INPUT | {"shape": [1.0]}]}, "shape of inputs\\[0\\]"),
         ({"inputs": [INPUT | {"shape": [10**6] * 9}]}, "shape of inputs\\[0\\]"),
-        ({"inputs": [INPUT | {"data": TEXT}]}, '"data" of inputs\\[0\\] is .*; a list'),
         ({"inputs": [INPUT | {"data": [], "shape": [0]}]}, '"inputs" has no image'),
         ({"inputs": [INPUT | {"dat": 1}]}, "unknown key in inputs\\[0\\] 'dat'; did you mean data"),
         ({"inputs": [INPUT], "id": 7}, '"id" is 7; text'),
@@ -270,13 +408,31 @@ def test_a_request_that_cannot_be_understood_is_refused_with_the_reason(
     refused_with(message, request_, headers)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"instances": {}}, "instances[0] is {}, which has no image; one is expected"),
+        (
+            {"instances": [[[0.1], [0.2]]]},
+            "instances[0] is [[0.1], [0.2]]; an image file in base64 is expected, not",
+        ),
+        ({"instances": [{"data": TEXT, "b64": TEXT}]}, "instances[0] is {"),
+        ({"inputs": [{**INPUT, "data": [300]}]}, "inputs[0].data[0] is 300; text in base64"),
+        ({"inputs": {"a": [TEXT[:5]]}}, "inputs['a'][0] is not valid base64"),
+    ],
+)
+def test_an_instance_without_an_image_says_what_it_is(content: Any, message: str) -> None:
+    (error,) = parsed(body(content)).images
+    assert isinstance(error, RequestError) and error.message.startswith(message)
+
+
 def test_one_bad_image_of_several_is_an_error_in_its_place() -> None:
     bad: list[tuple[Any, str]] = [
         ("aG%k=", "images[1] is not valid base64"),
         ({"image": TEXT, "score_threshold": 2}, "score_threshold is 2 in images[2]; a number from 0 to 1"),
-        ({"b64": TEXT}, "images[3] is {'b64'"),
+        ({"type": "base64", "value": TEXT}, "images[3] is {'type'"),
         ({"image": TEXT, "mask": "rle"}, "unknown parameter in images[4] 'mask'"),
-        (7, "images[5] is 7; an object"),
+        (7, "images[5] is 7; an image file in base64 is expected, not pixels"),
         ({"image": TEXT, "output": "overlay"}, "output is 'overlay'"),
     ]
     content = {"images": [TEXT, *(one for one, _ in bad), TEXT_2]}

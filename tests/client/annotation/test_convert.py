@@ -169,7 +169,10 @@ def decoded_brush(rle: list[int], height: int, width: int) -> np.ndarray:
 def test_a_mask_comes_back_from_label_studios_bits(folder: Path, seed: int) -> None:
     write(folder, [result(blob(seed))])
     task, empty = json.loads(run(folder, "labelstudio", "--url-prefix", "/d/?d=").read_text())
-    assert task["data"] == {"image": "/d/?d=deep/é & b.jpg"} and empty["predictions"][0]["result"] == []
+    assert (
+        task["data"] == {"image": "/d/?d=deep/%C3%A9%20%26%20b.jpg"}
+        and empty["predictions"][0]["result"] == []
+    )
     (prediction,) = task["predictions"]
     (region,) = prediction["result"]
     assert prediction["score"] == region["score"] == 0.75 and prediction["model_version"] == "maskx"
