@@ -22,11 +22,13 @@ def scaled_boxes(boxes: Tensor, scale: Tensor, inclusive: bool) -> Tensor:
     """Boxes XYXY [..., 4] of an image as those of the same image `scale` times as large ([..., 4]).
 
     Where a box ends with its last pixel (`inclusive`, Detectron), the places of its first and last pixel are scaled,
-    and the last one is a pixel wide before and after.
+    and the last one is a pixel wide before and after; a box of hardly a pixel keeps half of its side at least.
     """
     scaled = boxes * scale
     if inclusive:
-        scaled = torch.cat([scaled[..., :2], scaled[..., 2:] + (1.0 - scale[..., 2:])], dim=-1)
+        near, side = scaled[..., :2], scaled[..., 2:] - scaled[..., :2]
+        side = torch.maximum(side + (1.0 - scale[..., 2:]), 0.5 * side)
+        scaled = torch.cat([near, near + side], dim=-1)
     return scaled
 
 

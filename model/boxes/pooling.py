@@ -278,7 +278,9 @@ class PyramidRoIAlign(nn.Module):
         rois, level = self.placed(rois)
         if self.sampling_ratio == 0:
             pooled = self.by_operator(features, rois, level, rows)
-            return pooled if self.training else pooled.to(features["0"].dtype)
+            if self.training:
+                return pooled
+            return pooled.to(features["0"].dtype).contiguous(memory_format=torch.channels_last)
         if not torch.jit.is_scripting():  # (TorchScript leaves out a branch by this condition alone)
             if self.training and self.batched:
                 return pooled_at_once(

@@ -110,15 +110,14 @@ ROWS: dict[str, list[str]] = {
     ],
     "ResNet-101, several scales": [
         *HELD, "model.backbone.name=resnet101", "model.backbone.norm=frozen", "augment.min_sizes=[48, 64]",
-        "model.backbone.stride_in=1x1", "model.input.pixels=detectron", "model.rpn.anchors=detectron",
-        "model.box.inclusive=true",
+        "model.backbone.stride_in=1x1", "model.rpn.anchors=detectron", "model.box.inclusive=true",
     ],
     "ResNeXt-101 32x8d": [
         *HELD, "model.backbone.name=resnext101_32x8d", "model.backbone.norm=frozen", "model.rpn.anchors=exact",
     ],
     "ResNeXt-101 64x4d": [*HELD, "model.backbone.name=resnext101_64x4d", "model.backbone.norm=frozen"],
     "group norm, focal losses": [
-        "model.backbone.norm=group", "model.rpn.loss=focal", "model.box.loss=focal",
+        "model.backbone.norm=group", "model.rpn.loss=focal", "model.box.loss=focal", "model.input.pixels=detectron",
     ],
     "keypoints of the set's own": [
         *END_TO_END, *FIGURES, "model.keypoints.layout=own", "model.keypoints.names={keypoints}",

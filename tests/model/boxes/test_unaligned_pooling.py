@@ -112,6 +112,8 @@ def test_places_of_the_first_and_the_last_pixel_are_scaled_where_boxes_end_with_
     ends = scaled_boxes(box, scale, True)  # the last pixels are at 5 and 9: at 10 and 27 once enlarged
     assert ends.tolist() == [[6, 12, 11, 28]]
     torch.testing.assert_close(scaled_boxes(ends, 1 / scale, True), box)
+    small = scaled_boxes(torch.tensor([[3.0, 4.0, 3.5, 5.0]]), torch.full((4,), 4.0), True)
+    assert small.tolist() == [[12, 16, 13, 18]]  # not a side below zero
 
 
 def test_truth_and_answers_of_a_network_whose_boxes_end_with_a_pixel_are_scaled_alike() -> None:
