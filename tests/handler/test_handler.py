@@ -100,8 +100,28 @@ def test_a_bad_request_over_grpc_never_costs_its_batch_the_answers(
     assert [b"error" in answer for answer in answers] == [True, False]
 
 
-@pytest.mark.parametrize("headers", [{"host": "a"}, {"HOST": "a"}, {"Accept": "*/*", "Host": "a"}])
-def test_rest_is_told_by_its_host_header_in_any_spelling(
+def test_answers_of_grpc_alone_say_that_a_stream_ends_with_them(
+    handler: MaskXHandler, context: Context
+) -> None:
+    """Without it TorchServe 0.12 ends the worker on StreamPredictions; over REST it would drop the answer's head."""
+    image = png(scene())
+    requests = [{"data": image}, {"body": image}, {"data": b"?"}]
+    handler.handle(requests, asked_by(context, GRPC, REST, GRPC))
+    said = [context.get_response_headers(i).get("ts_stream_next") for i in range(3)]
+    assert said == ["false", None, "false"]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"host": "a"},
+        {"HOST": "a"},
+        {"Accept": "*/*", "Host": "a"},
+        {"content-length": "1"},
+        {"Content-Length": "0"},
+    ],
+)
+def test_rest_is_told_by_its_host_or_length_header_in_any_spelling(
     handler: MaskXHandler, context: Context, headers: dict[str, str]
 ) -> None:
     assert b"error" in handler.handle([{"body": b"?"}], asked_by(context, headers))[0]
