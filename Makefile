@@ -2,7 +2,9 @@
 # Every step is a file target: what is made already is not made again.
 
 PYTHON ?= python3
-RUN    ?= build/train
+# Without RUN a step goes on with the run that was trained or used last; `make train` and `make demo` have one of their own.
+LAST   := $(shell cat build/run.txt 2>/dev/null)
+RUN    ?= $(if $(filter train demo,$(MAKECMDGOALS)),build/train,$(if $(wildcard $(LAST)/checkpoint.pt),$(LAST),build/train))
 # A run that was begun has its configuration in its checkpoint: it needs neither CONFIG nor ARGS to go on.
 BEGUN  := $(wildcard $(RUN)/checkpoint.pt)
 CONFIG ?= $(if $(BEGUN),,training/presets/shapes.toml)
@@ -53,7 +55,7 @@ SHELL := /bin/sh
 
 help:                ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
-	@echo 'Variables: CONFIG=file.toml  ARGS="key=value ..."  RUN=folder of the training (build/train)  IMAGE=photo.jpg  IMAGES=folder'
+	@echo 'Variables: CONFIG=file.toml  ARGS="key=value ..."  RUN=folder of the training (the last one)  IMAGE=photo.jpg  IMAGES=folder'
 	@echo '           OUT=overlay.png  ARCHIVE=file.mar  VERSION=2.0  NAME=data set  WEIGHTS=file  PYTHON=python3.11  {DATA,FETCH,CONVERT,CALIBRATE,EXPERIMENTS,OFFLINE,EVALUATE,SERVE,PREDICT,TEST,BENCH,GPU,PROFILE,ACCURACY,LOAD,IMAGE}_ARGS=more flags of that step'
 
 setup: $(VENV)/.stamp-run $(GENERATED)  ## .venv with the pinned packages; the gRPC client's generated code
@@ -124,7 +126,7 @@ demo:                ## all of it: setup, data, train, evaluate, archive, serve,
 	for step in setup data train evaluate archive serve predict; do \
 	  echo "== make $$step"; begin=$$(date +%s); \
 	  if test $$step = serve; then served=yes; fi; \
-	  $(MAKE) --no-print-directory $$step || { echo "make demo stopped at 'make $$step'; the reason stands above" >&2; exit 1; }; \
+	  $(MAKE) --no-print-directory $$step RUN="$(RUN)" || { echo "make demo stopped at 'make $$step'; the reason stands above" >&2; exit 1; }; \
 	  times="$$times  $$step $$(($$(date +%s) - begin)) s"; \
 	done; \
 	echo "wall time:$$times"; \
@@ -220,11 +222,11 @@ $(FIGURES): | setup
 	@$(PY) -m training.drawn figures --out build/figures
 
 # Settings for a run that was begun are compared with its own, which makes it longer, does nothing, or is an error.
-$(RUN)/finished: $(DATA) $(if $(BEGUN),$(if $(CONFIG)$(ARGS),FORCE)) | setup
+$(RUN)/finished: $(DATA) $(if $(BEGUN),$(if $(CONFIG)$(ARGS),FORCE)) | setup build/run.txt
 	@$(PY) -m training.train $(if $(CONFIG),--config $(CONFIG)) --resume output.dir=$(RUN) $(ARGS)
 	@test -z "$(filter-out FORCE,$?)" && test $@ -nt $(RUN)/checkpoint.pt || touch $@
 
-# Which run the files below were made from.
+# Which run was trained last, and the files below were made from.
 build/run.txt: FORCE
 	@mkdir -p build
 	@test "$$(cat $@ 2>/dev/null)" = "$(RUN)" || echo "$(RUN)" > $@
