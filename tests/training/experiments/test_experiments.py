@@ -257,7 +257,7 @@ def test_a_dry_run_makes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[s
     out = tmp_path / "out"
     assert experiments.main(["shapes", "--dry-run", "--no-timing", "--out", str(out), "--seeds", "2"]) == 0
     shown = capsys.readouterr().out
-    assert "22 rows over seeds 0, 1: 0 kept, 22 to make" in shown and "exact: 2 to train" in shown
+    assert "24 rows over seeds 0, 1: 0 kept, 24 to make" in shown and "exact: 2 to train" in shown
     assert not out.exists()
 
 
