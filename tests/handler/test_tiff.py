@@ -142,12 +142,11 @@ def test_any_number_of_bands_of_any_kind_is_as_bright_as_it_was_meant(kind: str,
     assert close(tiff(values, big=True, packed=True, tile=16, **extra), shown(bands), off)
 
 
-@pytest.mark.parametrize("predictor", [1, 2, 3])
-@pytest.mark.parametrize("kind", ["u2", "f4", "i2"])
+@pytest.mark.parametrize(
+    ("kind", "predictor"), [("u2", 1), ("u2", 2), ("i2", 1), ("i2", 2), ("f4", 1), ("f4", 3)]
+)
 @pytest.mark.parametrize("tile", [0, 16])
 def test_packed_strips_and_tiles_with_any_predictor_are_undone(kind: str, predictor: int, tile: int) -> None:
-    if (kind[0] != "f" and predictor == 3) or (kind[0] == "f" and predictor == 2):
-        pytest.skip("there is no such file")
     for bands, apart in ((1, False), (4, False), (4, True)):
         extra: dict[str, Any] = {"t338": (0,)} if bands == 4 else {}
         data = tiff(numbers(kind, bands), predictor=predictor, packed=True, tile=tile, apart=apart, **extra)
