@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from model.classes import ClassTable
 from model.keypoints.layout import KeypointsConfig
-from training.data.annotations import Annotated, AnnotationFile, Box, Progress, without_collections
+from training.data.annotations import Annotated, AnnotationFile, Box, without_collections
 from training.data.findings import Report
+from training.data.image_files import Progress
 from training.data.keypoints import KeypointRows, PackedKeypoints
 from training.data.masks import NO_MASK
 
@@ -77,7 +78,7 @@ def pack_annotations(
     file.check_files(images_dir, progress)
     rows = _Rows()
     if keypoints is not None and keypoints.used:
-        rows.keypoints = KeypointRows(keypoints, classes, document["categories"], source)
+        rows.keypoints = KeypointRows(keypoints, classes, file.document["categories"], source)
     with without_collections():
         rows.add_all(file)
     packed = rows.packed(file)
@@ -120,7 +121,7 @@ class _Rows:
         for one in file.annotations():
             box = _on_grid(one.box)
             if box is None:
-                words = f"{one.where}: bbox {one.entry['bbox']}; expected more than 1/256 of a pixel"
+                words = f"{one.where}: bbox {one.entry.get('bbox')}; expected more than 1/256 of a pixel"
                 file.tally.add("box of no area", "left out", words)
             elif one.entry.get("iscrowd"):
                 self.crowd_images.append(one.image)
