@@ -19,7 +19,7 @@ from maskx_image import MAX_PIXELS, MAX_SIDE
 from model.classes import ClassTable
 from training.data.findings import Overall, Tally, are_numbers, is_id, refuse
 from training.data.image_files import Progress, Size, check_image_files, is_a_size
-from training.data.masks import Extent, SegmentationError, as_polygons, pack_segmentation
+from training.data.masks import Extent, SegmentationError, as_polygons, has_pixel, pack_segmentation
 from training.data.tools import Document, as_coco, found_name, other_folder, other_format, other_text
 
 Box = tuple[float, float, float, float]
@@ -241,7 +241,7 @@ class AnnotationFile:
                     f"annotation number {number}: {entry!r:.100}; expected an object with an 'id'"
                 )
                 continue
-            annotation_id = entry.get("id")
+            annotation_id: Any = entry.get("id")
             image = position.get(_key(entry.get("image_id")))
             of_image = "" if image is None else f" of {self.names[image]}"
             where = f"annotation {annotation_id}{of_image}"
@@ -257,12 +257,12 @@ class AnnotationFile:
                 words = f"{where}: image_id {entry.get('image_id')!r}; expected that of an image"
                 self.tally.add("annotation of an unknown image", "left out", words)
             elif (images is None or image in images) and (labels is None or label in labels):
-                bbox = entry.get("bbox")
+                bbox: Any = entry.get("bbox")
                 if bbox in (None, [], [0, 0, 0, 0]) and (boxes_of_b or self.classes.has_mask[label - 1]):
                     bbox = self._box_of_mask(entry, *self.sizes[image], where)
                 box = self._box(bbox, *self.sizes[image], where)
                 if box is not None:
-                    overall.add(entry, bbox, where)
+                    overall.add(entry, bbox, self.sizes[image], where)
                     yield Annotated(entry, image, label, box, where)
         refuse(self.source, problems)
         overall.tell(self.tally)
@@ -313,7 +313,7 @@ class AnnotationFile:
         """Kind and packed form of an annotation's mask (`training.data.masks`); None, counted, where it cannot be used.
 
         `missing`: as what is counted an annotation without a segmentation. `outside_its_box`: a mask that has nothing
-        in its box is kept and counted, as evaluation wants it: LVIS has some, and judges by them.
+        in its box is kept and counted, as evaluation wants it: LVIS has some, and judges by them; one of no pixel too.
         """
         segmentation, where = one.entry.get("segmentation"), one.where
         if segmentation is None or segmentation == []:
@@ -334,6 +334,9 @@ class AnnotationFile:
                 if not outside_its_box:
                     raise SegmentationError("segmentation outside its box", message)
                 self.tally.add("segmentation outside its box", "kept", f"{where}: {message}")
+            if not outside_its_box and not has_pixel(kind, data, extent, height, width):
+                message = f"a mask from {extent[:2]} to {extent[2:]}; expected at least one pixel in it"
+                raise SegmentationError("mask without a pixel", message)
         except SegmentationError as error:
             self.tally.add(error.kind, "kept without its mask", f"{where}: {error}")
             return None
@@ -371,7 +374,7 @@ def matched(document: Document, classes: ClassTable, tally: Tally) -> Mapping[st
     def renumbered(entry: Any, key: str) -> Any:
         if not isinstance(entry, Mapping):
             return entry
-        value = entry.get(key)
+        value: Any = entry.get(key)
         if isinstance(value, list):
             return {**entry, key: [moved.get(_key(one), one) for one in value]}
         return {**entry, key: moved[value]} if _key(value) in moved else entry

@@ -71,15 +71,18 @@ class Tally:
 
 
 class Overall:
-    """What single annotations do not show: a set of crowds alone, or of coordinates from 0 to 1."""
+    """What single annotations do not show: a set of crowds, of coordinates from 0 to 1, of boxes by two corners."""
 
     def __init__(self) -> None:
         self._all = 0
         self._crowds = Tally()
         self._small = Tally()
+        self._corners = True
+        """Whether no box could not be x0, y0, x1, y1."""
+        self._beyond = Tally()
 
-    def add(self, entry: Mapping[str, Any], bbox: Sequence[float], where: str) -> None:
-        """Count in an annotation that can be used, of this box in numbers."""
+    def add(self, entry: Mapping[str, Any], bbox: Sequence[float], size: tuple[int, int], where: str) -> None:
+        """Count in an annotation that can be used, of this box in numbers, in an image of (height, width)."""
         self._all += 1
         if entry.get("iscrowd"):
             words = (
@@ -90,6 +93,11 @@ class Overall:
         if max(bbox) <= 1:
             words = f"{where}: bbox {bbox}; expected pixels: multiply by the image's width and height"
             self._small.add("box of coordinates from 0 to 1, as most have", "kept", words)
+        x, y, w, h = bbox
+        self._corners = self._corners and x < w <= size[1] + 1 and y < h <= size[0] + 1
+        if self._corners and (x + w > size[1] + 1 or y + h > size[0] + 1):
+            words = f"{where}: bbox {bbox} in {size[1]} x {size[0]}; expected [x, y, width, height]"
+            self._beyond.add("box that reads as two corners, as all do", "kept", words)
 
     def tell(self, tally: Tally) -> None:
         """Add to `tally` what more than half of the annotations are."""
@@ -97,6 +105,9 @@ class Overall:
             for one in seen.findings():
                 if 2 * one.count > self._all:
                     tally.add(one.kind, one.outcome, one.first, one.count)
+        for one in self._beyond.findings():
+            if self._corners and 5 * one.count >= self._all:
+                tally.add(one.kind, one.outcome, one.first, self._all)
 
 
 def is_id(value: Any) -> bool:

@@ -86,6 +86,13 @@ def draw_crop(kind: int, data: bytes, window: Sequence[int], height: int, width:
     return np.ascontiguousarray(columns[:, y0:y1].T)
 
 
+def has_pixel(kind: int, data: bytes, extent: Extent, height: int, width: int) -> bool:
+    """Whether a packed mask holds a pixel; a sliver between pixel centres holds none. Only slivers are drawn for it."""
+    if kind == RUNS or min(extent[2] - extent[0], extent[3] - extent[1]) >= 2:
+        return True
+    return bool(mask_utils.area(encoded(kind, data, height, width)))
+
+
 def encoded(kind: int, data: bytes, height: int, width: int) -> dict[str, Any]:
     """A packed mask as pycocotools has it: {"size": [height, width], "counts": compressed bytes}."""
     assert kind in (POLYGONS, RUNS), kind

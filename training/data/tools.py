@@ -7,7 +7,6 @@ adds by itself (Roboflow's root, labelme's `_background_`, FiftyOne's filling of
 
 import json
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -48,7 +47,7 @@ def as_coco(document: Mapping[str, Any], *, crowd_as_objects: bool = False) -> D
     guessed = frozenset(
         new["file_name"]
         for new, old in zip(images, document["images"], strict=True)
-        if new is not old and new["file_name"] != old.get("file_name")
+        if new is not old and not old.get("file_name") and new.get("file_name")
     )
     categories = [_with_number(entry, ("id",), "category", tally) for entry in document["categories"]]
     known = {
@@ -171,22 +170,24 @@ def _without_added(entries: list[Any], annotations: Sequence[Any], tally: Tally)
         else:
             kept[key] = entry
     entries = list(kept.values())
-    names = Counter(name for _, name in kept)
+    ids_of: dict[str, list[int]] = {}
+    for number, name in kept:
+        ids_of.setdefault(name, []).append(number)
+    root = _root(entries)
     numbered = {number for number, name in kept if name == str(number)}
     doubtful = {
         number
         for number, name in kept
-        if names[name] > 1 or name.lower() in _BACKGROUND or number in numbered or _is_root(number, entries)
+        if len(ids_of[name]) > 1 or name.lower() in _BACKGROUND or number in numbered or number == root
     }
     if not doubtful:
         return entries
     used = {entry.get("category_id") for entry in annotations if _has_category(entry)}
     if numbered & used or len(numbered) == len(entries):
-        doubtful -= {number for number in numbered if names[str(number)] == 1}  # digits as classes
+        doubtful -= {number for number in numbered if len(ids_of[str(number)]) == 1}  # digits as classes
     empty = doubtful - used
-    for name, count in names.items():  # where none of one name has an object, the last of them stays
-        same = [number for number, its_name in kept if its_name == name]
-        if count > 1 and empty.issuperset(same):
+    for same in ids_of.values():  # where none of one name has an object, the last of them stays
+        if len(same) > 1 and empty.issuperset(same):
             empty.discard(same[-1])
     left = [entry for entry in entries if entry["id"] not in empty]
     if not left:
@@ -202,17 +203,13 @@ def _has_category(entry: Any) -> bool:
     return isinstance(entry, Mapping) and is_id(entry.get("category_id"))
 
 
-def _is_root(number: int, entries: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether category 0 is the project's name, above all the others (Roboflow)."""
-    root = next((one for one in entries if one["id"] == number), None)
+def _root(entries: Sequence[Mapping[str, Any]]) -> int | None:
+    """The id, 0, of the project's name above all other categories, where there is one (Roboflow)."""
+    root = next((one for one in entries if one["id"] == 0), None)
     others = [one for one in entries if one["id"] != 0]
-    return (
-        number == 0
-        and root is not None
-        and root.get("supercategory") in (None, "", "none")
-        and bool(others)
-        and all(one.get("supercategory") == root["name"] for one in others)
-    )
+    if root is None or not others or root.get("supercategory") not in (None, "", "none"):
+        return None
+    return 0 if all(one.get("supercategory") == root["name"] for one in others) else None
 
 
 def found_name(name: str, images_dir: Path) -> str:

@@ -115,9 +115,23 @@ def test_a_polygon_of_two_points_beside_a_good_one_is_dropped_alone(load_coco: L
 def test_a_mask_without_a_pixel_in_its_window_is_no_mask(load_coco: Load) -> None:
     contents = document()
     contents["annotations"][0]["segmentation"] = [[3.01, 4.01, 3.02, 4.01, 3.02, 4.02]]
-    target = load_coco(contents).target(0)
+    dataset = load_coco(contents)
+    target = dataset.target(0)
     assert target["has_mask"].tolist() == [False, False, True]
     assert target["masks"][0].shape == (0, 0)
+    assert dataset.report.objects_with_mask == 2  # the count says so
+    assert finding(dataset, "mask without a pixel").outcome == "kept without its mask"
+
+
+def test_boxes_by_two_corners_are_warned_of_where_no_box_can_be_another(load_coco: Load) -> None:
+    contents = document()
+    for entry in contents["annotations"]:
+        x, y, w, h = entry["bbox"]
+        entry["bbox"] = [x, y, x + w, y + h]
+    kind = "box that reads as two corners, as all do"
+    assert finding(load_coco(contents), kind).count == 5
+    contents["annotations"][0]["bbox"] = [20, 3, 10, 8]  # no corner lies left of the other
+    assert kind not in [one.kind for one in load_coco(contents).report.findings]
 
 
 def test_nothing_left_is_an_error_that_tells_why(load_coco: Load) -> None:

@@ -94,7 +94,15 @@ def test_a_folder_is_named_with_the_files_in_it(tmp_path: Path) -> None:
 
 
 def test_further_keys_of_a_coco_file_make_it_no_other_format(tmp_path: Path) -> None:
-    more = {"data": {}, "items": [], "samples": [], "assets": {}, "tags": [], "classes": [], "labels": {}}
+    more: Document = {
+        "data": {},
+        "items": [],
+        "samples": [],
+        "assets": {},
+        "tags": [],
+        "classes": [],
+        "labels": {},
+    }
     contents = document() | more
     contents["annotations"][0] |= {"keypoints": [1, 2, 2], "caption": "a box"}
     assert read_annotations(written(tmp_path, contents))["categories"] == document()["categories"]

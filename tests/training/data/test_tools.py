@@ -25,7 +25,6 @@ from tests.training.data.coco_set import (
     finding,
 )
 from training.data.annotations import read_annotations
-from training.data.coco import CocoDataset
 from training.data.findings import Finding
 from training.data.tools import Document as InCocosForm
 from training.data.tools import as_coco, found_name, whole_number
@@ -86,6 +85,13 @@ def test_ids_as_text_or_with_a_point_are_taken_where_both_sides_agree(
 )  # fmt: skip
 def test_what_is_a_whole_number(value: Any, number: int | None) -> None:
     assert whole_number(value) == number
+
+
+def test_an_image_that_cannot_be_used_is_refused_though_its_id_is_text(load_coco: Load) -> None:
+    contents = document()
+    contents["images"][1] = {"id": "7", "width": -1}
+    with pytest.raises(ValueError, match="image entry number 2: .* and a 'file_name'"):
+        load_coco(contents)
 
 
 def test_text_that_is_no_id_of_the_other_side_stays_what_it_is(load_coco: Load) -> None:
@@ -224,12 +230,9 @@ def test_evaluation_takes_crowds_as_objects_too(tmp_path: Path) -> None:
     contents = document()
     every("annotations", iscrowd=lambda _: 1)(contents)
     path = written(tmp_path, contents)
-    classes = class_table(contents["categories"], "all")
-    crowds = [
-        [one.crowd for found in load_ground_truth(path, classes, **how).objects.values() for one in found]
-        for how in ({}, {"crowd_as_objects": True})
-    ]
-    assert crowds == [[True] * 5, [False] * 5]
+    for taken in (False, True):
+        truth = load_ground_truth(path, class_table(USUAL, "all"), crowd_as_objects=taken)
+        assert [one.crowd for found in truth.objects.values() for one in found] == [not taken] * 5
 
 
 def test_iscrowd_as_text_is_a_number(load_coco: Load) -> None:
@@ -384,16 +387,3 @@ def test_classes_under_other_ids_are_matched_by_name_in_lists_of_classes_too(tmp
     assert [one.category_id for one in truth.objects[50]] == [2, 3, 2]
     assert truth.searched[9].classes == {3} and truth.searched[9].in_part == {1}
     assert [one.count for one in truth.findings] == [3]
-
-
-def test_a_class_that_only_the_other_set_has_is_still_refused(load_coco: Load) -> None:
-    table = class_table([{"id": 1, "name": "dog"}, {"id": 2, "name": "box"}], "box")
-    with pytest.raises(
-        ValueError, match=r"annotation 3 of a\.png: category_id 10; expected that of a category in the"
-    ):
-        load_coco(document(), classes=table)
-    taken = class_table(
-        [{"id": DOG, "name": "box"}, {"id": BOX, "name": "dog"}, {"id": CUP, "name": "cup"}], "all"
-    )
-    dataset: CocoDataset = load_coco(document(), classes=taken)
-    assert dataset.target(1)["labels"].tolist() == [taken.label_of_name("dog")]
