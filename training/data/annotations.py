@@ -167,6 +167,8 @@ class AnnotationFile:
         """The document as it was taken: in COCO's own form, category ids those of `classes`."""
         self._guessed = taken.guessed
         self.names, self.image_ids, self._stated = check_image_entries(document["images"], source)
+        self.without_pixel = 0
+        """Masks given by `mask` that hold no pixel, and so are none in a target."""
         self.sizes: list[Size] = []
         """Of every image; known after `check_files` or `take_stated_sizes`."""
 
@@ -336,7 +338,8 @@ class AnnotationFile:
                 self.tally.add("segmentation outside its box", "kept", f"{where}: {message}")
             if not outside_its_box and not has_pixel(kind, data, extent, height, width):
                 message = f"a mask from {extent[:2]} to {extent[2:]}; expected at least one pixel in it"
-                raise SegmentationError("mask without a pixel", message)
+                self.tally.add("mask without a pixel", "kept without its mask", f"{where}: {message}")
+                self.without_pixel += 1
         except SegmentationError as error:
             self.tally.add(error.kind, "kept without its mask", f"{where}: {error}")
             return None

@@ -87,14 +87,14 @@ def pack_annotations(
         images=len(file.names),
         images_without_objects=int((np.diff(packed.object_starts) == 0).sum()),
         objects=len(packed.labels),
-        objects_with_mask=int((packed.mask_kinds != NO_MASK).sum()),
+        objects_with_mask=(given := int((packed.mask_kinds != NO_MASK).sum())) - file.without_pixel,
         crowd_regions=len(packed.crowd_boxes),
         objects_with_keypoints=None if packed.keypoints is None else len(packed.keypoints.values),
         findings=file.tally.findings(),
     )
     if not report.objects:
         raise ValueError(f"no object is left to learn from.\n{report}")
-    if require_masks and not report.objects_with_mask:
+    if require_masks and not given:
         wanted = ", ".join(classes.name_of_label(label) for label in classes.set_a_labels()[:8])
         raise ValueError(f"no object of a class with masks ({wanted}) has a mask that can be used.\n{report}")
     if require_keypoints and report.objects_with_keypoints == 0:
