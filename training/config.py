@@ -33,6 +33,9 @@ class DataConfig:
     Figure 3 such as "random:E3_A40B40" (see `training.data.splits`). Others are set B."""
     skip_empty: bool = False
     """Whether images without an object, crowd regions aside, are left out of training (Detectron)."""
+    crowd_as_objects: bool = False
+    """Whether annotations with `iscrowd` 1 are objects like others, in training, validation and evaluation: CVAT writes
+    it for every mask."""
     workers: int | None = None
     """Processes that read and augment images; 0 does it in the training's own. The result is the same. Absent: 2, and
     with a GPU all cores but one, at most 10, shared by the training processes of a machine."""

@@ -10,26 +10,19 @@ of its stored pixels. In the second case annotations were made on the unturned p
 
 import gc
 import json
-import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from maskx_image import MAX_PIXELS, MAX_SIDE, ImageHeader, read_header
+from maskx_image import MAX_PIXELS, MAX_SIDE
 from model.classes import ClassTable
-from training.data.findings import Tally, are_numbers, refuse
-from training.data.masks import SegmentationError, pack_segmentation
-
-Progress = Callable[[int, int], None]
-"""Called with (images checked, images in all), from the thread that loads."""
+from training.data.findings import Overall, Tally, are_numbers, is_id, refuse
+from training.data.image_files import Progress, Size, check_image_files, is_a_size
+from training.data.masks import Extent, SegmentationError, as_polygons, has_pixel, pack_segmentation
+from training.data.tools import Document, as_coco, found_name, other_folder, other_format, other_text
 
 Box = tuple[float, float, float, float]
-Size = tuple[int, int]
-"""(height, width) in pixels."""
-
-_CHUNK = 64
 
 
 @contextmanager
@@ -44,8 +37,14 @@ def without_collections() -> Iterator[None]:
             gc.enable()
 
 
-def read_annotations(path: Path) -> dict[str, Any]:
-    """The JSON of a COCO instances file; ValueError names the file, and line and column of an error."""
+def read_annotations(path: Path, *, crowd_as_objects: bool = False) -> dict[str, Any]:
+    """The JSON of a COCO instances file, in COCO's own form where a tool writes another (`training.data.tools`).
+
+    `crowd_as_objects`: no annotation is a crowd region, whatever its `iscrowd`. ValueError names the file, and line and
+    column of an error; or what the file is that is no COCO instances file, and what makes one of it.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path}: {other_folder(path)}")
     try:
         text = path.read_bytes()
     except OSError as error:
@@ -54,13 +53,19 @@ def read_annotations(path: Path) -> dict[str, Any]:
         with without_collections():
             document = json.loads(text)
     except json.JSONDecodeError as error:
+        if other := other_text(text, path):
+            raise ValueError(f"{path}: {other}") from error
         raise ValueError(
             f"{path}: not valid JSON at line {error.lineno}, column {error.colno}: {error.msg}"
         ) from error
     except UnicodeDecodeError as error:
+        if other := other_text(text, path):
+            raise ValueError(f"{path}: {other}") from error
         raise ValueError(f"{path}: not valid JSON: byte {error.start} is not UTF-8") from error
     except RecursionError as error:
         raise ValueError(f"{path}: nested too deeply to be COCO annotations") from error
+    if other := other_format(document):
+        raise ValueError(f"{path}: {other}")
     if not isinstance(document, dict):
         raise ValueError(
             f"{path}: holds a JSON {type(document).__name__}; expected an object with images, "
@@ -71,19 +76,8 @@ def read_annotations(path: Path) -> dict[str, Any]:
             raise ValueError(
                 f"{path}: no list {key!r}; a COCO instances file has images, annotations and categories"
             )
-    return document
-
-
-def annotated_size_is_upright(header: ImageHeader, width: int, height: int) -> bool | None:
-    """Whether a picture annotated as width x height is the upright image, its stored pixels (False) or neither."""
-    if header.upright_size == (width, height):
-        return True
-    return False if (header.width, header.height) == (width, height) else None
-
-
-def is_id(value: Any) -> bool:
-    """Whether `value` is a whole number that fits int64; JSON's true and 1.0 are not."""
-    return type(value) is int and -(2**63) <= value < 2**63
+    with without_collections():
+        return as_coco(document, crowd_as_objects=crowd_as_objects)
 
 
 def check_categories(categories: Sequence[Any], classes: ClassTable, source: str) -> None:
@@ -139,76 +133,6 @@ def check_image_entries(
     return names, list(ids), sizes
 
 
-def check_image_files(
-    names: Sequence[str],
-    sizes: Sequence[Size | None],
-    images_dir: Path,
-    tally: Tally,
-    source: str,
-    progress: Progress | None,
-) -> list[Size]:
-    """(height, width) of every picture as annotated, after a look at all headers in parallel threads."""
-    if not images_dir.is_dir():
-        raise ValueError(f"no folder of images {images_dir}")
-    checked: list[Size] = []
-    problems = []
-    for name, size, header in zip(names, sizes, _headers(names, images_dir, progress), strict=True):
-        if isinstance(header, str):
-            problems.append(header)
-            continue
-        width, height = header.upright_size
-        upright = size is None or annotated_size_is_upright(header, size[1], size[0])
-        if size is not None and upright is None:
-            stored = f", {header.width} x {header.height} as stored" if header.orientation > 4 else ""
-            problems.append(
-                f"{images_dir / name}: is {width} x {height}{stored}; "
-                f"expected {size[1]} x {size[0]}, as the annotation file says"
-            )
-        elif not upright:
-            tally.add("picture annotated as stored, so not turned upright", "kept", f"{images_dir / name}")
-        checked.append(size or (height, width))
-    refuse(f"images of {source}", problems)
-    return checked
-
-
-def _headers(
-    names: Sequence[str], images_dir: Path, progress: Progress | None
-) -> Iterator[ImageHeader | str]:
-    """Of every image its header, or what is wrong with it, in order."""
-    chunks = [names[start : start + _CHUNK] for start in range(0, len(names), _CHUNK)]
-    done = 0
-    if progress is not None:
-        progress(0, len(names))  # from here on the time counts
-    with ThreadPoolExecutor(min(16, 4 * (os.cpu_count() or 1))) as pool:
-        for headers in pool.map(
-            lambda chunk: [_header_or_problem(images_dir / name) for name in chunk], chunks
-        ):
-            yield from headers
-            done += len(headers)
-            if progress is not None:
-                progress(done, len(names))
-
-
-def _header_or_problem(path: Path) -> ImageHeader | str:
-    try:
-        with path.open("rb") as file:
-            header = read_header(file)
-    except OSError as error:
-        return f"{path}: cannot be read ({error.strerror}); expected an image"
-    except ValueError as error:  # ImageError, or a name that no file can have
-        return f"{path}: {error}"
-    if not _is_a_size(header.height, header.width):
-        return (
-            f"{path}: is {header.width} x {header.height}; "
-            f"expected at most {MAX_PIXELS} pixels and {MAX_SIDE} to a side"
-        )
-    return header
-
-
-def _is_a_size(height: int, width: int) -> bool:
-    return min(height, width) > 0 and max(height, width) <= MAX_SIDE and height * width <= MAX_PIXELS
-
-
 class Annotated(NamedTuple):
     """An annotation that passed the checks of `AnnotationFile`."""
 
@@ -235,15 +159,22 @@ class AnnotationFile:
     """
 
     def __init__(self, document: Mapping[str, Any], classes: ClassTable, source: str) -> None:
+        taken = as_coco(document)
+        self.tally = taken.tally.copy()
+        document = matched(taken, classes, self.tally)
         check_categories(document["categories"], classes, source)
         self.document, self.classes, self.source = document, classes, source
+        """The document as it was taken: in COCO's own form, category ids those of `classes`."""
+        self._guessed = taken.guessed
         self.names, self.image_ids, self._stated = check_image_entries(document["images"], source)
+        self.without_pixel = 0
+        """Masks given by `mask` that hold no pixel, and so are none in a target."""
         self.sizes: list[Size] = []
         """Of every image; known after `check_files` or `take_stated_sizes`."""
-        self.tally = Tally()
 
     def check_files(self, images_dir: Path, progress: Progress | None = None) -> None:
         """Look at the headers of all images, and take the sizes of the pictures; see `check_image_files`."""
+        self._find_names(images_dir)
         self.sizes = check_image_files(
             self.names, self._stated, images_dir, self.tally, self.source, progress
         )
@@ -253,32 +184,51 @@ class AnnotationFile:
 
         ValueError where one is no size of a picture, or not stated and not to be found in `images_dir`.
         """
+        if images_dir is not None:
+            self._find_names(images_dir)
         stated = list(zip(self.names, self.image_ids, self._stated, strict=True))
         problems = [
             f"image {image_id} ({name}): {size[1]} x {size[0]}; expected sides of 1 to {MAX_SIDE} and at most "
             f"{MAX_PIXELS} pixels"
             for name, image_id, size in stated
-            if size is not None and not _is_a_size(*size)
+            if size is not None and not is_a_size(*size)
         ]
         unknown = [name for name, _, size in stated if size is None]
         looked: Iterator[Size] = iter(())
         if images_dir is None:
-            problems += [f"{name}: no width and height; expected both" for name in unknown]
+            problems += [
+                f"{name}: no width and height that a picture can have; expected both" for name in unknown
+            ]
         elif unknown:
             nothing = [None] * len(unknown)
             looked = iter(check_image_files(unknown, nothing, images_dir, self.tally, self.source, None))
         refuse(self.source, problems)
         self.sizes = [next(looked) if size is None else size for size in self._stated]
 
+    def _find_names(self, images_dir: Path) -> None:
+        """Of names that another machine gave, where their files lie in the folder."""
+        for row, name in enumerate(self.names):
+            if "\\" in name or name in self._guessed:
+                self.names[row] = found = found_name(name, images_dir)
+                if found != name:
+                    words = f"image {self.image_ids[row]}: file_name {name!r}; {found} is there and taken"
+                    self.tally.add("file name of another machine, found in the folder", "kept", words)
+
     def annotations(
-        self, *, images: Collection[int] | None = None, labels: Collection[int] | None = None
+        self,
+        *,
+        images: Collection[int] | None = None,
+        labels: Collection[int] | None = None,
+        boxes_of_b: bool = False,
     ) -> Iterator[Annotated]:
         """The annotations that can be used, in the order of the file; others are counted.
 
         With `images` or `labels` those of other images or classes are passed over once their ids were looked at.
+        `boxes_of_b`: where an object of set B has no box, that of its mask is taken, as is that of an object of set A;
+        its mask is read for it.
 
         Raises:
-            ValueError: after the last one, where ids are missing, repeated or of an unknown category.
+            ValueError: after the last one, where an annotation is no object or of an unknown category.
         """
         position = {image_id: row for row, image_id in enumerate(self.image_ids)}
         known = {category_id: label for label, category_id in enumerate(self.classes.ids, start=1)}
@@ -286,27 +236,49 @@ class AnnotationFile:
         expected = "expected that of a category" + (" in the set trained on" if strangers else "")
         seen: set[int] = set()
         problems = []
+        overall = Overall()
         for number, entry in enumerate(self.document["annotations"], start=1):
-            if not isinstance(entry, Mapping) or not is_id(entry.get("id")):
-                problems.append(f"annotation number {number} has no whole number 'id'")
+            if not isinstance(entry, Mapping):
+                problems.append(
+                    f"annotation number {number}: {entry!r:.100}; expected an object with an 'id'"
+                )
                 continue
-            annotation_id = entry["id"]
+            annotation_id: Any = entry.get("id")
             image = position.get(_key(entry.get("image_id")))
-            where = f"annotation {annotation_id}" + ("" if image is None else f" of {self.names[image]}")
+            of_image = "" if image is None else f" of {self.names[image]}"
+            where = f"annotation {annotation_id}{of_image}"
             label = known.get(_key(entry.get("category_id")))
-            if annotation_id in seen:
-                problems.append(f"{where}: a second annotation of this id; expected each id once")
-            elif label is None:
+            if not is_id(annotation_id) or annotation_id in seen:
+                words = f"{where}: id {annotation_id!r:.50}; expected a whole number, each once"
+                where = f"annotation number {number}{of_image}"
+                self.tally.add("annotation id that is missing or repeated, numbered anew", "kept", words)
+            seen.add(annotation_id if is_id(annotation_id) else -number)
+            if label is None:
                 problems.append(f"{where}: category_id {entry.get('category_id')!r}; {expected}")
             elif image is None:
                 words = f"{where}: image_id {entry.get('image_id')!r}; expected that of an image"
                 self.tally.add("annotation of an unknown image", "left out", words)
             elif (images is None or image in images) and (labels is None or label in labels):
-                box = self._box(entry.get("bbox"), *self.sizes[image], where)
+                bbox: Any = entry.get("bbox")
+                if bbox in (None, [], [0, 0, 0, 0]) and (boxes_of_b or self.classes.has_mask[label - 1]):
+                    bbox = self._box_of_mask(entry, *self.sizes[image], where)
+                box = self._box(bbox, *self.sizes[image], where)
                 if box is not None:
+                    overall.add(entry, bbox, self.sizes[image], where)
                     yield Annotated(entry, image, label, box, where)
-            seen.add(annotation_id)
         refuse(self.source, problems)
+        overall.tell(self.tally)
+
+    def _box_of_mask(self, entry: Mapping[str, Any], height: int, width: int, where: str) -> Any:
+        """[x, y, width, height] of an annotation's mask; its own bbox where it has no mask that can be read."""
+        try:
+            extent: Extent = pack_segmentation(as_polygons(entry.get("segmentation")), height, width)[2]
+        except SegmentationError:
+            return entry.get("bbox")
+        words = f"{where}: bbox {entry.get('bbox')!r}; expected [x, y, width, height]"
+        self.tally.add("object without a box, which is taken from its mask", "kept", words)
+        x0, y0, x1, y1 = extent
+        return [x0, y0, x1 - x0, y1 - y0]
 
     def _box(self, bbox: Any, height: int, width: int, where: str) -> Box | None:
         """XYXY cut to the image, from COCO's [x, y, width, height]; None, counted, where nothing is left of it."""
@@ -343,13 +315,18 @@ class AnnotationFile:
         """Kind and packed form of an annotation's mask (`training.data.masks`); None, counted, where it cannot be used.
 
         `missing`: as what is counted an annotation without a segmentation. `outside_its_box`: a mask that has nothing
-        in its box is kept and counted, as evaluation wants it: LVIS has some, and judges by them.
+        in its box is kept and counted, as evaluation wants it: LVIS has some, and judges by them; one of no pixel too.
         """
         segmentation, where = one.entry.get("segmentation"), one.where
         if segmentation is None or segmentation == []:
             words = f"{where}: expected polygons or an RLE"
             self.tally.add(missing, "kept without its mask", words)
             return None
+        polygons = as_polygons(segmentation)
+        if polygons is not segmentation:
+            words = f"{where}: {str(segmentation)[:60]}; expected [[x, y, x, y, ...], ...]"
+            self.tally.add("polygon that is no list of lists of numbers, taken as it is meant", "kept", words)
+            segmentation = polygons
         height, width = self.sizes[one.image]
         box = one.box
         try:
@@ -359,6 +336,10 @@ class AnnotationFile:
                 if not outside_its_box:
                     raise SegmentationError("segmentation outside its box", message)
                 self.tally.add("segmentation outside its box", "kept", f"{where}: {message}")
+            if not outside_its_box and not has_pixel(kind, data, extent, height, width):
+                message = f"a mask from {extent[:2]} to {extent[2:]}; expected at least one pixel in it"
+                self.tally.add("mask without a pixel", "kept without its mask", f"{where}: {message}")
+                self.without_pixel += 1
         except SegmentationError as error:
             self.tally.add(error.kind, "kept without its mask", f"{where}: {error}")
             return None
@@ -366,6 +347,50 @@ class AnnotationFile:
             words = f"{where}: {dropped} of {len(segmentation)} polygons; expected at least 3 points in each"
             self.tally.add("mask with some polygons of fewer than 3 points, which are dropped", "kept", words)
         return kind, data
+
+
+def matched(document: Document, classes: ClassTable, tally: Tally) -> Mapping[str, Any]:
+    """The document with the ids of `classes` for categories that have these under another id, told by their names.
+
+    Categories with the id and name of a class, and those whose name no class has, stay.
+    """
+    ids = dict(zip(classes.names, classes.ids, strict=True))
+    moved: dict[int, int] = {}
+    for category in document["categories"]:
+        if (
+            isinstance(category, Mapping)
+            and is_id(category.get("id"))
+            and isinstance(category.get("name"), str)
+        ):
+            name, category_id = category["name"].strip(), category["id"]
+            if ids.get(name, category_id) != category_id:
+                moved[category_id] = ids[name]
+                words = (
+                    f"category {category_id} ({name!r}) is {ids[name]} in the set trained on; its name counts"
+                )
+                tally.add(
+                    "category under another id than in the set trained on, taken by its name", "kept", words
+                )
+    if not moved:
+        return document
+
+    def renumbered(entry: Any, key: str) -> Any:
+        if not isinstance(entry, Mapping):
+            return entry
+        value: Any = entry.get(key)
+        if isinstance(value, list):
+            return {**entry, key: [moved.get(_key(one), one) for one in value]}
+        return {**entry, key: moved[value]} if _key(value) in moved else entry
+
+    images = document["images"]
+    for key in ("neg_category_ids", "not_exhaustive_category_ids"):
+        images = [renumbered(entry, key) for entry in images]
+    return {
+        **document,
+        "images": images,
+        "annotations": [renumbered(entry, "category_id") for entry in document["annotations"]],
+        "categories": [renumbered(entry, "id") for entry in document["categories"]],
+    }
 
 
 def _key(value: Any) -> Any:

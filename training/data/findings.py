@@ -1,10 +1,10 @@
 """What is wrong with a data set: trouble that stops the loading is listed, other trouble is counted by kind."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Outcome = Literal["left out", "kept without its mask", "kept without its keypoints", "kept"]
+Outcome = Literal["left out", "kept without its mask", "kept without its keypoints", "kept", "passed over"]
 
 _SHOWN = 5
 
@@ -53,15 +53,66 @@ class Tally:
     def __init__(self) -> None:
         self._seen: dict[tuple[str, Outcome], tuple[int, str]] = {}
 
-    def add(self, kind: str, outcome: Outcome, words: str) -> None:
+    def copy(self) -> "Tally":
+        """Another with the same counts."""
+        other = Tally()
+        other._seen = dict(self._seen)
+        return other
+
+    def add(self, kind: str, outcome: Outcome, words: str, times: int = 1) -> None:
         count, first = self._seen.get((kind, outcome), (0, words))
-        self._seen[kind, outcome] = (count + 1, first)
+        self._seen[kind, outcome] = (count + times, first)
 
     def findings(self) -> tuple[Finding, ...]:
         return tuple(
             Finding(kind=kind, outcome=outcome, count=count, first=first)
             for (kind, outcome), (count, first) in self._seen.items()
         )
+
+
+class Overall:
+    """What single annotations do not show: a set of crowds, of coordinates from 0 to 1, of boxes by two corners."""
+
+    def __init__(self) -> None:
+        self._all = 0
+        self._crowds = Tally()
+        self._small = Tally()
+        self._corners = True
+        """Whether no box could not be x0, y0, x1, y1."""
+        self._beyond = Tally()
+
+    def add(self, entry: Mapping[str, Any], bbox: Sequence[float], size: tuple[int, int], where: str) -> None:
+        """Count in an annotation that can be used, of this box in numbers, in an image of (height, width)."""
+        self._all += 1
+        if entry.get("iscrowd"):
+            words = (
+                f"{where}: a crowd region, from which nothing is learnt; expected iscrowd 0 of objects. If they are "
+                "objects (CVAT writes 1 for masks), set data.crowd_as_objects=true"
+            )
+            self._crowds.add("iscrowd 1, as most annotations have", "kept", words)
+        if max(bbox) <= 1:
+            words = f"{where}: bbox {bbox}; expected pixels: multiply by the image's width and height"
+            self._small.add("box of coordinates from 0 to 1, as most have", "kept", words)
+        x, y, w, h = bbox
+        self._corners = self._corners and x < w <= size[1] + 1 and y < h <= size[0] + 1
+        if self._corners and (x + w > size[1] + 1 or y + h > size[0] + 1):
+            words = f"{where}: bbox {bbox} in {size[1]} x {size[0]}; expected [x, y, width, height]"
+            self._beyond.add("box that reads as two corners, as all do", "kept", words)
+
+    def tell(self, tally: Tally) -> None:
+        """Add to `tally` what more than half of the annotations are."""
+        for seen in (self._crowds, self._small):
+            for one in seen.findings():
+                if 2 * one.count > self._all:
+                    tally.add(one.kind, one.outcome, one.first, one.count)
+        for one in self._beyond.findings():
+            if self._corners and 5 * one.count >= self._all:
+                tally.add(one.kind, one.outcome, one.first, self._all)
+
+
+def is_id(value: Any) -> bool:
+    """Whether `value` is a whole number that fits int64; JSON's true and 1.0 are not."""
+    return type(value) is int and -(2**63) <= value < 2**63
 
 
 def are_numbers(values: Sequence[Any], farthest: float = 1e9) -> bool:

@@ -47,6 +47,29 @@ def pack_segmentation(segmentation: Any, height: int, width: int) -> tuple[int, 
     )
 
 
+def as_polygons(segmentation: Any) -> Any:
+    """COCO's form of a segmentation that is meant as one: [x, y, ...], [[x, y], ...] or [[[x, y], ...], ...] for
+    polygons, and [RLE] for an RLE; anything else as it is."""
+    if not isinstance(segmentation, list) or not segmentation:
+        return segmentation
+    first = segmentation[0]
+    if len(segmentation) == 1 and isinstance(first, dict):
+        return first
+    if type(first) in (int, float):
+        return [segmentation]
+    if isinstance(first, list) and all(map(_is_point, segmentation)) and len(segmentation) >= 3:
+        return [[number for point in segmentation for number in point]]
+    if isinstance(first, list) and first and isinstance(first[0], list):
+        rings = [ring for ring in segmentation if isinstance(ring, list) and all(map(_is_point, ring))]
+        if len(rings) == len(segmentation):
+            return [[number for point in ring for number in point] for ring in rings]
+    return segmentation
+
+
+def _is_point(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and are_numbers(value)
+
+
 def draw_crop(kind: int, data: bytes, window: Sequence[int], height: int, width: int) -> NDArray[np.uint8]:
     """The part of a packed mask inside `window` (pixels XYXY, exclusive ends): uint8 [h, w] of 0 and 1.
 
@@ -61,6 +84,13 @@ def draw_crop(kind: int, data: bytes, window: Sequence[int], height: int, width:
     values = np.resize(np.array([0, 1], np.uint8), len(lengths))
     columns = np.repeat(values, lengths).reshape(x1 - x0, height)
     return np.ascontiguousarray(columns[:, y0:y1].T)
+
+
+def has_pixel(kind: int, data: bytes, extent: Extent, height: int, width: int) -> bool:
+    """Whether a packed mask holds a pixel; a sliver between pixel centres holds none. Only slivers are drawn for it."""
+    if kind == RUNS or min(extent[2] - extent[0], extent[3] - extent[1]) >= 2:
+        return True
+    return bool(mask_utils.area(encoded(kind, data, height, width)))
 
 
 def encoded(kind: int, data: bytes, height: int, width: int) -> dict[str, Any]:

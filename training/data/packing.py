@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from model.classes import ClassTable
 from model.keypoints.layout import KeypointsConfig
-from training.data.annotations import Annotated, AnnotationFile, Box, Progress, without_collections
+from training.data.annotations import Annotated, AnnotationFile, Box, without_collections
 from training.data.findings import Report
+from training.data.image_files import Progress
 from training.data.keypoints import KeypointRows, PackedKeypoints
 from training.data.masks import NO_MASK
 
@@ -77,7 +78,7 @@ def pack_annotations(
     file.check_files(images_dir, progress)
     rows = _Rows()
     if keypoints is not None and keypoints.used:
-        rows.keypoints = KeypointRows(keypoints, classes, document["categories"], source)
+        rows.keypoints = KeypointRows(keypoints, classes, file.document["categories"], source)
     with without_collections():
         rows.add_all(file)
     packed = rows.packed(file)
@@ -86,14 +87,14 @@ def pack_annotations(
         images=len(file.names),
         images_without_objects=int((np.diff(packed.object_starts) == 0).sum()),
         objects=len(packed.labels),
-        objects_with_mask=int((packed.mask_kinds != NO_MASK).sum()),
+        objects_with_mask=(given := int((packed.mask_kinds != NO_MASK).sum())) - file.without_pixel,
         crowd_regions=len(packed.crowd_boxes),
         objects_with_keypoints=None if packed.keypoints is None else len(packed.keypoints.values),
         findings=file.tally.findings(),
     )
     if not report.objects:
         raise ValueError(f"no object is left to learn from.\n{report}")
-    if require_masks and not report.objects_with_mask:
+    if require_masks and not given:
         wanted = ", ".join(classes.name_of_label(label) for label in classes.set_a_labels()[:8])
         raise ValueError(f"no object of a class with masks ({wanted}) has a mask that can be used.\n{report}")
     if require_keypoints and report.objects_with_keypoints == 0:
@@ -120,7 +121,7 @@ class _Rows:
         for one in file.annotations():
             box = _on_grid(one.box)
             if box is None:
-                words = f"{one.where}: bbox {one.entry['bbox']}; expected more than 1/256 of a pixel"
+                words = f"{one.where}: bbox {one.entry.get('bbox')}; expected more than 1/256 of a pixel"
                 file.tally.add("box of no area", "left out", words)
             elif one.entry.get("iscrowd"):
                 self.crowd_images.append(one.image)

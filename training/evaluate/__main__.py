@@ -109,7 +109,10 @@ def _evaluate_checkpoint(options: argparse.Namespace, group: Group) -> None:
         swapped = sides(pairs, classes)
         of_sides = None if swapped is None else swapped.labels
         evaluable: Evaluable = Views(network, views, of_sides) if views.used else network
-        truth = load_ground_truth(annotations, classes, images_dir, max_images=options.max_images)
+        crowds = data.get("crowd_as_objects", False)  # an option that older checkpoints have not
+        truth = load_ground_truth(
+            annotations, classes, images_dir, max_images=options.max_images, crowd_as_objects=crowds
+        )
         if options.boundary:
             require_boundary()
         if options.cityscapes:

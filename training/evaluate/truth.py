@@ -99,6 +99,7 @@ def load_ground_truth(
     document: Mapping[str, Any] | None = None,
     only_categories: Collection[int] | None = None,
     max_images: int | None = None,
+    crowd_as_objects: bool = False,
 ) -> GroundTruth:
     """The annotations of a COCO file, by the checks of training (`training.data.annotations`).
 
@@ -110,20 +111,22 @@ def load_ground_truth(
         images_dir: where images lie of which the file does not state the size.
         document: what is in the file, where it was read already (`read_annotations`).
         only_categories: objects of other classes are left out unread.
+        crowd_as_objects: no object is a crowd, whatever its `iscrowd` (`data.crowd_as_objects`).
         max_images: takes that many images from the front of the list sorted by id.
 
     Raises:
         ValueError: see `AnnotationFile`; or no annotation can be used.
     """
-    document = read_annotations(annotations) if document is None else document
+    if document is None:
+        document = read_annotations(annotations, crowd_as_objects=crowd_as_objects)
     file = AnnotationFile(document, classes, source := str(annotations))
     file.take_stated_sizes(images_dir)
-    ids = file.image_ids
+    document, ids = file.document, file.image_ids
     rows = sorted(range(len(ids)), key=ids.__getitem__)[:max_images]
     found: dict[int, list[GroundObject]] = {row: [] for row in rows}
     labels = None if only_categories is None else {classes.label_of_id(one) for one in only_categories}
     with without_collections():
-        for one in file.annotations(images=found.keys(), labels=labels):
+        for one in file.annotations(images=found.keys(), labels=labels, boxes_of_b=True):
             found[one.image].append(_ground_object(one, file))
     findings = file.tally.findings()
     skipped = _skipped(findings)
@@ -169,7 +172,7 @@ def _ground_object(one: Annotated, file: AnnotationFile) -> GroundObject:
         file.tally.add("keypoints that cannot be read", "kept without its keypoints", words)
         keypoints = []
     return GroundObject(
-        category_id=one.entry["category_id"],
+        category_id=file.classes.id_of_label(one.label),
         box=one.box,
         mask=mask,
         area=float(area),

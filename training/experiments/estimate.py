@@ -190,7 +190,12 @@ def _time_steps(config: TrainingConfig, folder: Path, *, drawn: DrawingConfig | 
             counted = seconds[1:] or seconds
             training += sum(counted) / len(counted) * steps
     start = time.monotonic()
-    truth = load_ground_truth(Path(config.data.val_annotations), run.classes, Path(config.data.val_images))
+    truth = load_ground_truth(
+        Path(config.data.val_annotations),
+        run.classes,
+        Path(config.data.val_images),
+        crowd_as_objects=config.data.crowd_as_objects,
+    )
     predict(run.network.eval(), run.classes, Path(config.data.val_images), truth, device=run.device)
     each = (time.monotonic() - start) / len(truth.image_ids)
     return Timed(training=training, evaluation=each * of_all)

@@ -32,7 +32,12 @@ from training.data.coco import CocoDataset
         ({"bbox": [-9, 5, 4, 4]}, "box outside the image", "40 x 30"),
         ({"bbox": [5, 30, 4, 4]}, "box outside the image", "40 x 30"),
         ({"bbox": [5, 5, 4]}, "box that is not four numbers", "expected [x, y, width, height]"),
-        ({"bbox": None}, "box that is not four numbers", "expected [x, y, width, height]"),
+        (
+            {"bbox": None, "segmentation": []},
+            "box that is not four numbers",
+            "expected [x, y, width, height]",
+        ),
+        ({"bbox": [0, 0, 0, 0], "segmentation": None}, "box of no area", "above 0"),
         ({"bbox": [5, 5, 4, float("nan")]}, "box that is not four numbers", "expected"),
         ({"bbox": [5, 5, 4, 10**400]}, "box that is not four numbers", "expected"),
         ({"bbox": [5, 5, "4", 4]}, "box that is not four numbers", "expected"),
@@ -110,9 +115,23 @@ def test_a_polygon_of_two_points_beside_a_good_one_is_dropped_alone(load_coco: L
 def test_a_mask_without_a_pixel_in_its_window_is_no_mask(load_coco: Load) -> None:
     contents = document()
     contents["annotations"][0]["segmentation"] = [[3.01, 4.01, 3.02, 4.01, 3.02, 4.02]]
-    target = load_coco(contents).target(0)
+    dataset = load_coco(contents)
+    target = dataset.target(0)
     assert target["has_mask"].tolist() == [False, False, True]
     assert target["masks"][0].shape == (0, 0)
+    assert dataset.report.objects_with_mask == 2  # the count says so
+    assert finding(dataset, "mask without a pixel").outcome == "kept without its mask"
+
+
+def test_boxes_by_two_corners_are_warned_of_where_no_box_can_be_another(load_coco: Load) -> None:
+    contents = document()
+    for entry in contents["annotations"]:
+        x, y, w, h = entry["bbox"]
+        entry["bbox"] = [x, y, x + w, y + h]
+    kind = "box that reads as two corners, as all do"
+    assert finding(load_coco(contents), kind).count == 5
+    contents["annotations"][0]["bbox"] = [20, 3, 10, 8]  # no corner lies left of the other
+    assert kind not in [one.kind for one in load_coco(contents).report.findings]
 
 
 def test_nothing_left_is_an_error_that_tells_why(load_coco: Load) -> None:
@@ -207,15 +226,13 @@ def test_an_image_of_another_size_than_annotated_is_refused(load_coco: Load) -> 
 @pytest.mark.parametrize(
     ("key", "position", "change", "message"),
     [
-        ("annotations", 1, {"id": 1}, "annotation 1 of sub/b.jpg: a second annotation of this id"),
-        ("annotations", 1, {"id": "2"}, "annotation number 2 has no whole number 'id'"),
         ("annotations", 1, {"category_id": 4}, "annotation 2 of sub/b.jpg: category_id 4"),
         ("annotations", 1, {"category_id": [3]}, r"category_id \[3\]"),
         ("images", 1, {"id": 50}, "two images have the id 50: a.png and sub/b.jpg"),
         ("images", 1, {"file_name": ""}, "image entry number 2"),
         ("images", 1, {"id": True}, "image entry number 2"),
-        ("images", 1, {"width": None}, "width None, height 30"),
-        ("images", 1, {"width": "40"}, "width '40'"),
+        ("images", 1, {"width": 40.5}, "width 40.5, height 30"),
+        ("images", 1, {"width": "4O"}, "width '4O'"),
         ("images", 1, {"file_name": "a\x00b"}, "null"),
         ("categories", 1, {"id": DOG}, "two categories have the id 11"),
         ("categories", 1, {"name": 5}, "expected a text"),

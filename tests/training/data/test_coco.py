@@ -180,6 +180,14 @@ def test_a_category_that_changed_its_name_or_is_unknown_to_training_is_refused(l
         load_coco(document(), classes=without_cup)
 
 
+def test_a_class_under_another_id_is_told_by_its_name(load_coco: Load) -> None:
+    table = class_table(
+        [{"id": DOG, "name": "box"}, {"id": BOX, "name": "dog"}, {"id": CUP, "name": "cup"}], "all"
+    )
+    dataset = load_coco(document(), classes=table)
+    assert dataset.target(1)["labels"].tolist() == [table.label_of_name("dog")]
+
+
 def turned(coco_folder: Path, orientation: int) -> None:
     """a.png as a camera held sideways stores it: 40 x 30 pixels and a mark to turn them."""
     block = Image.Exif()

@@ -51,9 +51,7 @@ def test_what_it_holds_is_told_and_masks_of_set_b_are_not_read(
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda d: [one.update(id=4 - one["id"]) for one in d["categories"]],
-         r"category 3 is called 'brick'; expected 'slab'"),
-        (lambda d: d["annotations"][3].update(id=1), r"annotation 1 of 2\.png: a second annotation of this id"),
+        (lambda d: d["categories"][2].update(name="plate"), r"category 3 is called 'plate'; expected 'slab'"),
         (lambda d: d["annotations"][3].update(category_id=4), r"annotation 4 of 2\.png: category_id 4"),
         (lambda d: d["images"][1].update(width=7), r"1\.png: is 64 x 64; expected 7 x 64"),
         (lambda d: d.update(annotations=[]), "no object is left"),
@@ -65,6 +63,26 @@ def test_what_evaluation_could_not_use_is_refused_by_file_and_entry(
 ) -> None:
     with pytest.raises(ValueError, match=rf"(?s)the validation set: (?=.*val\.json).*{words}"):
         look(change)
+
+
+def test_classes_under_other_ids_are_told_by_their_names(
+    look: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def turned(document: dict[str, Any]) -> None:
+        for one in document["categories"]:
+            one["id"] = 4 - one["id"]
+        for one in document["annotations"]:
+            one["category_id"] = 4 - one["category_id"]
+
+    look()
+    as_before = capsys.readouterr().out.splitlines()
+    look(turned)
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == as_before[0]
+    assert (
+        "2 x category under another id" in told[1]
+        and "category 3 ('brick') is 1 in the set trained on" in told[1]
+    )
 
 
 def test_without_a_validation_set_nothing_is_looked_at(
