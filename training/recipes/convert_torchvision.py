@@ -30,6 +30,7 @@ from model.backbones.torchvision_state import (
 from model.checkpoint import FORMAT, save_checkpoint
 from model.classes import ClassTable
 from model.files import command, exit_status, first_few
+from model.network import MaskXRCNN
 from model.torchvision_weights import converted, torchvision_config
 from training.config import TrainingConfig, changed, to_dict
 from training.distributed import refuse_processes
@@ -74,21 +75,26 @@ def convert(
         has_mask=(True,) * len(found),
     )
     network = converted(state, config.model, list(found))
-    save_checkpoint(
-        out,
-        {
-            "format": FORMAT,
-            "model": network.state_dict(),
-            "model_config": model_config.to_dict(config.model),
-            "training_config": to_dict(config),
-            "classes": table.to_dict(),
-            "step": 0,
-            "converted_from": f"{Path(weights).name}, torchvision",
-            "torch": str(torch.__version__),
-            "torchvision": str(torchvision.__version__),
-        },
-    )
+    write_converted(out, network, config, table, origin=f"{Path(weights).name}, torchvision")
     return table
+
+
+def write_converted(
+    out: Path, network: MaskXRCNN, config: TrainingConfig, classes: ClassTable, *, origin: str
+) -> None:
+    """Write a converted network as a checkpoint of no step; `origin`: the file it was, and whose."""
+    contents = {
+        "format": FORMAT,
+        "model": network.state_dict(),
+        "model_config": model_config.to_dict(config.model),
+        "training_config": to_dict(config),
+        "classes": classes.to_dict(),
+        "step": 0,
+        "converted_from": origin,
+        "torch": str(torch.__version__),
+        "torchvision": str(torchvision.__version__),
+    }
+    save_checkpoint(out, contents)
 
 
 def loaded(weights: str, epsilon: float | None = None) -> State:

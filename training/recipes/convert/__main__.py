@@ -11,14 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
-import torch
-import torchvision
-
-from model import config as model_config
-from model.checkpoint import FORMAT, save_checkpoint
 from model.classes import ClassTable, class_table
 from model.files import command, exit_status, first_few
-from training.config import TrainingConfig, changed, to_dict
+from training.config import TrainingConfig, changed
 from training.distributed import refuse_processes
 from training.recipes import convert_torchvision
 from training.recipes.convert.detectron import (
@@ -77,20 +72,8 @@ def convert(
     config = changed(replace(TrainingConfig(), model=found.config), overrides)
     table = classes_of(found, classes, mask_classes)
     network = network_of(found, config.model)
-    save_checkpoint(
-        out,
-        {
-            "format": FORMAT,
-            "model": network.state_dict(),
-            "model_config": model_config.to_dict(config.model),
-            "training_config": to_dict(config),
-            "classes": table.to_dict(),
-            "step": 0,
-            "converted_from": f"{Path(weights).name}, {whose}",
-            "torch": str(torch.__version__),
-            "torchvision": str(torchvision.__version__),
-        },
-    )
+    origin = f"{Path(weights).name}, {whose}"
+    convert_torchvision.write_converted(out, network, config, table, origin=origin)
     return table, whose
 
 
