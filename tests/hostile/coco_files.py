@@ -22,6 +22,8 @@ WORKS, REFUSED, EITHER = "works", "refused", "either"
 """What a case expects of training: that it starts, that it says why not, or one of the two."""
 
 SEED = 14
+MIXED = 300
+"""Files of `mixed`."""
 ABSENT = object()
 """In place of a value: the key is taken out."""
 
@@ -273,6 +275,37 @@ def lies() -> Iterator[HostileFile]:
         yield _case("category", name, document)
 
 
+def mixed() -> Iterator[HostileFile]:
+    """Two to five changes at once, anywhere: a value, a part of the document in another's place, one less, one more."""
+    small = [value for value in VALUES.values() if value is not ABSENT and len(str(value)) < 1000]
+    for number in range(MIXED):
+        generator = random.Random(SEED + number)
+        document = base()
+        for _ in range(generator.randint(2, 5)):
+            inside, key = generator.choice(_parts(document))
+            change = generator.randrange(5)
+            if change == 0:
+                del inside[key]
+            elif change == 1 and isinstance(inside, list):
+                inside.insert(generator.randint(0, len(inside)), deepcopy(inside[key]))
+            elif change == 2:
+                other, place = generator.choice(_parts(document))
+                inside[key] = deepcopy(other[place])
+            elif change == 3:
+                inside[key] = [inside[key]]
+            else:
+                inside[key] = generator.choice(small)
+        yield _case("mixed", f"{number}", document, place=".", keypoints=number % 4 == 0)
+
+
+def _parts(document: Any) -> list[tuple[Any, Any]]:
+    """(list or object, place in it) of everything inside, the long lists of numbers aside."""
+    if not isinstance(document, (list, dict)):
+        return []
+    places = list(document) if isinstance(document, dict) else range(min(len(document), 8))
+    return [part for key in places for part in ((document, key), *_parts(document[key]))]
+
+
 def many() -> Iterator[HostileFile]:
     """More of everything than there ever is."""
     image, annotation = base()["images"][0], base()["annotations"][0]
@@ -326,7 +359,7 @@ def _case(group: str, name: str, document: dict[str, Any], **others: Any) -> Hos
 
 def all_files() -> list[HostileFile]:
     """All of them; every (group, name) once."""
-    found = [*texts(), *lies(), *swapped(), *many()]
+    found = [*texts(), *lies(), *swapped(), *mixed(), *many()]
     assert len({(one.group, one.name) for one in found}) == len(found)
     return found
 

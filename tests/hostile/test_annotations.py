@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from model.files import exit_status
-from tests.hostile.annotations import Road, counts, run, see
+from tests.hostile.annotations import Road, counts, see
+from tests.hostile.annotations import run as run_all
 from tests.hostile.coco_files import EITHER, REFUSED, WORKS, HostileFile, all_files, some_files
 
 SOME = 90
@@ -19,7 +20,7 @@ SOME = 90
 def test_hostile_annotations_work_or_end_in_one_error_that_names_file_and_place(tmp_path: Path) -> None:
     files = some_files(SOME)
     assert len(files) == SOME and len({file.group for file in files}) >= 7
-    seen = run(files, tmp_path)
+    seen = run_all(files, tmp_path)
     faults = [f"{one.file.group}: {one.file.name}: {one.road}: {one.fault}" for one in seen if one.fault]
     assert not faults, "\n".join(faults)
     assert len(seen) >= 3 * SOME
@@ -90,6 +91,6 @@ def test_a_right_end_is_no_fault(tmp_path: Path) -> None:
     file = HostileFile(group="made up", name="one", data=lambda: b"{}")
     path = tmp_path / "hostile.json"
     path.write_bytes(file.data())
-    for run, outcome in ((ends(0), WORKS), (ends(2, "error: {}:\n  annotation 5: wrong\n"), REFUSED)):
-        seen = see(file, path, Road(name="train", run=run))
+    for ended, outcome in ((ends(0), WORKS), (ends(2, "error: {}:\n  annotation 5: wrong\n"), REFUSED)):
+        seen = see(file, path, Road(name="train", run=ended))
         assert not seen.fault and seen.outcome == outcome
