@@ -262,8 +262,8 @@ def lies() -> Iterator[HostileFile]:
     for name, file_name in names.items():
         document = base()
         document["images"][0]["file_name"] = file_name
-        # The way back leads through a folder that is not there.
-        yield _case("file name", name, document, expect=REFUSED)
+        # The way back leads through a folder that is not there; of another machine's drive the name is found.
+        yield _case("file name", name, document, expect=WORKS if name == "a drive" else REFUSED)
     document = base()
     document["images"][0] |= {"file_name": "", "coco_url": "http://[" + "x" * 10**6}
     yield _case("file name", "an address of a megabyte", document, expect=REFUSED)
