@@ -16,6 +16,12 @@ FORMAT_VERSION = 1
 MASKX_VERSION = "0.1.0"
 """Version of this repository that wrote the file."""
 
+REQUIRES = {
+    "torchvision": "the file calls its operators, which must be there before it is loaded: in Python "
+    "`import torchvision` before `torch.jit.load`, in C++ link or load its library (export/cpp)"
+}
+"""What must be there before the file is loaded, and how; else torch says "Unknown builtin op: torchvision::nms"."""
+
 
 def build_metadata(
     classes: ClassTable,
@@ -38,6 +44,7 @@ def build_metadata(
             joins them by (pairs of their numbers, from 0), and the labels that have some.
 
     `reducible` names the modules whose weights may be cast to a lower precision before the file is frozen, all or none.
+    `requires` is `REQUIRES`.
     """
     with_keypoints = keypoints is not None and keypoints.used
     metadata = {
@@ -55,6 +62,7 @@ def build_metadata(
         "defaults": {"score_threshold": 0.5, "max_detections": max_detections},
         "input": {"min_size": min_size, "max_size": max_size},
         "reducible": list(REDUCIBLE_WITH_KEYPOINTS if with_keypoints else REDUCIBLE),
+        "requires": dict(REQUIRES),
         "versions": {
             "torch": torch.__version__,
             "torchvision": torchvision.__version__,

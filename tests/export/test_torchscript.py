@@ -2,8 +2,11 @@
 
 import io
 import json
+import re
 import shutil
 import struct
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +38,27 @@ def test_the_metadata_say_what_the_labels_mean(exported: Path) -> None:
     assert metadata["defaults"] == {"score_threshold": 0.5, "max_detections": 30}
     assert metadata["input"] == {"min_size": 64, "max_size": 96}
     assert set(metadata["versions"]) == {"torch", "torchvision", "maskx"}
+
+
+def test_the_metadata_say_whose_operators_the_file_wants_and_it_wants_no_others(exported: Path) -> None:
+    extra: dict[str, str | bytes] = {"metadata.json": ""}
+    torch.jit.load(exported, _extra_files=extra)
+    requires = json.loads(extra["metadata.json"])["requires"]
+    with zipfile.ZipFile(exported) as archive:
+        code = "".join(archive.read(n).decode() for n in archive.namelist() if n.endswith(".py"))
+    assert set(re.findall(r"\bops\.(\w+)\.", code)) - {"aten", "prim"} == set(requires) == {"torchvision"}
+    assert "import torchvision" in requires["torchvision"] and (ROOT / "export" / "cpp").is_dir()
+
+
+def test_with_what_the_metadata_require_the_file_loads_and_without_it_does_not(exported: Path) -> None:
+    """In processes of their own: torchvision's operators stay once they are there."""
+    said = []
+    for first in ("", "import torchvision; "):
+        code = f"{first}import sys, torch; torch.jit.load(sys.argv[1]); print('loaded')"
+        words = [sys.executable, "-W", "ignore", "-c", code, str(exported)]
+        said.append(subprocess.run(words, capture_output=True, text=True, check=False))
+    assert "torchvision::" in said[0].stderr and said[0].returncode != 0
+    assert said[1].stdout == "loaded\n", said[1].stderr
 
 
 def test_the_file_is_float32_and_not_frozen_and_needs_no_gradient(exported: Path) -> None:

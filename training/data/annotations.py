@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from maskx_image import MAX_PIXELS, MAX_SIDE
 from model.classes import ClassTable
-from training.data.findings import Overall, Tally, are_numbers, is_id, refuse
+from training.data.findings import Overall, Tally, are_numbers, broken_json, is_id, refuse
 from training.data.image_files import Progress, Size, check_image_files, is_a_size
 from training.data.masks import Extent, SegmentationError, as_polygons, has_pixel, pack_segmentation
 from training.data.tools import Document, as_coco, found_name, other_folder, other_format, other_text
@@ -52,18 +52,10 @@ def read_annotations(path: Path, *, crowd_as_objects: bool = False) -> dict[str,
     try:
         with without_collections():
             document = json.loads(text)
-    except json.JSONDecodeError as error:
-        if other := other_text(text, path):
-            raise ValueError(f"{path}: {other}") from error
-        raise ValueError(
-            f"{path}: not valid JSON at line {error.lineno}, column {error.colno}: {error.msg}"
-        ) from error
-    except UnicodeDecodeError as error:
-        if other := other_text(text, path):
-            raise ValueError(f"{path}: {other}") from error
-        raise ValueError(f"{path}: not valid JSON: byte {error.start} is not UTF-8") from error
     except RecursionError as error:
         raise ValueError(f"{path}: nested too deeply to be COCO annotations") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {other_text(text, path) or broken_json(error)}") from error
     if other := other_format(document):
         raise ValueError(f"{path}: {other}")
     if not isinstance(document, dict):

@@ -20,8 +20,8 @@ from training.config import TrainingConfig
 from training.data.annotations import read_annotations
 from training.data.augment import augment
 from training.data.augment_config import AugmentConfig
-from training.data.findings import Report
-from training.data.image_files import Progress, annotated_size_is_upright
+from training.data.findings import Report, in_one_line
+from training.data.image_files import Progress, annotated_size_is_upright, require_end
 from training.data.masks import NO_MASK, draw_crop
 from training.data.packing import pack_annotations
 from training.data.sides import sides
@@ -156,7 +156,7 @@ def classes_of(document: Mapping[str, Any], mask_classes: str, source: str | Pat
     try:
         return split_classes(document["categories"], mask_classes)
     except ValueError as error:
-        raise ValueError(f"{source}: {error}") from error
+        raise ValueError(f"{source}: {in_one_line(str(error))}") from error
 
 
 def look_at_validation_set(config: TrainingConfig, classes: ClassTable) -> None:
@@ -193,11 +193,12 @@ def read_picture(path: Path, *, width: int, height: int) -> NDArray[np.uint8]:
     the file where it is missing, broken or of another size.
     """
     try:
+        require_end(path)
         data = path.read_bytes()
         upright = annotated_size_is_upright(read_header(io.BytesIO(data)), width, height)
         if upright is None:
             raise ValueError(f"expected {width} x {height} pixels, as its annotations say")
         pixels: NDArray[np.uint8] = decode(data, upright=upright)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(in_one_line(f"{path}: {error}")) from error
     return pixels

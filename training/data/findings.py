@@ -1,5 +1,7 @@
 """What is wrong with a data set: trouble that stops the loading is listed, other trouble is counted by kind."""
 
+import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -7,6 +9,7 @@ from typing import Any, Literal
 Outcome = Literal["left out", "kept without its mask", "kept without its keypoints", "kept", "passed over"]
 
 _SHOWN = 5
+_LONGEST = 600
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +63,7 @@ class Tally:
         return other
 
     def add(self, kind: str, outcome: Outcome, words: str, times: int = 1) -> None:
-        count, first = self._seen.get((kind, outcome), (0, words))
+        count, first = self._seen.get((kind, outcome)) or (0, in_one_line(words))
         self._seen[kind, outcome] = (count + times, first)
 
     def findings(self) -> tuple[Finding, ...]:
@@ -120,8 +123,27 @@ def are_numbers(values: Sequence[Any], farthest: float = 1e9) -> bool:
     return all(type(v) in (int, float) and abs(v) < farthest for v in values)
 
 
+def broken_json(error: ValueError) -> str:
+    """What `json.loads` could not read, and where."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"not valid JSON at line {error.lineno}, column {error.colno}: {error.msg}"
+    if isinstance(error, UnicodeDecodeError):
+        return f"not valid JSON: byte {error.start} is not UTF-8"
+    return f"holds a number of more than {sys.get_int_max_str_digits()} digits; expected ids and pixels"
+
+
 def refuse(source: str, problems: Sequence[str]) -> None:
     """ValueError that lists the first of `problems`; nothing where there are none."""
     if problems:
         more = f"\n  ... and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-        raise ValueError(f"{source}:\n  " + "\n  ".join(problems[:_SHOWN]) + more)
+        raise ValueError(f"{source}:\n  " + "\n  ".join(map(in_one_line, problems[:_SHOWN])) + more)
+
+
+def in_one_line(words: str) -> str:
+    """What can be shown of words from a file: a line break or another sign that does not print as its escape, and of a
+    megabyte its beginning and its end."""
+    if len(words) > _LONGEST:
+        words = f"{words[: _LONGEST // 2]} ... {words[-_LONGEST // 2 :]}"
+    if words.isprintable():
+        return words
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)

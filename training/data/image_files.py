@@ -1,6 +1,7 @@
 """The images of a COCO annotation file: found in their folder, looked at by their headers, of the size annotated."""
 
 import os
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -76,6 +77,7 @@ def _headers(
 
 def _header_or_problem(path: Path) -> ImageHeader | str:
     try:
+        require_end(path)
         with path.open("rb") as file:
             header = read_header(file)
     except OSError as error:
@@ -88,6 +90,13 @@ def _header_or_problem(path: Path) -> ImageHeader | str:
             f"expected at most {MAX_PIXELS} pixels and {MAX_SIDE} to a side"
         )
     return header
+
+
+def require_end(path: Path) -> None:
+    """ValueError where `path` is a pipe or a device, whose reading may never end; OSError where nothing is there."""
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise ValueError("a pipe or a device; expected a file")
 
 
 def is_a_size(height: int, width: int) -> bool:

@@ -64,7 +64,7 @@ class KeypointRows:
         problems = []
         for category in categories:
             theirs = category.get("keypoints")
-            if category["id"] in ids and theirs is not None and list(theirs) != list(config.all_names):
+            if category["id"] in ids and theirs is not None and theirs != list(config.all_names):
                 problems.append(
                     f"category {category['id']} has the keypoints {theirs!r:.200}; expected those of model.keypoints, "
                     f"{list(config.all_names)!r:.200}"

@@ -217,9 +217,16 @@ def found_name(name: str, images_dir: Path) -> str:
 
     For names of another machine, such as `C:\\photos\\images\\a.png`.
     """
-    if (images_dir / name).is_file():
+    if _is_file(images_dir / name):
         return name
-    return next((other for other in other_names(name) if (images_dir / other).is_file()), name)
+    return next((other for other in other_names(name) if _is_file(images_dir / other)), name)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long for one
+        return False
 
 
 def other_names(name: str) -> list[str]:

@@ -200,11 +200,11 @@ def _batches(
     def read(image_id: int) -> np.ndarray | str:
         path = images_dir / truth.file_names[image_id]
         height, width = truth.sizes[image_id]
-        if not path.is_file():
-            return "images that are missing"
         try:
+            if not path.exists():
+                return "images that are missing"
             return read_picture(path, width=width, height=height)
-        except ValueError:
+        except (OSError, ValueError):  # OSError: a name that is too long for a file
             return "images that are broken or of another size than annotated"
 
     batch: list[tuple[int, np.ndarray]] = []
