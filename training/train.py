@@ -97,7 +97,7 @@ def prepared(config: TrainingConfig, group: Group, *, resume: bool, restart: boo
         augment=config.augment,
         require_masks=needs_masks,
         skip_empty=config.data.skip_empty,
-        crowd_as_objects=config.data.crowd_as_objects,
+        reading=config.data.reading,
         keypoints=config.model.keypoints,
         progress=counted("checking images"),
     )

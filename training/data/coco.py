@@ -26,6 +26,7 @@ from training.data.masks import NO_MASK, draw_crop
 from training.data.packing import pack_annotations
 from training.data.sides import sides
 from training.data.splits import split_classes
+from training.data.tools import Reading
 from training.progress import counted
 
 Sample = tuple[Tensor, Target]
@@ -37,8 +38,8 @@ class CocoDataset(Dataset[Sample]):
 
     Give either `mask_classes` (see `training.data.splits.split_classes`) or `classes`, the table of the set trained
     on, whose category ids and names must then hold here too. `report` tells what was found and what was
-    left out. With `skip_empty` images without an object are checked and reported, and are no samples. With
-    `crowd_as_objects` an `iscrowd` of 1 is set aside. Nothing stays open, so loader workers may fork or spawn.
+    left out. With `skip_empty` images without an object are checked and reported, and are no samples. `reading`
+    says how freely the file and the names of images are taken. Nothing stays open, so loader workers may fork or spawn.
     """
 
     def __init__(
@@ -52,14 +53,14 @@ class CocoDataset(Dataset[Sample]):
         require_masks: bool = True,
         require_keypoints: bool = True,
         skip_empty: bool = False,
-        crowd_as_objects: bool = False,
+        reading: Reading | None = None,
         keypoints: KeypointsConfig | None = None,
         progress: Progress | None = None,
     ) -> None:
         if (mask_classes is None) == (classes is None):
             raise ValueError("give either mask_classes or classes, not both and not neither")
         self._images_dir = Path(images_dir)
-        document = read_annotations(Path(annotations), crowd_as_objects=crowd_as_objects)
+        document = read_annotations(Path(annotations), reading)
         if classes is None:
             assert mask_classes is not None
             classes = classes_of(document, mask_classes, annotations)
@@ -174,7 +175,7 @@ def look_at_validation_set(config: TrainingConfig, classes: ClassTable) -> None:
             classes=classes,
             require_masks=False,
             require_keypoints=False,
-            crowd_as_objects=config.data.crowd_as_objects,
+            reading=config.data.reading,
             keypoints=config.model.keypoints,
             progress=counted("checking validation images"),
         )
