@@ -2,7 +2,9 @@
 
 import io
 import os
+import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,14 @@ from training.config import TrainingConfig
 from training.data.annotations import read_annotations
 from training.data.augment import augment
 from training.data.augment_config import AugmentConfig
-from training.data.findings import Report
-from training.data.image_files import Progress, annotated_size_is_upright
+from training.data.findings import Report, refuse
+from training.data.image_files import (
+    Progress,
+    UnreadableImage,
+    annotated_size_is_upright,
+    decode_all,
+    too_many,
+)
 from training.data.masks import NO_MASK, draw_crop
 from training.data.packing import pack_annotations
 from training.data.sides import sides
@@ -88,7 +96,7 @@ class CocoDataset(Dataset[Sample]):
     def __getitem__(self, index: int | tuple[int, int]) -> Sample:
         """Image and target at `index`; (index, seed) augments them by that seed where so configured.
 
-        ValueError naming the file where it no longer decodes.
+        UnreadableImage naming the file where it no longer decodes.
         """
         row, seed = index if isinstance(index, tuple) else (index, None)
         if not -len(self) <= row < len(self):
@@ -127,6 +135,18 @@ class CocoDataset(Dataset[Sample]):
             target["mirrored"] = self._mirrored
         return target
 
+    def decode_all(self, rows: Sequence[int], reading: Reading) -> None:
+        """Decode the images at `rows` (`data.decode_first`).
+
+        ValueError lists those that are broken; of a set that may be `without_some` they are warned of, unless they are
+        too many.
+        """
+        problems = decode_all([self.path(row) for row in rows], counted("decoding images"))
+        if not reading.without_some or too_many(len(problems), of=len(rows)):
+            refuse(f"images of {self.report.source}", problems)
+        for words in problems:
+            print(f"warning: {words}; others take its place", file=sys.stderr)
+
     def path(self, row: int) -> Path:
         """File of the image at `row`."""
         return self._images_dir / os.fsdecode(bytes(self._packed.file_names[row]))
@@ -160,14 +180,15 @@ def classes_of(document: Mapping[str, Any], mask_classes: str, source: str | Pat
         raise ValueError(f"{source}: {error}") from error
 
 
-def look_at_validation_set(config: TrainingConfig, classes: ClassTable) -> None:
+def look_at_validation_set(config: TrainingConfig, classes: ClassTable, *, goes_on: bool = False) -> None:
     """Check the set that will judge a network of `classes` as one to train on, and print what it holds.
 
     No mask of set B is read. Nothing happens where `data.val_annotations` is empty: there is no such set. ValueError
-    where it cannot be used.
+    where it cannot be used; a training that `goes_on` may have lost some of its images.
     """
     if not config.data.val_annotations:
         return
+    reading = replace(config.data.reading, without_some=goes_on)
     try:
         found = CocoDataset(
             config.data.val_images,
@@ -175,10 +196,12 @@ def look_at_validation_set(config: TrainingConfig, classes: ClassTable) -> None:
             classes=classes,
             require_masks=False,
             require_keypoints=False,
-            reading=config.data.reading,
+            reading=reading,
             keypoints=config.model.keypoints,
             progress=counted("checking validation images"),
         )
+        if config.data.decode_first:
+            found.decode_all(range(len(found)), reading)
     except ValueError as error:
         raise ValueError(
             f"the validation set: {error}\n(set data.val_images and data.val_annotations to one that fits, or "
@@ -190,8 +213,8 @@ def look_at_validation_set(config: TrainingConfig, classes: ClassTable) -> None:
 def read_picture(path: Path, *, width: int, height: int) -> NDArray[np.uint8]:
     """RGB pixels uint8 [height, width, 3] of the picture that annotations of this size were made on.
 
-    That is the upright image, or the stored pixels where only their size fits (see `annotations`). ValueError naming
-    the file where it is missing, broken or of another size.
+    That is the upright image, or the stored pixels where only their size fits (see `annotations`). Raises
+    UnreadableImage naming the file where it is missing, broken or of another size.
     """
     try:
         data = path.read_bytes()
@@ -200,5 +223,5 @@ def read_picture(path: Path, *, width: int, height: int) -> NDArray[np.uint8]:
             raise ValueError(f"expected {width} x {height} pixels, as its annotations say")
         pixels: NDArray[np.uint8] = decode(data, upright=upright)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise UnreadableImage(f"{path}: {error}") from error
     return pixels

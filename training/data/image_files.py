@@ -30,6 +30,10 @@ _MOST_THREADS = 16
 T = TypeVar("T")
 
 
+class UnreadableImage(ValueError):
+    """An image that is missing, broken or of another size than annotated; the message begins with its file."""
+
+
 def too_many(broken: int, *, of: int) -> bool:
     """Whether so many broken images are no accident: 10 or more, and more than 1 % `of` those there are.
 
