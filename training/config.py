@@ -14,6 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from model.config import ModelConfig
 from model.dataclass_io import from_plain, require_at_least, require_shares, to_plain
 from training.data.augment_config import AugmentConfig
+from training.data.tools import Reading
 from training.optimiser_config import OptimiserConfig
 from training.schedule import STAGES, ScheduleConfig
 
@@ -36,6 +37,10 @@ class DataConfig:
     crowd_as_objects: bool = False
     """Whether annotations with `iscrowd` 1 are objects like others, in training, validation and evaluation: CVAT writes
     it for every mask."""
+    names: Literal["exact", "lenient"] = "exact"
+    """lenient: where an image's file is not there, the one file of a near name is taken (`training.images.names`)."""
+    decode_first: bool = False
+    """Whether every image is decoded before the training starts, not only its header read."""
     workers: int | None = None
     """Processes that read and augment images; 0 does it in the training's own. The result is the same. Absent: 2, and
     with a GPU all cores but one, at most 10, shared by the training processes of a machine."""
@@ -47,6 +52,11 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         require_at_least(0, workers=self.workers)
+
+    @property
+    def reading(self) -> Reading:
+        """How freely annotation files, and the names of images in them, are taken."""
+        return Reading.of(vars(self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,7 +296,8 @@ def config_from_dict(values: Mapping[str, Any]) -> TrainingConfig:
 
 
 MAY_CHANGE = (
-    "output.", "validate_transfer.", "data.workers", "data.val_", "device", "threads", "schedule.accumulate"
+    "output.", "validate_transfer.", "data.workers", "data.val_", "data.names", "data.decode_first", "device",
+    "threads", "schedule.accumulate",
 )  # fmt: skip
 """Keys that a resumed training may have otherwise: what they change is not the way of the weights.
 

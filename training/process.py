@@ -15,6 +15,7 @@ import torch
 from model.files import ExitStatus, exit_status, one_line
 from training.config import TrainingConfig
 from training.distributed import FailedElsewhere, started_together
+from training.images.broken import TooManyBroken
 from training.run import NotFinite
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -60,6 +61,12 @@ def training_status(again: str, *, trace: bool = False) -> Iterator[ExitStatus]:
             if rank == 0:
                 print(f"{stopped}; {again}")
             status.code = 128 + stopped.by
+        except TooManyBroken as broken:  # of which all processes know
+            if trace:
+                raise
+            if rank == 0:
+                print(f"error: {broken}. Mend the files or the disk, then {again}", file=sys.stderr)
+            status.code = 2
         except NotFinite:  # of which all processes know
             if rank == 0 or trace:
                 raise

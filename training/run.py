@@ -26,6 +26,7 @@ from training.data.colour import coloured
 from training.data.sampler import image_seed, step_seed
 from training.distributed import ALONE, Group
 from training.gradients import Gradients
+from training.images.broken import BrokenImages
 from training.optimiser import build_optimiser, peak_rate, set_rate
 from training.random_state import random_state, restore_random_state
 from training.schedule import STAGES, Stage
@@ -111,6 +112,12 @@ class Run:
             load_weights(network, saved["model"], source=str(checkpoint_path(config)))
             self.step = saved["step"]
             self.images_seen = saved["sampler"]["position"]
+        self.broken = BrokenImages(
+            images=images,
+            position=self.images_seen,
+            saved=None if saved is None else saved.get("broken_images"),
+        )
+        """Images that could not be read, and for which others stood in."""
 
     @property
     def finished(self) -> bool:
@@ -256,6 +263,7 @@ class Run:
                 "revision": self._revision,
                 "torch": str(torch.__version__),
                 **of_teacher,
+                **self.broken.state(self.step),
             },
         )
         return path

@@ -1,4 +1,7 @@
-"""The record of a run: `log.csv` for every reader, TensorBoard for those who watch curves."""
+"""The record of a run: `log.csv` for every reader, TensorBoard for those who watch curves.
+
+`broken_images.csv` is there where images could not be read: a row for each time.
+"""
 
 import csv
 import shutil
@@ -33,6 +36,8 @@ class RunLog:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "log.csv"
         _keep_rows_up_to(self.path, step)
+        self._broken = folder / "broken_images.csv"
+        _keep_rows_up_to(self._broken, step)
         events = folder / "tensorboard"
         if step == 0:
             shutil.rmtree(events, ignore_errors=True)
@@ -75,6 +80,23 @@ class RunLog:
             for name, value in figures.items():
                 self._events.add_scalar(name, value, step)
         self._sums, self._steps, self._images, self._since = {}, 0, 0, now
+
+    def broken(self, step: int, problems: Sequence[str], *, times: int) -> None:
+        """A row of `broken_images.csv` for each image that could not be read for `step`; with them there are `times`.
+
+        No such row stays at the next start where the step was not done.
+        """
+        if not problems:
+            return
+        new = not self._broken.exists()
+        with self._broken.open("a", newline="", encoding="utf-8", errors="backslashreplace") as file:
+            rows = csv.writer(file)
+            if new:
+                rows.writerow(("step", "count", "image"))
+            first = times - len(problems) + 1
+            rows.writerows((step, count, words) for count, words in enumerate(problems, start=first))
+        if self._events is not None:
+            self._events.add_scalar("broken_images", times, step)
 
 
 def _keep_rows_up_to(path: Path, step: int) -> None:

@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,14 @@ from training.config import (
 from training.data.coco import CocoDataset, look_at_validation_set
 from training.data.reading import batches
 from training.data.sides import hint
-from training.distributed import Group, chosen_device, process_group, refuse_processes, started_together
+from training.distributed import (
+    Group,
+    chosen_device,
+    process_group,
+    refuse_processes,
+    started_together,
+)
+from training.images.broken import TooManyBroken
 from training.process import (
     Stopped,
     keep_freed_memory,
@@ -60,6 +68,7 @@ def train(config: TrainingConfig, *, resume: bool = False, restart: bool = False
     Raises:
         ValueError: data, configuration or checkpoint are not fit for it, or a loss is not finite. What was
             saved before stays.
+        TooManyBroken: images that cannot be read, after the state was saved.
         Stopped: Ctrl-C or SIGTERM, after the state was saved.
         FailedElsewhere: another process has failed, and says why.
     """
@@ -70,7 +79,7 @@ def train(config: TrainingConfig, *, resume: bool = False, restart: bool = False
         with group.together():
             run, data = prepared(config, group, resume=resume, restart=restart)
             if group.first and not run.finished:
-                look_at_validation_set(config, run.classes)
+                look_at_validation_set(config, run.classes, goes_on=run.step > 0)
         group.require_same(run.common())
         if run.finished:
             return checkpoint_path(config)
@@ -89,6 +98,7 @@ def prepared(config: TrainingConfig, group: Group, *, resume: bool, restart: boo
         torch.set_num_threads(config.threads)
     seed_all(config.seed)
 
+    reading = replace(config.data.reading, without_some=saved is not None)
     needs_masks = config.schedule.end_to_end_steps + config.schedule.mask_steps > 0
     data = CocoDataset(
         config.data.train_images,
@@ -97,7 +107,7 @@ def prepared(config: TrainingConfig, group: Group, *, resume: bool, restart: boo
         augment=config.augment,
         require_masks=needs_masks,
         skip_empty=config.data.skip_empty,
-        crowd_as_objects=config.data.crowd_as_objects,
+        reading=reading,
         keypoints=config.model.keypoints,
         progress=counted("checking images"),
     )
@@ -106,6 +116,8 @@ def prepared(config: TrainingConfig, group: Group, *, resume: bool, restart: boo
         print(said)
     if saved is not None:
         require_same_data(saved, data, checkpoint_path(config))
+    if config.data.decode_first:
+        data.decode_all(group.share(range(len(data))), reading)
     if config.model.transfer.kind == "class_specific" and needs_masks:
         data.classes.require_masks()
     network = starting_network(config, data.classes, from_checkpoint=saved is not None)
@@ -131,6 +143,7 @@ def train_run(run: Run, data: CocoDataset) -> Path:
     """The steps that are left of a run; the path of the checkpoint. Raises as `train`."""
     config, group = run.config, run.group
     every, stopped_by = config.output, 0
+    broken: TooManyBroken | None = None
     if run.step == 0 and group.first:
         checkpoint_path(config).unlink(missing_ok=True)
     with (
@@ -148,7 +161,13 @@ def train_run(run: Run, data: CocoDataset) -> Path:
                 stopped_by = group.largest(stop.by or 0)
                 if stopped_by:
                     break
-                images, targets = next(coming)
+                try:
+                    images, targets = next(coming)
+                except TooManyBroken as error:
+                    broken = error
+                    break
+                finally:
+                    run.broken.tell(run.step + 1, log, shown.say)
                 rate = run.set_learning_rate()
                 try:
                     figures = run.train_on(images, targets)
@@ -167,9 +186,13 @@ def train_run(run: Run, data: CocoDataset) -> Path:
                     run.save()
             if log is not None:
                 log.write(run.step, stage=stage, learning_rate=rate)
-            if stopped_by:
+            if stopped_by or broken is not None:
                 break
         path = run.save()
+        if summary := run.broken.summary(run.step):
+            shown.say(summary)
+    if broken is not None:
+        raise TooManyBroken(f"{broken}; the state at step {run.step} is saved in {path}") from broken
     if stopped_by:
         raise Stopped(signal.Signals(stopped_by), step=run.step, checkpoint=path)
     return path

@@ -57,6 +57,7 @@ ROWS: dict[str, list[str]] = {
         "model.transfer.init=fan_out", "schedule.decay=multi_step", "model.rpn.spacing=stride", "model.rpn.straddle=0",
         "model.rpn.images_together=2", "model.box.init=xavier", "model.box.smooth_l1_beta=1", "optimiser.bias_rate=2",
         "data.skip_empty=true", "data.crowd_as_objects=true",
+        "data.names=lenient", "data.decode_first=true",
     ],
     "T of 3 layers with ReLU on box, no stop-gradient, colours": [
         *END_TO_END, *PAPER, "model.transfer.input=box", "model.transfer.layers=3", "model.transfer.activation=relu",

@@ -20,7 +20,8 @@ from model.classes import ClassTable
 from training.data.findings import Overall, Tally, are_numbers, broken_json, is_id, refuse
 from training.data.image_files import Progress, Size, check_image_files, is_a_size
 from training.data.masks import Extent, SegmentationError, as_polygons, has_pixel, pack_segmentation
-from training.data.tools import Document, as_coco, found_name, other_folder, other_format, other_text
+from training.data.tools import Document, Reading, as_coco, other_folder, other_format, other_text
+from training.images.names import find_names
 
 Box = tuple[float, float, float, float]
 
@@ -37,11 +38,11 @@ def without_collections() -> Iterator[None]:
             gc.enable()
 
 
-def read_annotations(path: Path, *, crowd_as_objects: bool = False) -> dict[str, Any]:
+def read_annotations(path: Path, reading: Reading | None = None) -> dict[str, Any]:
     """The JSON of a COCO instances file, in COCO's own form where a tool writes another (`training.data.tools`).
 
-    `crowd_as_objects`: no annotation is a crowd region, whatever its `iscrowd`. ValueError names the file, and line and
-    column of an error; or what the file is that is no COCO instances file, and what makes one of it.
+    `reading`: how freely it is taken. ValueError names the file, and line and column of an error; or what the file is
+    that is no COCO instances file, and what makes one of it.
     """
     if path.is_dir():
         raise ValueError(f"{path}: {other_folder(path)}")
@@ -69,7 +70,7 @@ def read_annotations(path: Path, *, crowd_as_objects: bool = False) -> dict[str,
                 f"{path}: no list {key!r}; a COCO instances file has images, annotations and categories"
             )
     with without_collections():
-        return as_coco(document, crowd_as_objects=crowd_as_objects)
+        return as_coco(document, reading)
 
 
 def check_categories(categories: Sequence[Any], classes: ClassTable, source: str) -> None:
@@ -157,7 +158,7 @@ class AnnotationFile:
         check_categories(document["categories"], classes, source)
         self.document, self.classes, self.source = document, classes, source
         """The document as it was taken: in COCO's own form, category ids those of `classes`."""
-        self._guessed = taken.guessed
+        self._guessed, self._reading = taken.guessed, taken.reading
         self.names, self.image_ids, self._stated = check_image_entries(document["images"], source)
         self.without_pixel = 0
         """Masks given by `mask` that hold no pixel, and so are none in a target."""
@@ -168,7 +169,7 @@ class AnnotationFile:
         """Look at the headers of all images, and take the sizes of the pictures; see `check_image_files`."""
         self._find_names(images_dir)
         self.sizes = check_image_files(
-            self.names, self._stated, images_dir, self.tally, self.source, progress
+            self.names, self._stated, images_dir, self.tally, self.source, progress, self._reading
         )
 
     def take_stated_sizes(self, images_dir: Path | None) -> None:
@@ -198,13 +199,7 @@ class AnnotationFile:
         self.sizes = [next(looked) if size is None else size for size in self._stated]
 
     def _find_names(self, images_dir: Path) -> None:
-        """Of names that another machine gave, where their files lie in the folder."""
-        for row, name in enumerate(self.names):
-            if "\\" in name or name in self._guessed:
-                self.names[row] = found = found_name(name, images_dir)
-                if found != name:
-                    words = f"image {self.image_ids[row]}: file_name {name!r}; {found} is there and taken"
-                    self.tally.add("file name of another machine, found in the folder", "kept", words)
+        find_names(self.names, self.image_ids, images_dir, self._guessed, self._reading, self.tally)
 
     def annotations(
         self,

@@ -2,7 +2,9 @@
 
 import io
 import os
+import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,20 @@ from training.config import TrainingConfig
 from training.data.annotations import read_annotations
 from training.data.augment import augment
 from training.data.augment_config import AugmentConfig
-from training.data.findings import Report, in_one_line
-from training.data.image_files import Progress, annotated_size_is_upright, require_end
+from training.data.findings import Report, in_one_line, refuse
+from training.data.image_files import (
+    Progress,
+    UnreadableImage,
+    annotated_size_is_upright,
+    decode_all,
+    require_end,
+    too_many,
+)
 from training.data.masks import NO_MASK, draw_crop
 from training.data.packing import pack_annotations
 from training.data.sides import sides
 from training.data.splits import split_classes
+from training.data.tools import Reading
 from training.progress import counted
 
 Sample = tuple[Tensor, Target]
@@ -37,8 +47,8 @@ class CocoDataset(Dataset[Sample]):
 
     Give either `mask_classes` (see `training.data.splits.split_classes`) or `classes`, the table of the set trained
     on, whose category ids and names must then hold here too. `report` tells what was found and what was
-    left out. With `skip_empty` images without an object are checked and reported, and are no samples. With
-    `crowd_as_objects` an `iscrowd` of 1 is set aside. Nothing stays open, so loader workers may fork or spawn.
+    left out. With `skip_empty` images without an object are checked and reported, and are no samples. `reading`
+    says how freely the file and the names of images are taken. Nothing stays open, so loader workers may fork or spawn.
     """
 
     def __init__(
@@ -52,14 +62,14 @@ class CocoDataset(Dataset[Sample]):
         require_masks: bool = True,
         require_keypoints: bool = True,
         skip_empty: bool = False,
-        crowd_as_objects: bool = False,
+        reading: Reading | None = None,
         keypoints: KeypointsConfig | None = None,
         progress: Progress | None = None,
     ) -> None:
         if (mask_classes is None) == (classes is None):
             raise ValueError("give either mask_classes or classes, not both and not neither")
         self._images_dir = Path(images_dir)
-        document = read_annotations(Path(annotations), crowd_as_objects=crowd_as_objects)
+        document = read_annotations(Path(annotations), reading)
         if classes is None:
             assert mask_classes is not None
             classes = classes_of(document, mask_classes, annotations)
@@ -87,7 +97,7 @@ class CocoDataset(Dataset[Sample]):
     def __getitem__(self, index: int | tuple[int, int]) -> Sample:
         """Image and target at `index`; (index, seed) augments them by that seed where so configured.
 
-        ValueError naming the file where it no longer decodes.
+        UnreadableImage naming the file where it no longer decodes.
         """
         row, seed = index if isinstance(index, tuple) else (index, None)
         if not -len(self) <= row < len(self):
@@ -126,6 +136,18 @@ class CocoDataset(Dataset[Sample]):
             target["mirrored"] = self._mirrored
         return target
 
+    def decode_all(self, rows: Sequence[int], reading: Reading) -> None:
+        """Decode the images at `rows` (`data.decode_first`).
+
+        ValueError lists those that are broken; of a set that may be `without_some` they are warned of, unless they are
+        too many.
+        """
+        problems = decode_all([self.path(row) for row in rows], counted("decoding images"))
+        if not reading.without_some or too_many(len(problems), of=len(rows)):
+            refuse(f"images of {self.report.source}", problems)
+        for words in problems:
+            print(f"warning: {words}; others take its place", file=sys.stderr)
+
     def path(self, row: int) -> Path:
         """File of the image at `row`."""
         return self._images_dir / os.fsdecode(bytes(self._packed.file_names[row]))
@@ -159,14 +181,15 @@ def classes_of(document: Mapping[str, Any], mask_classes: str, source: str | Pat
         raise ValueError(f"{source}: {in_one_line(str(error))}") from error
 
 
-def look_at_validation_set(config: TrainingConfig, classes: ClassTable) -> None:
+def look_at_validation_set(config: TrainingConfig, classes: ClassTable, *, goes_on: bool = False) -> None:
     """Check the set that will judge a network of `classes` as one to train on, and print what it holds.
 
     No mask of set B is read. Nothing happens where `data.val_annotations` is empty: there is no such set. ValueError
-    where it cannot be used.
+    where it cannot be used; a training that `goes_on` may have lost some of its images.
     """
     if not config.data.val_annotations:
         return
+    reading = replace(config.data.reading, without_some=goes_on)
     try:
         found = CocoDataset(
             config.data.val_images,
@@ -174,10 +197,12 @@ def look_at_validation_set(config: TrainingConfig, classes: ClassTable) -> None:
             classes=classes,
             require_masks=False,
             require_keypoints=False,
-            crowd_as_objects=config.data.crowd_as_objects,
+            reading=reading,
             keypoints=config.model.keypoints,
             progress=counted("checking validation images"),
         )
+        if config.data.decode_first:
+            found.decode_all(range(len(found)), reading)
     except ValueError as error:
         raise ValueError(
             f"the validation set: {error}\n(set data.val_images and data.val_annotations to one that fits, or "
@@ -189,8 +214,8 @@ def look_at_validation_set(config: TrainingConfig, classes: ClassTable) -> None:
 def read_picture(path: Path, *, width: int, height: int) -> NDArray[np.uint8]:
     """RGB pixels uint8 [height, width, 3] of the picture that annotations of this size were made on.
 
-    That is the upright image, or the stored pixels where only their size fits (see `annotations`). ValueError naming
-    the file where it is missing, broken or of another size.
+    That is the upright image, or the stored pixels where only their size fits (see `annotations`). Raises
+    UnreadableImage naming the file where it is missing, broken or of another size.
     """
     try:
         require_end(path)
@@ -200,5 +225,5 @@ def read_picture(path: Path, *, width: int, height: int) -> NDArray[np.uint8]:
             raise ValueError(f"expected {width} x {height} pixels, as its annotations say")
         pixels: NDArray[np.uint8] = decode(data, upright=upright)
     except (OSError, ValueError) as error:
-        raise ValueError(in_one_line(f"{path}: {error}")) from error
+        raise UnreadableImage(in_one_line(f"{path}: {error}")) from error
     return pixels

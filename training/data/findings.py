@@ -22,7 +22,8 @@ class Finding:
     first: str
 
     def __str__(self) -> str:
-        return f"{self.count} x {self.kind} ({self.outcome}); first: {self.first}"
+        first = self.first.encode("utf-8", "backslashreplace").decode()  # of file names that are no text
+        return f"{self.count} x {self.kind} ({self.outcome}); first: {first}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from model.host import Layout, packed, unpacked
 from model.targets import Target
 from training.data.coco import CocoDataset, Sample
 from training.data.sampler import SeededBatches
+from training.images.broken import Drawn, Problem, TooManyBroken, WithStandIns
 from training.process import ignore_signals
 from training.run import Run
 
@@ -61,6 +62,10 @@ class PackedBatch:
         self.buffer: Tensor
         self.layouts: list[Layout]
         self.buffer, self.layouts = packed(tensors)
+        self.problems: list[Problem] = []
+        """Images that could not be read on the way, and for which others stand in."""
+        self.complete = True
+        """Whether there is an image in every place; else the batch is not to be trained on."""
 
     def pin_memory(self) -> Self:
         """The same in memory that a GPU reads by itself; the loader calls it."""
@@ -82,6 +87,14 @@ class PackedBatch:
         return [back(image) for image in self.images], targets
 
 
+def collated(drawn: Sequence[Drawn]) -> PackedBatch:
+    """What was read for the places of a batch, in one piece."""
+    batch = PackedBatch([one.sample for one in drawn if one.sample is not None])
+    batch.problems = [problem for one in drawn for problem in one.problems]
+    batch.complete = all(one.sample is not None for one in drawn)
+    return batch
+
+
 class _Part(int):
     """The number of a tensor in a `PackedBatch`, told apart by its type from the numbers that a target has."""
 
@@ -89,8 +102,11 @@ class _Part(int):
 def batches(run: Run, data: CocoDataset) -> Generator[tuple[list[Tensor], list[Target]]]:
     """The batches that are left of a run.
 
+    Images that cannot be read have others in their places (`training.images.broken`).
+
     Raises:
-        ValueError: an image could not be read, or a worker was killed.
+        TooManyBroken: in all processes of the run.
+        ValueError: a worker was killed.
     """
     config = run.config
     workers = number_of_workers(config.data.workers, run.device)
@@ -104,9 +120,9 @@ def batches(run: Run, data: CocoDataset) -> Generator[tuple[list[Tensor], list[T
         processes=run.group.size,
     )
     loader = DataLoader(
-        data,
+        WithStandIns(data),
         batch_sampler=sampler,
-        collate_fn=PackedBatch,
+        collate_fn=collated,
         worker_init_fn=ignore_signals,
         **loader_options(workers, run.device),
         generator=torch.Generator(),  # else the loader draws from the generator that samples the RoIs
@@ -114,7 +130,16 @@ def batches(run: Run, data: CocoDataset) -> Generator[tuple[list[Tensor], list[T
     coming = iter(loader)
     try:
         for batch in coming:
+            run.broken.meet(
+                batch.problems,
+                complete=batch.complete,
+                step=run.step + 1,
+                seen=run.images_seen + config.schedule.batch_size,
+                group=run.group,
+            )
             yield batch.unpacked()
+    except TooManyBroken:
+        raise
     except (ValueError, OSError) as error:
         raise ValueError(f"step {run.step + 1}: {one_line(error)}") from error
     except RuntimeError as error:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-_EPOCH, _SAMPLE, _STEP, _IMAGE, _SCALE = 1, 2, 3, 4, 5
+_EPOCH, _SAMPLE, _STEP, _IMAGE, _SCALE, _STAND_IN = 1, 2, 3, 4, 5, 6
 
 
 class SeededBatches(Sampler[list[tuple[int, int]]]):
@@ -75,6 +75,11 @@ def shuffled(size: int, *, seed: int, epoch: int) -> Tensor:
 def sample_seed(*, seed: int, position: int) -> int:
     """The seed, 0..2^63-1, from which the augmentation of the image at `position` of the run is drawn."""
     return mixed(seed, _SAMPLE, position)
+
+
+def stand_in(*, sample_seed: int, attempt: int, size: int) -> int:
+    """Which of `size` images takes the place of one that cannot be read: the first (`attempt` 0), the second, ..."""
+    return mixed(sample_seed, _STAND_IN, attempt) % size
 
 
 def image_seed(*, seed: int, step: int, image_id: int) -> int:

@@ -8,8 +8,9 @@ adds by itself (Roboflow's root, labelme's `_background_`, FiftyOne's filling of
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path, PureWindowsPath
-from typing import Any
+from typing import Any, Literal, Self
 from urllib.parse import unquote, urlsplit
 
 from training.data.findings import Tally, is_id
@@ -24,25 +25,43 @@ _LISTS = ("images", "annotations", "categories")
 _EXPECTED = "expected a COCO instances file (one JSON of images, annotations and categories)"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How freely an annotation file and the images it names are taken; all of it travels with the document."""
+
+    crowd_as_objects: bool = False
+    """No annotation is a crowd region, whatever its `iscrowd`."""
+    names: Literal["exact", "lenient"] = "exact"
+    """lenient: where an image's file is not there, the one file of a near name is taken (`training.images.names`)."""
+    without_some: bool = False
+    """A few images may be missing or broken, as those of a training that goes on (`training.images.broken`)."""
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Self:
+        """What the table [data] of a configuration says, perhaps one of before some option was there."""
+        return cls(**{field.name: data[field.name] for field in fields(cls) if field.name in data})
+
+
 class Document(dict[str, Any]):
     """A COCO document in COCO's own form (`as_coco`)."""
 
-    def __init__(self, content: Mapping[str, Any], tally: Tally, guessed: frozenset[str]) -> None:
+    def __init__(
+        self, content: Mapping[str, Any], tally: Tally, guessed: frozenset[str], reading: Reading
+    ) -> None:
         super().__init__(content)
+        self.reading = reading
         self.tally = tally
         """What was found on the way."""
         self.guessed = guessed
         """File names that the file does not state so; they may lie elsewhere in the folder (`found_name`)."""
 
 
-def as_coco(document: Mapping[str, Any], *, crowd_as_objects: bool = False) -> Document:
-    """The document in COCO's own form; one that was put into it before is returned as it is.
-
-    `crowd_as_objects`: no annotation is a crowd region, whatever its `iscrowd`.
-    """
+def as_coco(document: Mapping[str, Any], reading: Reading | None = None) -> Document:
+    """The document in COCO's own form, taken as `reading` says; one that was put into it before stays as it is."""
     if isinstance(document, Document):
         return document
-    tally = Tally()
+    tally, reading = Tally(), reading or Reading()
+    crowd_as_objects = reading.crowd_as_objects
     images = [_image(entry, tally) for entry in document["images"]]
     guessed = frozenset(
         new["file_name"]
@@ -66,7 +85,7 @@ def as_coco(document: Mapping[str, Any], *, crowd_as_objects: bool = False) -> D
         ]
     categories = _without_added(categories, annotations, tally)
     content = {**document, "images": images, "annotations": annotations, "categories": categories}
-    return Document(content, tally, guessed)
+    return Document(content, tally, guessed, reading)
 
 
 def whole_number(value: Any) -> int | None:

@@ -18,6 +18,7 @@ from model.dataclass_io import require_at_least, to_plain
 from model.files import command, exit_status
 from training.data.sides import sides
 from training.data.splits import split_classes
+from training.data.tools import Reading
 from training.distributed import FailedElsewhere, Group, chosen_device, process_group
 from training.evaluate.boundary import require_boundary
 from training.evaluate.cityscapes import require_void
@@ -46,6 +47,11 @@ def main(arguments: list[str] | None = None) -> int:
     add("--images", type=Path, help="folder of images (default: the checkpoint's validation set)")
     add("--annotations", type=Path, help="their COCO file (default: the checkpoint's validation set)")
     add("--out", type=Path, default=Path("build/evaluation"), help="folder (default: %(default)s)")
+    add(
+        "--names",
+        choices=("exact", "lenient"),
+        help="lenient: where an image is not there, the one of a near name is taken (default: the checkpoint's)",
+    )
     add("--mask-classes", help="judge by another split into A and B (default: the checkpoint's)")
     add("--device", default="auto", help="auto, cpu, cuda, ... (default: %(default)s)")
     add("--precision", choices=get_args(Precision), default="float32", help="(default: %(default)s)")
@@ -109,9 +115,9 @@ def _evaluate_checkpoint(options: argparse.Namespace, group: Group) -> None:
         swapped = sides(pairs, classes)
         of_sides = None if swapped is None else swapped.labels
         evaluable: Evaluable = Views(network, views, of_sides) if views.used else network
-        crowds = data.get("crowd_as_objects", False)  # an option that older checkpoints have not
+        reading = Reading.of(data | ({"names": options.names} if options.names else {}))
         truth = load_ground_truth(
-            annotations, classes, images_dir, max_images=options.max_images, crowd_as_objects=crowds
+            annotations, classes, images_dir, max_images=options.max_images, reading=reading
         )
         if options.boundary:
             require_boundary()

@@ -13,6 +13,7 @@ from training.data.annotations import Annotated, AnnotationFile, is_id, read_ann
 from training.data.findings import Finding, refuse
 from training.data.keypoints import can_be_read
 from training.data.masks import SegmentationError, encoded, pack_segmentation
+from training.data.tools import Reading
 
 RunLengths = dict[str, Any]
 """One mask as pycocotools has it: {"size": [height, width], "counts": bytes}."""
@@ -99,7 +100,7 @@ def load_ground_truth(
     document: Mapping[str, Any] | None = None,
     only_categories: Collection[int] | None = None,
     max_images: int | None = None,
-    crowd_as_objects: bool = False,
+    reading: Reading | None = None,
 ) -> GroundTruth:
     """The annotations of a COCO file, by the checks of training (`training.data.annotations`).
 
@@ -111,14 +112,14 @@ def load_ground_truth(
         images_dir: where images lie of which the file does not state the size.
         document: what is in the file, where it was read already (`read_annotations`).
         only_categories: objects of other classes are left out unread.
-        crowd_as_objects: no object is a crowd, whatever its `iscrowd` (`data.crowd_as_objects`).
+        reading: how freely the file and the names of images are taken, where `document` does not say it.
         max_images: takes that many images from the front of the list sorted by id.
 
     Raises:
         ValueError: see `AnnotationFile`; or no annotation can be used.
     """
     if document is None:
-        document = read_annotations(annotations, crowd_as_objects=crowd_as_objects)
+        document = read_annotations(annotations, reading)
     file = AnnotationFile(document, classes, source := str(annotations))
     file.take_stated_sizes(images_dir)
     document, ids = file.document, file.image_ids

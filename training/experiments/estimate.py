@@ -194,7 +194,7 @@ def _time_steps(config: TrainingConfig, folder: Path, *, drawn: DrawingConfig | 
         Path(config.data.val_annotations),
         run.classes,
         Path(config.data.val_images),
-        crowd_as_objects=config.data.crowd_as_objects,
+        reading=config.data.reading,
     )
     predict(run.network.eval(), run.classes, Path(config.data.val_images), truth, device=run.device)
     each = (time.monotonic() - start) / len(truth.image_ids)

@@ -30,7 +30,7 @@ def truth_of_set_a(config: TrainingConfig, classes: ClassTable, **how: Any) -> G
     """The objects of set A in the validation set; `how`: further arguments of `load_ground_truth`."""
     only = {classes.id_of_label(label) for label in classes.set_a_labels()}
     annotations, images = Path(config.data.val_annotations), Path(config.data.val_images)
-    how = {"crowd_as_objects": config.data.crowd_as_objects, **how}
+    how = {"reading": config.data.reading, **how}
     return load_ground_truth(annotations, classes, images, only_categories=only, **how)
 
 

@@ -115,7 +115,7 @@ def validate(
     wanted = config.validate_transfer
     folder = Path(config.output.dir) / "validate_transfer"
     path = Path(config.data.val_annotations)
-    document = read_annotations(path, crowd_as_objects=config.data.crowd_as_objects)
+    document = read_annotations(path, config.data.reading)
     classes = classes_of(document, config.data.mask_classes, path)
     truth = truth_of_set_a(config, classes, document=document)
     folds = folds_of(config, classes, truth)

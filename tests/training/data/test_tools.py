@@ -27,7 +27,7 @@ from tests.training.data.coco_set import (
 from training.data.annotations import read_annotations
 from training.data.findings import Finding
 from training.data.tools import Document as InCocosForm
-from training.data.tools import as_coco, found_name, whole_number
+from training.data.tools import Reading, as_coco, found_name, whole_number
 from training.evaluate.truth import load_ground_truth
 
 Change = Callable[[Document], Any]
@@ -220,7 +220,7 @@ def test_crowds_that_most_annotations_are_name_the_option_that_takes_them_as_obj
         ValueError, match=r"(?s)no object is left.*5 x iscrowd 1.*data\.crowd_as_objects=true"
     ):
         load_coco(contents)
-    taken = load_coco(contents, crowd_as_objects=True)
+    taken = load_coco(contents, reading=Reading(crowd_as_objects=True))
     assert (taken.report.objects, taken.report.objects_with_mask, taken.report.crowd_regions) == (5, 4, 0)
     assert [one.kind for one in taken.report.findings] == ["iscrowd set aside, as data.crowd_as_objects says"]
     assert load_coco(document()).report.findings == ()  # one crowd among five annotations is what COCO means
@@ -231,7 +231,7 @@ def test_evaluation_takes_crowds_as_objects_too(tmp_path: Path) -> None:
     every("annotations", iscrowd=lambda _: 1)(contents)
     path = written(tmp_path, contents)
     for taken in (False, True):
-        truth = load_ground_truth(path, class_table(USUAL, "all"), crowd_as_objects=taken)
+        truth = load_ground_truth(path, class_table(USUAL, "all"), reading=Reading(crowd_as_objects=taken))
         assert [one.crowd for found in truth.objects.values() for one in found] == [not taken] * 5
 
 
@@ -373,7 +373,7 @@ def test_a_document_that_is_given_is_not_changed(coco_folder: Path) -> None:
     contents = document()
     every("annotations", image_id=str, category_id=float)(contents)
     before = copy.deepcopy(contents)
-    as_coco(contents, crowd_as_objects=True)
+    as_coco(contents, Reading(crowd_as_objects=True))
     assert contents == before
 
 
