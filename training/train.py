@@ -28,7 +28,7 @@ from training.config import (
     differing_keys,
     load_config,
 )
-from training.data.coco import CocoDataset, look_at_validation_set
+from training.data.coco import CocoDataset, look_at_validation_set, needs_masks, training_set
 from training.data.reading import batches
 from training.data.sides import hint
 from training.distributed import Group, chosen_device, process_group, refuse_processes, started_together
@@ -40,7 +40,7 @@ from training.process import (
     stop_on_signals,
     training_status,
 )
-from training.progress import counted, progress
+from training.progress import progress
 from training.random_state import seed_all
 from training.run import Run, checkpoint_path
 from training.run_log import RunLog
@@ -89,24 +89,13 @@ def prepared(config: TrainingConfig, group: Group, *, resume: bool, restart: boo
         torch.set_num_threads(config.threads)
     seed_all(config.seed)
 
-    needs_masks = config.schedule.end_to_end_steps + config.schedule.mask_steps > 0
-    data = CocoDataset(
-        config.data.train_images,
-        config.data.train_annotations,
-        mask_classes=config.data.mask_classes,
-        augment=config.augment,
-        require_masks=needs_masks,
-        skip_empty=config.data.skip_empty,
-        crowd_as_objects=config.data.crowd_as_objects,
-        keypoints=config.model.keypoints,
-        progress=counted("checking images"),
-    )
+    data = training_set(config)
     print(data.report)
     if said := hint(config.augment, data.classes):
         print(said)
     if saved is not None:
         require_same_data(saved, data, checkpoint_path(config))
-    if config.model.transfer.kind == "class_specific" and needs_masks:
+    if config.model.transfer.kind == "class_specific" and needs_masks(config):
         data.classes.require_masks()
     network = starting_network(config, data.classes, from_checkpoint=saved is not None)
     network.set_keypoint_labels(keypoint_labels(config.model.keypoints, data.classes))

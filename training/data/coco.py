@@ -23,7 +23,7 @@ from training.data.augment_config import AugmentConfig
 from training.data.findings import Report
 from training.data.image_files import Progress, annotated_size_is_upright
 from training.data.masks import NO_MASK, draw_crop
-from training.data.packing import pack_annotations
+from training.data.packing import PackedAnnotations, pack_annotations
 from training.data.sides import sides
 from training.data.splits import split_classes
 from training.progress import counted
@@ -55,6 +55,7 @@ class CocoDataset(Dataset[Sample]):
         crowd_as_objects: bool = False,
         keypoints: KeypointsConfig | None = None,
         progress: Progress | None = None,
+        open_images: bool = True,
     ) -> None:
         if (mask_classes is None) == (classes is None):
             raise ValueError("give either mask_classes or classes, not both and not neither")
@@ -74,12 +75,20 @@ class CocoDataset(Dataset[Sample]):
             require_keypoints=require_keypoints,
             keypoints=keypoints,
             progress=progress,
+            open_images=open_images,
         )
+        self.listed = tuple(str(one["name"]).strip() for one in document["categories"])
+        """Names of all categories of the file, with an object or without."""
         if skip_empty:
             self._packed = self._packed.with_objects()
         self._mirrored = torch.tensor(() if keypoints is None else keypoints.mirrored, dtype=torch.int64)
         self._augment = augment
         self._sides = None if augment is None else sides(augment.swapped_classes, classes)
+
+    @property
+    def packed(self) -> PackedAnnotations:
+        """All annotations, in the order of the samples."""
+        return self._packed
 
     def __len__(self) -> int:
         return len(self._packed.image_ids)
@@ -159,14 +168,40 @@ def classes_of(document: Mapping[str, Any], mask_classes: str, source: str | Pat
         raise ValueError(f"{source}: {error}") from error
 
 
-def look_at_validation_set(config: TrainingConfig, classes: ClassTable) -> None:
+def training_set(config: TrainingConfig, *, open_images: bool = True) -> CocoDataset:
+    """The set that a configuration trains on.
+
+    ValueError where it cannot be used. Without `open_images` none is looked for: what it holds is known, and no sample.
+    """
+    return CocoDataset(
+        config.data.train_images,
+        config.data.train_annotations,
+        mask_classes=config.data.mask_classes,
+        augment=config.augment,
+        require_masks=needs_masks(config),
+        skip_empty=config.data.skip_empty,
+        crowd_as_objects=config.data.crowd_as_objects,
+        keypoints=config.model.keypoints,
+        progress=counted("checking images"),
+        open_images=open_images,
+    )
+
+
+def needs_masks(config: TrainingConfig) -> bool:
+    """Whether any stage of a training learns masks."""
+    return config.schedule.end_to_end_steps + config.schedule.mask_steps > 0
+
+
+def look_at_validation_set(
+    config: TrainingConfig, classes: ClassTable, *, open_images: bool = True
+) -> CocoDataset | None:
     """Check the set that will judge a network of `classes` as one to train on, and print what it holds.
 
-    No mask of set B is read. Nothing happens where `data.val_annotations` is empty: there is no such set. ValueError
-    where it cannot be used.
+    No mask of set B is read. None where `data.val_annotations` is empty: there is no such set. ValueError
+    where it cannot be used. `open_images`: see `training_set`.
     """
     if not config.data.val_annotations:
-        return
+        return None
     try:
         found = CocoDataset(
             config.data.val_images,
@@ -177,6 +212,7 @@ def look_at_validation_set(config: TrainingConfig, classes: ClassTable) -> None:
             crowd_as_objects=config.data.crowd_as_objects,
             keypoints=config.model.keypoints,
             progress=counted("checking validation images"),
+            open_images=open_images,
         )
     except ValueError as error:
         raise ValueError(
@@ -184,6 +220,7 @@ def look_at_validation_set(config: TrainingConfig, classes: ClassTable) -> None:
             "data.val_annotations to nothing)"
         ) from error
     print(found.report)
+    return found
 
 
 def read_picture(path: Path, *, width: int, height: int) -> NDArray[np.uint8]:
