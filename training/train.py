@@ -32,6 +32,7 @@ from training.data.coco import CocoDataset, look_at_validation_set, needs_masks,
 from training.data.reading import batches
 from training.data.sides import hint
 from training.distributed import Group, chosen_device, process_group, refuse_processes, started_together
+from training.look.short import look_before_training
 from training.process import (
     Stopped,
     keep_freed_memory,
@@ -70,7 +71,7 @@ def train(config: TrainingConfig, *, resume: bool = False, restart: bool = False
         with group.together():
             run, data = prepared(config, group, resume=resume, restart=restart)
             if group.first and not run.finished:
-                look_at_validation_set(config, run.classes)
+                look_before_training(config, data, look_at_validation_set(config, run.classes))
         group.require_same(run.common())
         if run.finished:
             return checkpoint_path(config)

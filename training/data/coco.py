@@ -171,7 +171,7 @@ def classes_of(document: Mapping[str, Any], mask_classes: str, source: str | Pat
 def training_set(config: TrainingConfig, *, open_images: bool = True) -> CocoDataset:
     """The set that a configuration trains on.
 
-    ValueError where it cannot be used. Without `open_images` none is looked for: what it holds is known, and no sample.
+    ValueError where it cannot be used. Without `open_images` files are not looked for: what the set holds is known.
     """
     return CocoDataset(
         config.data.train_images,

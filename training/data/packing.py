@@ -72,7 +72,7 @@ def pack_annotations(
 
     The segmentation of an object is looked at only where its class is in set A of `classes`; those of set B
     and of crowd regions are not even taken out of their annotations. `source` names the file in messages. Without
-    `open_images` sizes are those that the file states.
+    `open_images` only those are looked at whose size the file does not state.
     Raises ValueError as `AnnotationFile`, and where no object is left, none has a mask (`require_masks`), or none has
     a keypoint though `keypoints` says which objects have (`require_keypoints`).
     """
@@ -80,7 +80,7 @@ def pack_annotations(
     if open_images:
         file.check_files(images_dir, progress)
     else:
-        file.take_stated_sizes(None)
+        file.take_stated_sizes(images_dir)
     rows = _Rows()
     if keypoints is not None and keypoints.used:
         rows.keypoints = KeypointRows(keypoints, classes, file.document["categories"], source)

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from training.data import image_files
 from training.data.coco import CocoDataset, read_picture
+from training.data.image_files import Progress
 
 NARROW = 32
 """A picture of fewer than this many of 256 steps of brightness uses a small part of its range."""
@@ -76,3 +78,20 @@ def doubtful_pictures(name: str, data: CocoDataset, rows: Sequence[int]) -> list
             "with values over the whole range of their type (16-bit sensors of 12 bits: times 16)"
         )
     return said
+
+
+def undecodable(data: CocoDataset, progress: Progress) -> list[str]:
+    """What is wrong with the images of a set that do not decode, a line each, in order."""
+    paths = [data.path(row) for row in range(len(data))]
+    if hasattr(image_files, "decode_all"):
+        together: list[str] = image_files.decode_all(paths, progress)
+        return together
+    problems = []
+    for row in range(len(data)):
+        height, width = data.size(row)
+        try:
+            read_picture(paths[row], width=width, height=height)
+        except ValueError as error:
+            problems.append(str(error))
+        progress(row + 1, len(data))
+    return problems
