@@ -11,7 +11,6 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from training.config import (
     differing_keys,
     load_config,
 )
-from training.data.coco import CocoDataset, look_at_validation_set
+from training.data.coco import CocoDataset, look_at_validation_set, needs_masks, training_set
 from training.data.reading import batches
 from training.data.sides import hint
 from training.distributed import (
@@ -40,6 +39,7 @@ from training.distributed import (
     started_together,
 )
 from training.images.broken import TooManyBroken
+from training.look.short import look_before_training
 from training.process import (
     Stopped,
     keep_freed_memory,
@@ -48,7 +48,7 @@ from training.process import (
     stop_on_signals,
     training_status,
 )
-from training.progress import counted, progress
+from training.progress import progress
 from training.random_state import seed_all
 from training.run import Run, checkpoint_path
 from training.run_log import RunLog
@@ -79,7 +79,8 @@ def train(config: TrainingConfig, *, resume: bool = False, restart: bool = False
         with group.together():
             run, data = prepared(config, group, resume=resume, restart=restart)
             if group.first and not run.finished:
-                look_at_validation_set(config, run.classes, goes_on=run.step > 0)
+                validation = look_at_validation_set(config, run.classes, without_some=run.step > 0)
+                look_before_training(config, data, validation)
         group.require_same(run.common())
         if run.finished:
             return checkpoint_path(config)
@@ -98,27 +99,15 @@ def prepared(config: TrainingConfig, group: Group, *, resume: bool, restart: boo
         torch.set_num_threads(config.threads)
     seed_all(config.seed)
 
-    reading = replace(config.data.reading, without_some=saved is not None)
-    needs_masks = config.schedule.end_to_end_steps + config.schedule.mask_steps > 0
-    data = CocoDataset(
-        config.data.train_images,
-        config.data.train_annotations,
-        mask_classes=config.data.mask_classes,
-        augment=config.augment,
-        require_masks=needs_masks,
-        skip_empty=config.data.skip_empty,
-        reading=reading,
-        keypoints=config.model.keypoints,
-        progress=counted("checking images"),
-    )
+    data = training_set(config, without_some=saved is not None)
     print(data.report)
     if said := hint(config.augment, data.classes):
         print(said)
     if saved is not None:
         require_same_data(saved, data, checkpoint_path(config))
     if config.data.decode_first:
-        data.decode_all(group.share(range(len(data))), reading)
-    if config.model.transfer.kind == "class_specific" and needs_masks:
+        data.decode_all(group.share(range(len(data))))
+    if config.model.transfer.kind == "class_specific" and needs_masks(config):
         data.classes.require_masks()
     network = starting_network(config, data.classes, from_checkpoint=saved is not None)
     network.set_keypoint_labels(keypoint_labels(config.model.keypoints, data.classes))

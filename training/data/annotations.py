@@ -166,7 +166,13 @@ class AnnotationFile:
         """Of every image; known after `check_files` or `take_stated_sizes`."""
 
     def check_files(self, images_dir: Path, progress: Progress | None = None) -> None:
-        """Look at the headers of all images, and take the sizes of the pictures; see `check_image_files`."""
+        """Look at the headers of all images, and take the sizes of the pictures; see `check_image_files`.
+
+        Where images are not to be opened (`Reading`), the sizes that the file states.
+        """
+        if not self._reading.open_images:
+            self.take_stated_sizes(images_dir)
+            return
         self._find_names(images_dir)
         self.sizes = check_image_files(
             self.names, self._stated, images_dir, self.tally, self.source, progress, self._reading

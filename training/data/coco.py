@@ -32,7 +32,7 @@ from training.data.image_files import (
     too_many,
 )
 from training.data.masks import NO_MASK, draw_crop
-from training.data.packing import pack_annotations
+from training.data.packing import PackedAnnotations, pack_annotations
 from training.data.sides import sides
 from training.data.splits import split_classes
 from training.data.tools import Reading
@@ -69,6 +69,7 @@ class CocoDataset(Dataset[Sample]):
         if (mask_classes is None) == (classes is None):
             raise ValueError("give either mask_classes or classes, not both and not neither")
         self._images_dir = Path(images_dir)
+        self._reading = reading or Reading()
         document = read_annotations(Path(annotations), reading)
         if classes is None:
             assert mask_classes is not None
@@ -85,11 +86,18 @@ class CocoDataset(Dataset[Sample]):
             keypoints=keypoints,
             progress=progress,
         )
+        self.listed = tuple(str(one["name"]).strip() for one in document["categories"])
+        """Names of all categories of the file, with an object or without."""
         if skip_empty:
             self._packed = self._packed.with_objects()
         self._mirrored = torch.tensor(() if keypoints is None else keypoints.mirrored, dtype=torch.int64)
         self._augment = augment
         self._sides = None if augment is None else sides(augment.swapped_classes, classes)
+
+    @property
+    def packed(self) -> PackedAnnotations:
+        """All annotations, in the order of the samples."""
+        return self._packed
 
     def __len__(self) -> int:
         return len(self._packed.image_ids)
@@ -136,14 +144,14 @@ class CocoDataset(Dataset[Sample]):
             target["mirrored"] = self._mirrored
         return target
 
-    def decode_all(self, rows: Sequence[int], reading: Reading) -> None:
+    def decode_all(self, rows: Sequence[int]) -> None:
         """Decode the images at `rows` (`data.decode_first`).
 
         ValueError lists those that are broken; of a set that may be `without_some` they are warned of, unless they are
         too many.
         """
         problems = decode_all([self.path(row) for row in rows], counted("decoding images"))
-        if not reading.without_some or too_many(len(problems), of=len(rows)):
+        if not self._reading.without_some or too_many(len(problems), of=len(rows)):
             refuse(f"images of {self.report.source}", problems)
         for words in problems:
             print(f"warning: {words}; others take its place", file=sys.stderr)
@@ -181,15 +189,39 @@ def classes_of(document: Mapping[str, Any], mask_classes: str, source: str | Pat
         raise ValueError(f"{source}: {in_one_line(str(error))}") from error
 
 
-def look_at_validation_set(config: TrainingConfig, classes: ClassTable, *, goes_on: bool = False) -> None:
+def training_set(config: TrainingConfig, **otherwise: bool) -> CocoDataset:
+    """The set that a configuration trains on, read as it says and `otherwise` says (fields of `Reading`).
+
+    ValueError where it cannot be used.
+    """
+    return CocoDataset(
+        config.data.train_images,
+        config.data.train_annotations,
+        mask_classes=config.data.mask_classes,
+        augment=config.augment,
+        require_masks=needs_masks(config),
+        skip_empty=config.data.skip_empty,
+        reading=replace(config.data.reading, **otherwise),
+        keypoints=config.model.keypoints,
+        progress=counted("checking images"),
+    )
+
+
+def needs_masks(config: TrainingConfig) -> bool:
+    """Whether any stage of a training learns masks."""
+    return config.schedule.end_to_end_steps + config.schedule.mask_steps > 0
+
+
+def look_at_validation_set(
+    config: TrainingConfig, classes: ClassTable, **otherwise: bool
+) -> CocoDataset | None:
     """Check the set that will judge a network of `classes` as one to train on, and print what it holds.
 
-    No mask of set B is read. Nothing happens where `data.val_annotations` is empty: there is no such set. ValueError
-    where it cannot be used; a training that `goes_on` may have lost some of its images.
+    No mask of set B is read. None where `data.val_annotations` is empty: there is no such set. ValueError
+    where it cannot be used. `otherwise`: see `training_set`.
     """
     if not config.data.val_annotations:
-        return
-    reading = replace(config.data.reading, without_some=goes_on)
+        return None
     try:
         found = CocoDataset(
             config.data.val_images,
@@ -197,18 +229,19 @@ def look_at_validation_set(config: TrainingConfig, classes: ClassTable, *, goes_
             classes=classes,
             require_masks=False,
             require_keypoints=False,
-            reading=reading,
+            reading=replace(config.data.reading, **otherwise),
             keypoints=config.model.keypoints,
             progress=counted("checking validation images"),
         )
         if config.data.decode_first:
-            found.decode_all(range(len(found)), reading)
+            found.decode_all(range(len(found)))
     except ValueError as error:
         raise ValueError(
             f"the validation set: {error}\n(set data.val_images and data.val_annotations to one that fits, or "
             "data.val_annotations to nothing)"
         ) from error
     print(found.report)
+    return found
 
 
 def read_picture(path: Path, *, width: int, height: int) -> NDArray[np.uint8]:

@@ -39,6 +39,13 @@ class Report:
     findings: tuple[Finding, ...]
     objects_with_keypoints: int | None = None
     """None where the network has no keypoints."""
+    annotations: int = 0
+    """In the file: objects, crowd regions, and those left out, each once."""
+
+    @property
+    def left_out(self) -> int:
+        """Annotations of which nothing is used."""
+        return sum(one.count for one in self.findings if one.outcome == "left out")
 
     def __str__(self) -> str:
         count = self.objects_with_keypoints

@@ -86,6 +86,17 @@ def draw_crop(kind: int, data: bytes, window: Sequence[int], height: int, width:
     return np.ascontiguousarray(columns[:, y0:y1].T)
 
 
+def packed_extent(kind: int, data: bytes, height: int) -> Extent:
+    """What a packed mask of an image of this height reaches."""
+    assert kind in (POLYGONS, RUNS), kind
+    if kind == RUNS:
+        return _extent_of_runs(np.frombuffer(data, np.uint32).astype(np.int64), height)
+    values = np.frombuffer(data, np.float64)
+    numbers = values[1 + int(values[0]) :]
+    xs, ys = numbers[0::2], numbers[1::2]
+    return float(xs.min()), float(ys.min()), float(xs.max()), float(ys.max())
+
+
 def has_pixel(kind: int, data: bytes, extent: Extent, height: int, width: int) -> bool:
     """Whether a packed mask holds a pixel; a sliver between pixel centres holds none. Only slivers are drawn for it."""
     if kind == RUNS or min(extent[2] - extent[0], extent[3] - extent[1]) >= 2:

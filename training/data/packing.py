@@ -87,14 +87,15 @@ def pack_annotations(
         images=len(file.names),
         images_without_objects=int((np.diff(packed.object_starts) == 0).sum()),
         objects=len(packed.labels),
-        objects_with_mask=(given := int((packed.mask_kinds != NO_MASK).sum())) - file.without_pixel,
+        objects_with_mask=int((packed.mask_kinds != NO_MASK).sum()),
         crowd_regions=len(packed.crowd_boxes),
         objects_with_keypoints=None if packed.keypoints is None else len(packed.keypoints.values),
         findings=file.tally.findings(),
+        annotations=len(file.document["annotations"]),
     )
     if not report.objects:
         raise ValueError(f"no object is left to learn from.\n{report}")
-    if require_masks and not given:
+    if require_masks and not report.objects_with_mask + file.without_pixel:
         wanted = ", ".join(classes.name_of_label(label) for label in classes.set_a_labels()[:8])
         raise ValueError(f"no object of a class with masks ({wanted}) has a mask that can be used.\n{report}")
     if require_keypoints and report.objects_with_keypoints == 0:
@@ -132,7 +133,10 @@ class _Rows:
     def _add(self, one: Annotated, box: Box, file: AnnotationFile) -> None:
         mask = None
         if file.classes.has_mask[one.label - 1]:  # set B: the segmentation is not even looked at
+            pixelless = file.without_pixel
             mask = file.mask(one)
+            if file.without_pixel > pixelless:
+                mask = None  # as `CocoDataset` would find
         kind, data = (NO_MASK, b"") if mask is None else mask
         if self.keypoints is not None:
             self.keypoints.add(one.entry, one.label, len(self.object_images), one.where, file.tally)

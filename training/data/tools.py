@@ -35,6 +35,8 @@ class Reading:
     """lenient: where an image's file is not there, the one file of a near name is taken (`training.images.names`)."""
     without_some: bool = False
     """A few images may be missing or broken, as those of a training that goes on (`training.images.broken`)."""
+    open_images: bool = True
+    """Without, no file of an image is opened but those of which the annotations do not state the size."""
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> Self:

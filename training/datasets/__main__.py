@@ -1,10 +1,13 @@
-"""`python -m training.datasets list | fetch NAME | convert NAME | keys NAME`: known data sets, made ready to train on,
-and the weights that others published.
+"""`python -m training.datasets list | fetch NAME | convert NAME | keys NAME | check`: known data sets, made ready to
+train on, and the weights that others published.
 
 `fetch` downloads, checks, unpacks and converts, and goes on where it was stopped; `convert` does the last step
 alone, for files that lie there already; `keys` prints what a training needs:
 
     python -m training.train --config training/presets/paper.toml $(python -m training.datasets keys coco_2017)
+
+`check` says what a training would load, of any set, and what is wrong in it; it takes the words of a training
+(`training.look.command`).
 """
 
 import argparse
@@ -16,6 +19,7 @@ from model.files import command, exit_status
 from training.datasets.catalogue import DATA_SETS, DOWNLOADS, ConvertOptions, DataSet, data_set
 from training.datasets.fetch import Download, download, gigabytes, require_space, unpack
 from training.datasets.weights import WEIGHTS, fetch_weights
+from training.look import command as look
 
 ARCHIVES = ".downloads"
 """Folder below the root in which archives are kept, each with NAME.unpacked once it is."""
@@ -99,9 +103,14 @@ def _keys(known: DataSet, options: argparse.Namespace) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. 0: done; 2: a mistake, named; 130: stopped by Ctrl-C (the same command goes on)."""
-    parser = command("training.datasets", "Fetch and convert known data sets.")
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["check"]:
+        return look.main(arguments[1:])
+    parser = command("training.datasets", "Fetch and convert known data sets; check any.")
     add = parser.add_argument
-    add("what", choices=("list", "fetch", "convert", "keys"))
+    add(
+        "what", choices=("list", "fetch", "convert", "keys", "check"), help="`check --help` has its own words"
+    )
     add("name", nargs="?", help=f"one of {', '.join(DATA_SETS)}, or weights that list names")
     add("--root", type=Path, default=Path("data"), help="folder of all data (default: %(default)s)")
     add("--mirror", default="", help="address of a folder that has the same files")
