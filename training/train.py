@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,9 @@ def train(config: TrainingConfig, *, resume: bool = False, restart: bool = False
         with group.together():
             run, data = prepared(config, group, resume=resume, restart=restart)
             if group.first and not run.finished:
-                validation = look_at_validation_set(config, run.classes, without_some=run.step > 0)
+                validation = look_at_validation_set(
+                    config, run.classes, replace(config.data.reading, without_some=run.step > 0)
+                )
                 look_before_training(config, data, validation)
         group.require_same(run.common())
         if run.finished:
@@ -99,7 +102,7 @@ def prepared(config: TrainingConfig, group: Group, *, resume: bool, restart: boo
         torch.set_num_threads(config.threads)
     seed_all(config.seed)
 
-    data = training_set(config, without_some=saved is not None)
+    data = training_set(config, replace(config.data.reading, without_some=saved is not None))
     print(data.report)
     if said := hint(config.augment, data.classes):
         print(said)

@@ -4,7 +4,6 @@ import io
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -189,11 +188,8 @@ def classes_of(document: Mapping[str, Any], mask_classes: str, source: str | Pat
         raise ValueError(f"{source}: {in_one_line(str(error))}") from error
 
 
-def training_set(config: TrainingConfig, **otherwise: bool) -> CocoDataset:
-    """The set that a configuration trains on, read as it says and `otherwise` says (fields of `Reading`).
-
-    ValueError where it cannot be used.
-    """
+def training_set(config: TrainingConfig, reading: Reading | None = None) -> CocoDataset:
+    """The set that a configuration trains on, read as it, or `reading`, says; ValueError where it cannot be used."""
     return CocoDataset(
         config.data.train_images,
         config.data.train_annotations,
@@ -201,7 +197,7 @@ def training_set(config: TrainingConfig, **otherwise: bool) -> CocoDataset:
         augment=config.augment,
         require_masks=needs_masks(config),
         skip_empty=config.data.skip_empty,
-        reading=replace(config.data.reading, **otherwise),
+        reading=reading or config.data.reading,
         keypoints=config.model.keypoints,
         progress=counted("checking images"),
     )
@@ -213,12 +209,12 @@ def needs_masks(config: TrainingConfig) -> bool:
 
 
 def look_at_validation_set(
-    config: TrainingConfig, classes: ClassTable, **otherwise: bool
+    config: TrainingConfig, classes: ClassTable, reading: Reading | None = None
 ) -> CocoDataset | None:
     """Check the set that will judge a network of `classes` as one to train on, and print what it holds.
 
     No mask of set B is read. None where `data.val_annotations` is empty: there is no such set. ValueError
-    where it cannot be used. `otherwise`: see `training_set`.
+    where it cannot be used. `reading`: see `training_set`.
     """
     if not config.data.val_annotations:
         return None
@@ -229,7 +225,7 @@ def look_at_validation_set(
             classes=classes,
             require_masks=False,
             require_keypoints=False,
-            reading=replace(config.data.reading, **otherwise),
+            reading=reading or config.data.reading,
             keypoints=config.model.keypoints,
             progress=counted("checking validation images"),
         )

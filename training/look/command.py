@@ -1,6 +1,7 @@
 """`python -m training.datasets check [--config FILE] [key=value ...]`: what a training would load, looked at."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from model.files import command, exit_status
@@ -36,12 +37,13 @@ def check(
         raise ValueError(
             "--no-images opens no image, and --sheet and --decode need them: leave out one or the other"
         )
-    train = training_set(config, open_images=open_images)
+    reading = replace(config.data.reading, open_images=open_images)
+    train = training_set(config, reading)
     print(train.report)
     _tell(train, "training set")
     if config.model.transfer.kind == "class_specific" and needs_masks(config):
         train.classes.require_masks()
-    val = look_at_validation_set(config, train.classes, open_images=open_images)
+    val = look_at_validation_set(config, train.classes, reading)
     if val is not None:
         _tell(val, "validation set")
     if decode:
