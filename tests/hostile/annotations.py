@@ -217,18 +217,20 @@ def counts(seen: Sequence[Seen]) -> str:
 
 @contextlib.contextmanager
 def _alarm() -> Iterator[None]:
-    """Raises `Hung` within where it takes too long; where even that does not help, the process ends with a trace."""
+    """Raises `Hung` within where it takes too long. An alarm that was set before, as pytest's time-out is, goes on."""
 
     def ring(number: int, frame: FrameType | None) -> None:
         raise Hung(f"after {LIMIT} s")
 
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.alarm(LIMIT)
+    before, begin = signal.signal(signal.SIGALRM, ring), time.monotonic()
+    left = signal.alarm(LIMIT)
     try:
         yield
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
+        if left:
+            signal.alarm(max(1, left - int(time.monotonic() - begin)))
 
 
 def _memory(key: str) -> int:

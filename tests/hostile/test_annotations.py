@@ -3,6 +3,7 @@
 All of them: `python -m tests.hostile.annotations`.
 """
 
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +15,10 @@ from tests.hostile.annotations import Road, counts, see
 from tests.hostile.annotations import run as run_all
 from tests.hostile.coco_files import EITHER, REFUSED, WORKS, HostileFile, all_files, some_files
 
-SOME = 90
+SOME = 60
 
 
+@pytest.mark.timeout(1200)  # half a minute of a core, which other work may hold
 def test_hostile_annotations_work_or_end_in_one_error_that_names_file_and_place(tmp_path: Path) -> None:
     files = some_files(SOME)
     assert len(files) == SOME and len({file.group for file in files}) >= 7
@@ -85,6 +87,19 @@ def test_each_wrong_end_is_a_fault(
     path.write_bytes(file.data())
     seen = see(file, path, Road(name="train", run=run))
     assert fault in seen.fault and seen.outcome == "fault", seen
+
+
+def test_an_alarm_that_was_set_before_is_still_set(tmp_path: Path) -> None:
+    file = HostileFile(group="made up", name="one", data=lambda: b"{}")
+    handler = signal.signal(signal.SIGALRM, signal.SIG_IGN)
+    before = signal.setitimer(signal.ITIMER_REAL, 5000)
+    try:
+        see(file, tmp_path, Road(name="train", run=ends(0)))
+        assert 4000 < signal.getitimer(signal.ITIMER_REAL)[0] <= 5000
+        assert signal.getsignal(signal.SIGALRM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, *before)
 
 
 def test_a_right_end_is_no_fault(tmp_path: Path) -> None:
