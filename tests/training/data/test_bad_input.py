@@ -64,7 +64,7 @@ def test_a_pipe_is_not_waited_for(load_coco: Load, coco_folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["x" * 5000, "a\\" + "x" * 5000, "a/" * 3000 + "a.png", "a\0.png", "a\n.png"]
+    "name", ["x" * 5000, "a\\" + "x" * 5000, "a/" * 3000 + "none.png", "a\0.png", "a\n.png"]
 )
 def test_a_name_that_no_file_has_is_a_line_that_names_its_image(
     load_coco: Load, coco_folder: Path, name: str
