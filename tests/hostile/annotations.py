@@ -144,7 +144,7 @@ def see(file: HostileFile, annotations: Path, road: Road) -> Seen:
             status = road.run(annotations)
             output.flush()
     except (Exception, Hung, SystemExit) as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
+        place = [one for one in traceback.extract_tb(error.__traceback__) if one.name != "ring"][-1]
         fault = f"{type(error).__name__}: {str(error)[:200]} ({Path(place.filename).name}:{place.lineno})"
     memory = max(_memory("VmHWM") - before, 0)
     shown = [_text(stream) for stream in (output, errors)]
