@@ -42,6 +42,8 @@ MEMORY = 512 * 2**20
 """Bytes that any small file may take."""
 PER_BYTE = 20
 """Bytes of memory that a byte of JSON may take: a number of two characters is an object of 24 bytes and its pointer."""
+LARGE = 10 * 2**20
+"""Bytes of a file that is read whole, but of whose images not all are evaluated."""
 MOST = 6 * 2**30
 """Bytes that this process may ever have."""
 
@@ -112,12 +114,16 @@ def roads(folder: Path, *, keypoints: bool = False) -> list[Road]:
             load_ground_truth(annotations, table, images, document=read_annotations(annotations))
         return status.code
 
+    def judge(annotations: Path) -> int:
+        few = ["--max-images", "50"] if annotations.stat().st_size > LARGE else []
+        return evaluate.main([*given, *few, "--annotations", str(annotations)])
+
     given = ["--checkpoint", str(checkpoint), "--images", str(images), "--out", str(folder / "evaluation")]
     given += ["--device", "cpu", "--sheet-images", "1"]
     found = [
         Road(name="train", run=lambda file: train(["--restart", *preset, *changes(file, "run")])),
         Road(name="truth", run=read_truth),
-        Road(name="evaluate", run=lambda file: evaluate.main([*given, "--annotations", str(file)])),
+        Road(name="evaluate", run=judge),
     ]
     if importlib.util.find_spec("training.look") is not None:
         from training.datasets.__main__ import main as datasets
@@ -138,7 +144,7 @@ def see(file: HostileFile, annotations: Path, road: Road) -> Seen:
             status = road.run(annotations)
             output.flush()
     except (Exception, Hung, SystemExit) as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
+        place = [one for one in traceback.extract_tb(error.__traceback__) if one.name != "ring"][-1]
         fault = f"{type(error).__name__}: {str(error)[:200]} ({Path(place.filename).name}:{place.lineno})"
     memory = max(_memory("VmHWM") - before, 0)
     shown = [_text(stream) for stream in (output, errors)]

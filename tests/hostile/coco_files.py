@@ -309,21 +309,23 @@ def _parts(document: Any) -> list[tuple[Any, Any]]:
 def many() -> Iterator[HostileFile]:
     """More of everything than there ever is."""
     image, annotation = base()["images"][0], base()["annotations"][0]
-    kinds: dict[str, tuple[str, Callable[[int], Any], str]] = {
-        "categories": ("categories", lambda i: {"id": i, "name": f"c{i}"}, EITHER),
-        "images that are not there": ("images", lambda i: image | {"id": i, "file_name": f"none/{i}.png"}, REFUSED),
-        "images of one file": ("images", lambda i: image | {"id": i}, WORKS),
-        "annotations of no category": ("annotations", lambda i: annotation | {"id": i, "category_id": 99}, REFUSED),
-        "annotations of no image": ("annotations", lambda i: annotation | {"id": i, "image_id": i}, WORKS),
-        "annotations that are texts": ("annotations", str, REFUSED),
-        "annotations of one id": ("annotations", lambda i: annotation | {"image_id": 100 + i % 3}, EITHER),
-        "objects in one image": ("annotations", lambda i: annotation | {"id": i}, EITHER),
+    kinds: dict[str, tuple[str, Callable[[int], Any], str, int]] = {
+        "categories": ("categories", lambda i: {"id": i, "name": f"c{i}"}, EITHER, 10**5),
+        "images that are not there": (
+            "images", lambda i: image | {"id": i, "file_name": f"none/{i}.png"}, REFUSED, 10**5),
+        "images of one file": ("images", lambda i: image | {"id": i}, WORKS, 10**5),
+        "annotations of no category": (
+            "annotations", lambda i: annotation | {"id": i, "category_id": 99}, REFUSED, 10**5),
+        "annotations of no image": ("annotations", lambda i: annotation | {"id": i, "image_id": i}, WORKS, 10**5),
+        "annotations that are texts": ("annotations", str, REFUSED, 10**5),
+        "annotations of one id": ("annotations", lambda i: annotation, REFUSED, 20_000),
+        "objects in one image": ("annotations", lambda i: annotation | {"id": i}, REFUSED, 20_000),
     }  # fmt: skip
-    for name, (key, entry, expect) in kinds.items():
+    for name, (key, entry, expect, count) in kinds.items():
         yield HostileFile(
             group="many",
-            name=f"10^5 {name}",
-            data=lambda key=key, entry=entry: _with_more(key, entry, 10**5),
+            name=f"{count} {name}",
+            data=lambda key=key, entry=entry, count=count: _with_more(key, entry, count),
             expect=expect,
             large=True,
         )

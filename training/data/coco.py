@@ -37,6 +37,9 @@ from training.data.splits import split_classes
 from training.data.tools import Reading
 from training.progress import counted
 
+MOST_OBJECTS = 10_000
+"""Of an image to learn from: the memory of a step grows with the square of their number."""
+
 Sample = tuple[Tensor, Target]
 """Image uint8 [3, H, W] in RGB, and its target."""
 
@@ -155,6 +158,16 @@ class CocoDataset(Dataset[Sample]):
         for words in problems:
             print(f"warning: {words}; others take its place", file=sys.stderr)
 
+    def require_few_objects(self) -> None:
+        """ValueError that names images of more than `MOST_OBJECTS` objects."""
+        counts = np.diff(self._packed.object_starts)
+        problems = [
+            f"image {self.image_id(row)} ({self.path(row)}): {counts[row]} objects; at most {MOST_OBJECTS} can be "
+            "learnt from at once: cut the picture into tiles"
+            for row in np.flatnonzero(counts > MOST_OBJECTS).tolist()
+        ]
+        refuse(self.report.source, problems)
+
     def path(self, row: int) -> Path:
         """File of the image at `row`."""
         return self._images_dir / os.fsdecode(bytes(self._packed.file_names[row]))
@@ -190,7 +203,7 @@ def classes_of(document: Mapping[str, Any], mask_classes: str, source: str | Pat
 
 def training_set(config: TrainingConfig, reading: Reading | None = None) -> CocoDataset:
     """The set that a configuration trains on, read as it, or `reading`, says; ValueError where it cannot be used."""
-    return CocoDataset(
+    found = CocoDataset(
         config.data.train_images,
         config.data.train_annotations,
         mask_classes=config.data.mask_classes,
@@ -201,6 +214,8 @@ def training_set(config: TrainingConfig, reading: Reading | None = None) -> Coco
         keypoints=config.model.keypoints,
         progress=counted("checking images"),
     )
+    found.require_few_objects()
+    return found
 
 
 def needs_masks(config: TrainingConfig) -> bool:

@@ -57,10 +57,10 @@ def suggested_pairs(names: Sequence[str]) -> list[tuple[str, str]]:
 
     A word ends where letters end, and where a capital begins in the middle: `frontLeftDoor` has it, `bright` does not.
     """
-    pairs = []
+    pairs, known = [], set(names)
     for name in names:
         other, words = _mirrored(name)
-        if other != name and other in names and words[0] == "left":
+        if other != name and other in known and words[0] == "left":
             pairs.append((name, other))
     return pairs
 

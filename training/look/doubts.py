@@ -118,7 +118,8 @@ def doubts_between(train: Facts, val: Facts) -> list[str]:
             f"{few(unjudged)}"
         )
     for one, other in ((train, val), (val, train)):
-        if more := [name for name in one.listed if name not in set(other.listed)]:
+        theirs = set(other.listed)
+        if more := [name for name in one.listed if name not in theirs]:
             said.append(
                 f"the class lists differ: only the {one.name} lists {few(more)} ({len(one.listed)} classes there, "
                 f"{len(other.listed)} in the {other.name})"
