@@ -125,13 +125,13 @@ def _evaluate_checkpoint(options: argparse.Namespace, group: Group) -> None:
         truth = load_ground_truth(
             annotations, classes, images_dir, max_images=options.max_images, reading=reading
         )
-        if not options.leave_out_broken:
-            require_images(truth, images_dir, str(annotations))
         if options.boundary:
             require_boundary()
         if options.cityscapes:
             require_void(truth)
         most = usual_detections(truth) if options.max_detections is None else options.max_detections
+        if not options.leave_out_broken:
+            require_images(truth, images_dir, str(annotations))
 
     def predict_some(truth: GroundTruth) -> Predictions:
         return predict(
