@@ -30,6 +30,7 @@ from training.evaluate.precision import (
     masks_from_counts,
 )
 from training.evaluate.truth import GroundObject, GroundTruth, RunLengths
+from training.images.names import is_there
 from training.progress import counted, progress
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -228,7 +229,7 @@ def _batches(
         except ValueError as error:
             if not leave_out_broken:
                 raise ValueError(f"{one_line(error)}; {LEFT_OUT}") from error
-            if not path.is_file():
+            if not is_there(path):
                 return "images that are missing"
             return "images that are broken or of another size than annotated"
 
