@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from tests.training.tiny_set import equal, rows, tiny_changes, weights, write_ti
 from training.data.coco import CocoDataset
 from training.data.image_files import UnreadableImage, too_many
 from training.data.sampler import stand_in
-from training.distributed import ALONE
+from training.distributed import ALONE, Group
 from training.images.broken import TRIES, BrokenImages, Problem, TooManyBroken, WithStandIns
 from training.train import main
 
@@ -125,6 +126,34 @@ def test_an_empty_place_stops_the_run_and_nothing_met_is_nothing_kept() -> None:
     assert images.state(1) == {} and images.summary(1) == ""
     with pytest.raises(TooManyBroken, match="step 2: none of 5 images tried for one place"):
         meet(images, 2, 1, 2, 3, 4, 5, complete=False)
+
+
+class OtherMeets(Group):
+    """The first of two processes, of which the other one met these."""
+
+    def __init__(self, *problems: Problem, complete: bool = True) -> None:
+        super().__init__(rank=0, size=2)
+        self._other = (problems, complete)
+
+    def largest(self, number: int) -> int:
+        return max(number, int(bool(self._other[0])))
+
+    def gathered(self, value: Any) -> list[Any]:
+        return [value, self._other]
+
+
+def test_what_another_process_met_counts_here_and_stops_here() -> None:
+    images = BrokenImages(images=500, position=0, saved=None)
+    group = OtherMeets(Problem(4, "4.png: gone"))
+    images.meet([], complete=True, step=1, seen=8, group=group)
+    images.meet([Problem(3, "3.png: gone")], complete=True, step=2, seen=16, group=group)
+    assert images.state(2)["broken_images"] == {"times": 3, "rows": [3, 4]}
+    group = OtherMeets(Problem(8, "8.png: gone"), Problem(9, "9.png: gone"), complete=False)
+    with pytest.raises(TooManyBroken, match=r"step 3: none of 5 images.*the last: 9\.png: gone"):
+        images.meet([], complete=True, step=3, seen=24, group=group)
+    group = OtherMeets(*(Problem(row, f"{row}.png: gone") for row in range(8, 15)))
+    with pytest.raises(TooManyBroken, match=r"step 3: 10 of 24 images"):
+        images.meet([Problem(15, "15.png: gone")], complete=True, step=3, seen=24, group=group)
 
 
 # ---- trainings ----
