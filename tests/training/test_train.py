@@ -296,8 +296,10 @@ def test_a_picture_that_breaks_during_the_run_is_one_line_with_its_name(
         picture.write_bytes(data[: len(data) // 2])  # the header, which is looked at before, is whole
     assert main([*tiny_changes(folder, out), f"data.workers={workers}"]) == 2
     error = capfd.readouterr().err
-    last = error.splitlines()[-1]
-    assert last.startswith("error: step 1: ") and ".png: " in last and "Traceback" not in error
+    (line,) = (line for line in error.splitlines() if line.startswith("error: "))
+    assert (
+        line.startswith("error: step 1: none of 5 images") and ".png: " in line and "Traceback" not in error
+    )
 
 
 @pytest.mark.parametrize(

@@ -38,8 +38,8 @@ class UnreadableImage(ValueError):
 def too_many(broken: int, *, of: int) -> bool:
     """Whether so many broken images are no accident: 10 or more, and more than 1 % `of` those there are.
 
-    One file among fifty is 2 %, and costs no run; ten are not one accident. A disk that is going, or a folder half
-    copied, is above 1 %; that share of images less changes no figure that the method is judged by.
+    One file among fifty is 2 % and costs no run. Ten that are more than one in a hundred are a disk that is going or a
+    folder half copied, which somebody should mend before the training goes on.
     """
     return broken >= MOST_BROKEN and broken > SHARE_BROKEN * of
 

@@ -31,6 +31,7 @@ from training.evaluate.predictions import (
     Predictions,
     predict,
     predict_together,
+    require_images,
     usual_detections,
 )
 from training.evaluate.report import table, write_csv
@@ -60,6 +61,11 @@ def main(arguments: list[str] | None = None) -> int:
         "--max-detections",
         type=int,
         help="of an image are judged (default: 300 where images have neg_category_ids, as LVIS's do; else 100)",
+    )
+    add(
+        "--leave-out-broken",
+        action="store_true",
+        help="evaluate without the images that cannot be read, and count them (default: they are an error)",
     )
     add("--max-images", type=int, help="evaluate only the first so many images")
     add(
@@ -124,6 +130,8 @@ def _evaluate_checkpoint(options: argparse.Namespace, group: Group) -> None:
         if options.cityscapes:
             require_void(truth)
         most = usual_detections(truth) if options.max_detections is None else options.max_detections
+        if not options.leave_out_broken:
+            require_images(truth, images_dir, str(annotations))
 
     def predict_some(truth: GroundTruth) -> Predictions:
         return predict(
@@ -136,6 +144,7 @@ def _evaluate_checkpoint(options: argparse.Namespace, group: Group) -> None:
             score_threshold=options.score_threshold,
             precision=options.precision,
             max_detections=most,
+            leave_out_broken=options.leave_out_broken,
         )
 
     predictions = predict_together(group, truth, images_dir, predict_some, batch_size=options.batch_size)

@@ -17,7 +17,10 @@ from torch import Tensor
 
 from model.classes import ClassTable
 from model.dataclass_io import require_at_least
+from model.files import one_line
 from training.data.coco import read_picture
+from training.data.findings import Tally
+from training.data.image_files import check_image_files
 from training.distributed import Group
 from training.evaluate.precision import (
     MAX_DETECTIONS,
@@ -27,11 +30,13 @@ from training.evaluate.precision import (
     masks_from_counts,
 )
 from training.evaluate.truth import GroundObject, GroundTruth, RunLengths
-from training.progress import progress
+from training.images.names import is_there
+from training.progress import counted, progress
 
 Precision = Literal["float32", "bfloat16", "float16"]
 SCORE_THRESHOLD = 0.05
 """Least score of a detection that is judged, as in the paper's own code."""
+LEFT_OUT = "a figure over fewer images is another figure: mend the file, or leave such images out by --leave-out-broken"
 LVIS_DETECTIONS = 300
 """Of an image are judged in LVIS."""
 
@@ -90,6 +95,19 @@ class NothingRead(ValueError):
         self.skipped = skipped
 
 
+def require_images(truth: GroundTruth, images_dir: Path, source: str) -> None:
+    """ValueError that lists the images which are not there, not to be read, or of another size than annotated.
+
+    A look at the headers alone; what is broken behind them is found by `predict`.
+    """
+    names = [truth.file_names[image_id] for image_id in truth.image_ids]
+    sizes = [truth.sizes[image_id] for image_id in truth.image_ids]
+    try:
+        check_image_files(names, sizes, images_dir, Tally(), source, counted("checking images"))
+    except ValueError as error:
+        raise ValueError(f"{error}\n({LEFT_OUT})") from error
+
+
 def nothing_read(skipped: dict[str, int], images_dir: Path) -> NothingRead:
     """The error where no image of `images_dir` could be evaluated."""
     return NothingRead(f"no image under {images_dir} could be evaluated: {listed(skipped)}", skipped)
@@ -108,12 +126,13 @@ def predict(
     precision: Precision = "float32",
     detect: bool = True,
     max_detections: int | None = None,
+    leave_out_broken: bool = True,
 ) -> Predictions:
     """Run the network over the images of `truth`: detections, and masks on the ground-truth boxes.
 
     With `detect` false only the latter. `max_detections` of an image are asked for; None: as many as the set is judged
     by, see `usual_detections`. Images that cannot be read, or whose size is not the annotated one,
-    are left out and counted.
+    are left out and counted; without `leave_out_broken` the first of them is a ValueError that names it.
     """
     most = usual_detections(truth) if max_detections is None else max_detections
     require_at_least(1, batch_size=batch_size, max_detections=most)
@@ -122,7 +141,7 @@ def predict(
     done: list[int] = []
     results: list[dict[str, Any]] = []
     object_masks: list[ObjectMask] = []
-    batches = _batches(images_dir, truth, batch_size, skipped)
+    batches = _batches(images_dir, truth, batch_size, skipped, leave_out_broken=leave_out_broken)
     for batch in progress(
         batches, "evaluating", unit="batches", total=-(-len(truth.image_ids) // batch_size)
     ):
@@ -193,7 +212,12 @@ def _masks_on_truth(
 
 
 def _batches(
-    images_dir: Path, truth: GroundTruth, batch_size: int, skipped: dict[str, int]
+    images_dir: Path,
+    truth: GroundTruth,
+    batch_size: int,
+    skipped: dict[str, int],
+    *,
+    leave_out_broken: bool,
 ) -> Iterator[list[tuple[int, np.ndarray]]]:
     """Batches of (image id, uint8 [h, w, 3]); the next images are decoded while the network works on these."""
 
@@ -201,10 +225,12 @@ def _batches(
         path = images_dir / truth.file_names[image_id]
         height, width = truth.sizes[image_id]
         try:
-            if not path.exists():
-                return "images that are missing"
             return read_picture(path, width=width, height=height)
-        except (OSError, ValueError):  # OSError: a name that is too long for a file
+        except ValueError as error:
+            if not leave_out_broken:
+                raise ValueError(f"{one_line(error)}; {LEFT_OUT}") from error
+            if not is_there(path):
+                return "images that are missing"
             return "images that are broken or of another size than annotated"
 
     batch: list[tuple[int, np.ndarray]] = []

@@ -78,17 +78,20 @@ class NearNames:
 
     def __init__(self, images_dir: Path, names: Collection[str]) -> None:
         own = {os.path.normpath(name) for name in names}
-        self._files: dict[str, list[str]] = {}
-        self.too_many = False
-        """Whether the folder has more than `MOST_FILES`, and so no near names."""
+        self._whole: dict[str, list[str]] = {}
+        self._ends: dict[str, list[str]] = {}
+        """Files by all that near names share of them, and by its ends, which lack leading folders."""
         for count, file in enumerate(_files(images_dir)):
             if count == MOST_FILES:
-                self.too_many = True
-                self._files = {}
+                self._whole, self._ends = {}, {}
                 break
             if os.path.normpath(file) not in own:
-                for key in {_stem(form[-1])[0] for form in _forms(file)}:
-                    self._files.setdefault(key, []).append(file)
+                for form in _forms(file):
+                    digits, ends = _shared(form)
+                    for mark in (digits, "#") if digits else ("",):
+                        self._whole.setdefault(f"{mark}:{ends[0]}", []).append(file)
+                        for end in ends[1:]:
+                            self._ends.setdefault(f"{mark}:{end}", []).append(file)
 
     def of(self, missing: Sequence[str]) -> dict[str, "Near"]:
         """What is near to each of the missing names."""
@@ -100,13 +103,13 @@ class NearNames:
         }
 
     def _near(self, name: str) -> list[str]:
-        forms = _forms(name)
-        found = {
-            file: None
-            for key in sorted({_stem(form[-1])[0] for form in forms})
-            for file in self._files.get(key, ())
-            if any(_alike(one, other) for one in forms for other in _forms(file))
-        }
+        found: set[str] = set()
+        for form in _forms(name):
+            digits, ends = _shared(form)
+            for mark in (digits, "") if digits else ("", "#"):
+                found.update(self._ends.get(f"{mark}:{ends[0]}", ()))
+                for end in ends:
+                    found.update(self._whole.get(f"{mark}:{end}", ()))
         return sorted(found)
 
 
@@ -198,13 +201,11 @@ def _stem(last: str) -> tuple[str, str, str]:
     return stem, upload[1] if upload else "", suffix
 
 
-def _alike(one: tuple[str, ...], other: tuple[str, ...]) -> bool:
-    """Whether two forms are near: the same but for folders, an upload's digits or a suffix that one has not."""
-    stems = _stem(one[-1]), _stem(other[-1])
-    if stems[0][0] != stems[1][0] or (stems[0][1] and stems[1][1] and stems[0][1] != stems[1][1]):
-        return False
-    depth = min(len(one), len(other)) - 1
-    return depth == 0 or one[:-1][-depth:] == other[:-1][-depth:]
+def _shared(form: tuple[str, ...]) -> tuple[str, list[str]]:
+    """The digits of an upload, and what near names share of a form: with all its folders, with one fewer, ..., none."""
+    stem, digits, _ = _stem(form[-1])
+    path = [*form[:-1], stem]
+    return digits, ["/".join(path[start:]) for start in range(len(path))]
 
 
 def _files(images_dir: Path) -> Iterator[str]:

@@ -59,6 +59,33 @@ def test_what_cannot_be_judged_is_one_line_before_any_image_is_read(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("fault", "seen"),
+    [
+        ("deleted", "1.png: cannot be read (No such file or directory); expected an image"),
+        ("header", "1.png: "),
+        ("pixels", "1.png: the PNG image is broken or cut short"),
+    ],
+)
+def test_a_broken_image_is_named_and_nothing_is_judged_unless_it_is_to_be_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], fault: str, seen: str
+) -> None:
+    words = command(tmp_path)
+    picture = tmp_path / "images" / "1.png"
+    data = picture.read_bytes()
+    picture.write_bytes(data[: {"deleted": 0, "header": 10, "pixels": len(data) // 2}[fault]])
+    if fault == "deleted":
+        picture.unlink()
+    assert main(words) == 2
+    shown = capsys.readouterr()
+    assert seen in shown.err and "--leave-out-broken" in shown.err and shown.out == ""
+    assert shown.err.count("error: ") == 1 and "Traceback" not in shown.err
+    assert not (tmp_path / "out").exists()
+    assert main([*words, "--leave-out-broken"]) == 0
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["images"] == 5
+    assert "left out: 1 images that are" in capsys.readouterr().out
+
+
 def test_a_converted_cityscapes_is_judged_by_its_own_rules_beside_cocos(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
