@@ -9,6 +9,7 @@ from training.data.coco import CocoDataset, look_at_validation_set, needs_masks,
 from training.data.findings import refuse
 from training.data.sides import hint
 from training.look.facts import Facts, class_table_lines, sizes
+from training.look.facts import counted as noun
 from training.look.pictures import undecodable
 from training.look.sheet import write_sheet
 from training.look.short import doubts
@@ -56,7 +57,7 @@ def check(
         print(sided)
     for words in said:
         print(f"warning: {words}")
-    print(f"{len(said)} warnings" if said else "nothing to warn of")
+    print(noun(len(said), "warning") if said else "nothing to warn of")
     if sheet is not None:
         print(f"{sheet}: {write_sheet(sheet, train)} images as they are trained on")
     return said
