@@ -160,10 +160,10 @@ def twice(
     if leaks:
         one, other = leaks[0]
         pair = one if one == other else f"{one} is {other}"
+        are = "is" if len(leaks) == 1 else "are"
         said.append(
-            f"{counted(len(leaks), 'image')} of the validation set {'is' if len(leaks) == 1 else 'are'} in the training "
-            "set too, so validation will say too much; "
-            f"first: {pair}"
+            f"{counted(len(leaks), 'image')} of the validation set {are} in the training set too, so validation will "
+            f"say too much; first: {pair}"
         )
     return said
 
