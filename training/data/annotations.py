@@ -49,19 +49,19 @@ def read_annotations(path: Path, *, crowd_as_objects: bool = False) -> dict[str,
         text = path.read_bytes()
     except OSError as error:
         raise ValueError(f"cannot read the annotation file {path}: {error.strerror}") from error
+    start = text[:4096]
     try:
+        characters = text.decode(json.detect_encoding(text), "surrogatepass")  # as json.loads does
+        del text  # as long as the characters, of hundreds of MB
         with without_collections():
-            document = json.loads(text)
-    except json.JSONDecodeError as error:
-        if other := other_text(text, path):
+            document = json.JSONDecoder().decode(characters)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        if other := other_text(start, path):
             raise ValueError(f"{path}: {other}") from error
-        raise ValueError(
-            f"{path}: not valid JSON at line {error.lineno}, column {error.colno}: {error.msg}"
-        ) from error
-    except UnicodeDecodeError as error:
-        if other := other_text(text, path):
-            raise ValueError(f"{path}: {other}") from error
-        raise ValueError(f"{path}: not valid JSON: byte {error.start} is not UTF-8") from error
+        seen = f": byte {error.start} is not UTF-8" if isinstance(error, UnicodeDecodeError) else ""
+        if isinstance(error, json.JSONDecodeError):
+            seen = f" at line {error.lineno}, column {error.colno}: {error.msg}"
+        raise ValueError(f"{path}: not valid JSON{seen}") from error
     except RecursionError as error:
         raise ValueError(f"{path}: nested too deeply to be COCO annotations") from error
     if other := other_format(document):

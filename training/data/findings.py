@@ -6,6 +6,9 @@ from typing import Any, Literal
 
 Outcome = Literal["left out", "kept without its mask", "kept without its keypoints", "kept", "passed over"]
 
+FARTHEST = 1e9
+"""Pixels; what lies there is no place in a picture."""
+
 _SHOWN = 5
 
 
@@ -122,7 +125,7 @@ def is_id(value: Any) -> bool:
     return type(value) is int and -(2**63) <= value < 2**63
 
 
-def are_numbers(values: Sequence[Any], farthest: float = 1e9) -> bool:
+def are_numbers(values: Sequence[Any], farthest: float = FARTHEST) -> bool:
     """Whether all are numbers below `farthest`, so no NaN, no Infinity and nothing that is no place in a picture."""
     return all(type(v) in (int, float) and abs(v) < farthest for v in values)
 
