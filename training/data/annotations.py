@@ -336,8 +336,8 @@ class AnnotationFile:
                 if not outside_its_box:
                     raise SegmentationError("segmentation outside its box", message)
                 self.tally.add("segmentation outside its box", "kept", f"{where}: {message}")
-            if not outside_its_box and not has_pixel(kind, data, extent, height, width):
-                message = f"a mask from {extent[:2]} to {extent[2:]}; expected at least one pixel in it"
+            if not outside_its_box and not has_pixel(kind, data, extent, box, height, width):
+                message = f"a mask from {extent[:2]} to {extent[2:]}; expected at least one pixel in its box"
                 self.tally.add("mask without a pixel", "kept without its mask", f"{where}: {message}")
                 self.without_pixel += 1
         except SegmentationError as error:

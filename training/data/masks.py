@@ -6,7 +6,7 @@ A photograph of 300 objects would be hundreds of MB as full masks. Run lengths a
 from array import array
 from collections.abc import Sequence
 from itertools import chain, pairwise
-from math import isfinite
+from math import ceil, floor, isfinite
 from typing import Any
 
 import numpy as np
@@ -99,8 +99,14 @@ def packed_extent(kind: int, data: bytes, height: int) -> Extent:
     return float(xs.min()), float(ys.min()), float(xs.max()), float(ys.max())
 
 
-def has_pixel(kind: int, data: bytes, extent: Extent, height: int, width: int) -> bool:
-    """Whether a packed mask holds a pixel; a sliver between pixel centres holds none. Only slivers are drawn for it."""
+def has_pixel(kind: int, data: bytes, extent: Extent, box: Extent, height: int, width: int) -> bool:
+    """Whether a packed mask holds a pixel in the window of its box; a sliver between pixel centres holds none.
+
+    Only slivers, and masks that leave the window, are drawn for it.
+    """
+    x0, y0, x1, y1 = floor(box[0]), floor(box[1]), ceil(box[2]), ceil(box[3])
+    if extent[0] < x0 or extent[1] < y0 or extent[2] > x1 or extent[3] > y1:
+        return bool(draw_crop(kind, data, (x0, y0, x1, y1), height, width).any())
     if kind == RUNS or min(extent[2] - extent[0], extent[3] - extent[1]) >= 2:
         return True
     return bool(mask_utils.area(encoded(kind, data, height, width)))

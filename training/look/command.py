@@ -54,7 +54,7 @@ def check(
                 refuse(f"images of the {name} set", undecodable(data, counted(f"decoding {name} images")))
     said = doubts(config, train, val, decoded=DECODED, open_images=open_images)
     if sided := hint(config.augment, train.classes):
-        print(sided)
+        said.append(sided.removeprefix("hint: "))
     for words in said:
         print(f"warning: {words}")
     print(noun(len(said), "warning") if said else "nothing to warn of")
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str]) -> int:
     add("--no-images", action="store_true", help="open no image: the annotations alone")
     add("changes", nargs="*", metavar="key=value", help="such as data.train_annotations=train.json")
     options = parser.parse_intermixed_args(arguments)
-    with exit_status() as status:
+    with exit_status(interrupted="stopped") as status:
         config = load_config(options.config, options.changes)
         if options.mask_classes is not None:
             config = changed(config, {"data.mask_classes": options.mask_classes})

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from training.data.findings import OF_THE_WHOLE_SET
 from training.data.masks import NO_MASK, packed_extent
 from training.look.facts import Facts, counted, few, percent
 from training.look.pictures import sampled
@@ -22,7 +23,18 @@ NAMES_LOOKED_AT = 1000
 
 def doubts_of(facts: Facts, seed: int, *, learns_masks: bool = False) -> list[str]:
     """Of one set; `learns_masks`: a network learns masks from it."""
-    return [*_lost(facts), *_without_objects(facts, learns_masks), *_dominant(facts), *_leaving(facts, seed)]
+    whole = [
+        f"{facts.name}: {one.kind}, as told above"
+        for one in facts.report.findings
+        if one.kind in OF_THE_WHOLE_SET
+    ]
+    return [
+        *whole,
+        *_lost(facts),
+        *_without_objects(facts, learns_masks),
+        *_dominant(facts),
+        *_leaving(facts, seed),
+    ]
 
 
 def _lost(facts: Facts) -> list[str]:
