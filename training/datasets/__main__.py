@@ -108,7 +108,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return check(arguments[1:])
     parser = command("training.datasets", "Fetch and convert known data sets; check any.")
-    parser.epilog = "check [--config FILE] [--sheet PNG] [--decode] [--no-images] [key=value ...]: any set, before training"
+    parser.epilog = (
+        "check [--config FILE] [--sheet PNG] [--decode] [--no-images] [key=value ...] looks at any set"
+    )
     add = parser.add_argument
     add(
         "what", choices=("list", "fetch", "convert", "keys", "check"), help="`check --help` has its own words"

@@ -41,7 +41,7 @@ def spoilt(document: Document) -> None:
         annotation(107, 1, 3, [500, 5, 9, 9], iscrowd=1),
         annotation(108, 2, 2, [5, 5, 9, 9], iscrowd=1),
         annotation(109, 2, 2, [5, 5, 9, 9], segmentation=[[6.6, 6, 6.9, 6, 6.9, 6.4]]),
-        annotation(110, 2, 2, [5, 5, 9, 9], segmentation=[[6, 20, 40, 20, 40, 2, 13.7, 13.7]]),
+        annotation(110, 2, 2, [5, 5, 9, 9], segmentation=[[6, 20, 40, 20, 40, 2, 13.97, 13.97]]),
     ]
 
 
