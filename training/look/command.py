@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from model.files import command, exit_status
+from model.keypoints.layout import keypoint_labels
 from training.config import DEFAULT_CONFIG, TrainingConfig, changed, load_config
 from training.data.coco import CocoDataset, look_at_validation_set, needs_masks, training_set
 from training.data.findings import refuse
@@ -45,6 +46,7 @@ def check(
     _tell(train, "training set")
     if config.model.transfer.kind == "class_specific" and needs_masks(config):
         train.classes.require_masks()
+    keypoint_labels(config.model.keypoints, train.classes)
     val = look_at_validation_set(config, train.classes, open_images=open_images)
     if val is not None:
         _tell(val, "validation set")
