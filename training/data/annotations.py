@@ -50,13 +50,16 @@ def read_annotations(path: Path, reading: Reading | None = None) -> dict[str, An
         text = path.read_bytes()
     except OSError as error:
         raise ValueError(f"cannot read the annotation file {path}: {error.strerror}") from error
+    start = text[:4096]
     try:
+        characters = text.decode(json.detect_encoding(text), "surrogatepass")  # as json.loads does
+        del text  # as long as the characters, of hundreds of MB
         with without_collections():
-            document = json.loads(text)
+            document = json.JSONDecoder().decode(characters)
     except RecursionError as error:
         raise ValueError(f"{path}: nested too deeply to be COCO annotations") from error
     except ValueError as error:
-        raise ValueError(f"{path}: {other_text(text, path) or broken_json(error)}") from error
+        raise ValueError(f"{path}: {other_text(start, path) or broken_json(error)}") from error
     if other := other_format(document):
         raise ValueError(f"{path}: {other}")
     if not isinstance(document, dict):
@@ -329,8 +332,8 @@ class AnnotationFile:
                 if not outside_its_box:
                     raise SegmentationError("segmentation outside its box", message)
                 self.tally.add("segmentation outside its box", "kept", f"{where}: {message}")
-            if not outside_its_box and not has_pixel(kind, data, extent, height, width):
-                message = f"a mask from {extent[:2]} to {extent[2:]}; expected at least one pixel in it"
+            if not outside_its_box and not has_pixel(kind, data, extent, box, height, width):
+                message = f"a mask from {extent[:2]} to {extent[2:]}; expected at least one pixel in its box"
                 self.tally.add("mask without a pixel", "kept without its mask", f"{where}: {message}")
                 self.without_pixel += 1
         except SegmentationError as error:

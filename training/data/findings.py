@@ -8,6 +8,15 @@ from typing import Any, Literal
 
 Outcome = Literal["left out", "kept without its mask", "kept without its keypoints", "kept", "passed over"]
 
+CROWDS = "iscrowd 1, as most annotations have"
+FROM_0_TO_1 = "box of coordinates from 0 to 1, as most have"
+TWO_CORNERS = "box that reads as two corners, as all do"
+OF_THE_WHOLE_SET = (CROWDS, FROM_0_TO_1, TWO_CORNERS)
+"""Kinds of findings that say how a whole set is wrong, not one annotation."""
+
+FARTHEST = 1e9
+"""Pixels; what lies there is no place in a picture."""
+
 _SHOWN = 5
 _LONGEST = 600
 
@@ -100,15 +109,15 @@ class Overall:
                 f"{where}: a crowd region, from which nothing is learnt; expected iscrowd 0 of objects. If they are "
                 "objects (CVAT writes 1 for masks), set data.crowd_as_objects=true"
             )
-            self._crowds.add("iscrowd 1, as most annotations have", "kept", words)
+            self._crowds.add(CROWDS, "kept", words)
         if max(bbox) <= 1:
             words = f"{where}: bbox {bbox}; expected pixels: multiply by the image's width and height"
-            self._small.add("box of coordinates from 0 to 1, as most have", "kept", words)
+            self._small.add(FROM_0_TO_1, "kept", words)
         x, y, w, h = bbox
         self._corners = self._corners and x < w <= size[1] + 1 and y < h <= size[0] + 1
         if self._corners and (x + w > size[1] + 1 or y + h > size[0] + 1):
             words = f"{where}: bbox {bbox} in {size[1]} x {size[0]}; expected [x, y, width, height]"
-            self._beyond.add("box that reads as two corners, as all do", "kept", words)
+            self._beyond.add(TWO_CORNERS, "kept", words)
 
     def tell(self, tally: Tally) -> None:
         """Add to `tally` what more than half of the annotations are."""
@@ -126,7 +135,7 @@ def is_id(value: Any) -> bool:
     return type(value) is int and -(2**63) <= value < 2**63
 
 
-def are_numbers(values: Sequence[Any], farthest: float = 1e9) -> bool:
+def are_numbers(values: Sequence[Any], farthest: float = FARTHEST) -> bool:
     """Whether all are numbers below `farthest`, so no NaN, no Infinity and nothing that is no place in a picture."""
     return all(type(v) in (int, float) and abs(v) < farthest for v in values)
 

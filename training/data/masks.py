@@ -3,15 +3,17 @@
 A photograph of 300 objects would be hundreds of MB as full masks. Run lengths are column-major and begin with zeros.
 """
 
+from array import array
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
+from math import ceil, floor, isfinite
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
 
-from training.data.findings import are_numbers
+from training.data.findings import FARTHEST, are_numbers
 
 NO_MASK, POLYGONS, RUNS = 0, 1, 2
 """Kinds of packed segmentations."""
@@ -97,8 +99,14 @@ def packed_extent(kind: int, data: bytes, height: int) -> Extent:
     return float(xs.min()), float(ys.min()), float(xs.max()), float(ys.max())
 
 
-def has_pixel(kind: int, data: bytes, extent: Extent, height: int, width: int) -> bool:
-    """Whether a packed mask holds a pixel; a sliver between pixel centres holds none. Only slivers are drawn for it."""
+def has_pixel(kind: int, data: bytes, extent: Extent, box: Extent, height: int, width: int) -> bool:
+    """Whether a packed mask holds a pixel in the window of its box; a sliver between pixel centres holds none.
+
+    Only slivers, and masks that leave the window, are drawn for it.
+    """
+    x0, y0, x1, y1 = floor(box[0]), floor(box[1]), ceil(box[2]), ceil(box[3])
+    if extent[0] < x0 or extent[1] < y0 or extent[2] > x1 or extent[3] > y1:
+        return bool(draw_crop(kind, data, (x0, y0, x1, y1), height, width).any())
     if kind == RUNS or min(extent[2] - extent[0], extent[3] - extent[1]) >= 2:
         return True
     return bool(mask_utils.area(encoded(kind, data, height, width)))
@@ -189,9 +197,10 @@ def _extent_of_runs(runs: NDArray[np.int64], height: int) -> Extent:
 
 def _pack_polygons(polygons: list[Any], height: int, width: int) -> tuple[bytes, Extent, int]:
     """Bytes of one float64 array: number of polygons, their lengths, their coordinates."""
-    kept: list[NDArray[np.float64]] = []
+    kept: list[array[float]] = []
     for polygon in polygons:
-        if not isinstance(polygon, list) or not are_numbers(polygon):
+        numbers = _places(polygon) if isinstance(polygon, list) else None
+        if numbers is None:
             raise SegmentationError(
                 "polygon that cannot be read", "a polygon that is no list of finite numbers"
             )
@@ -200,15 +209,15 @@ def _pack_polygons(polygons: list[Any], height: int, width: int) -> tuple[bytes,
                 "polygon of odd length", f"a polygon of {len(polygon)} numbers; expected x, y in pairs"
             )
         if len(polygon) >= 6:
-            kept.append(np.array(polygon, dtype=np.float64))
+            kept.append(numbers)
     if not kept:
         raise SegmentationError(
             "polygon of fewer than 3 points",
             f"{len(polygons)} polygons, each of fewer than 3 points; expected at least 3",
         )
-    numbers = np.concatenate(kept)
+    numbers = kept[0] if len(kept) == 1 else array("d", chain.from_iterable(kept))
     xs, ys = numbers[0::2], numbers[1::2]
-    extent = (float(xs.min()), float(ys.min()), float(xs.max()), float(ys.max()))
+    extent = (min(xs), min(ys), max(xs), max(ys))
     # a picture's size beyond the picture is a slip of units or of the image, and would make the drawing
     # needlessly long
     if not (
@@ -218,8 +227,24 @@ def _pack_polygons(polygons: list[Any], height: int, width: int) -> tuple[bytes,
             "polygon far outside the image",
             f"x, y from {extent[:2]} to {extent[2:]}; the image is {width} x {height}",
         )
-    head = np.array([len(kept), *map(len, kept)], dtype=np.float64)
-    return np.concatenate([head, numbers]).tobytes(), extent, len(polygons) - len(kept)
+    head = array("d", [len(kept), *map(len, kept)])
+    return head.tobytes() + numbers.tobytes(), extent, len(polygons) - len(kept)
+
+
+def _places(polygon: list[Any]) -> "array[float] | None":
+    """The coordinates of a polygon, None where one is no number or no place in a picture: `are_numbers`, quicker.
+
+    A set has tens of millions of them, for which a loop in Python and NumPy's calls on few numbers take long.
+    """
+    if not set(map(type, polygon)) <= {int, float}:
+        return None
+    try:
+        numbers = array("d", polygon)
+    except OverflowError:
+        return None
+    if numbers and not (isfinite(sum(numbers)) and min(numbers) > -FARTHEST and max(numbers) < FARTHEST):
+        return None
+    return numbers
 
 
 def _merged(data: bytes, height: int, width: int) -> dict[str, Any]:

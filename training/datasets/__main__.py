@@ -19,7 +19,6 @@ from model.files import command, exit_status
 from training.datasets.catalogue import DATA_SETS, DOWNLOADS, ConvertOptions, DataSet, data_set
 from training.datasets.fetch import Download, download, gigabytes, require_space, unpack
 from training.datasets.weights import WEIGHTS, fetch_weights
-from training.look import command as look
 
 ARCHIVES = ".downloads"
 """Folder below the root in which archives are kept, each with NAME.unpacked once it is."""
@@ -105,8 +104,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. 0: done; 2: a mistake, named; 130: stopped by Ctrl-C (the same command goes on)."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["check"]:
-        return look.main(arguments[1:])
+        from training.look.command import main as check  # with torch, which the others do without
+
+        return check(arguments[1:])
     parser = command("training.datasets", "Fetch and convert known data sets; check any.")
+    parser.epilog = (
+        "check [--config FILE] [--sheet PNG] [--decode] [--no-images] [key=value ...] looks at any set"
+    )
     add = parser.add_argument
     add(
         "what", choices=("list", "fetch", "convert", "keys", "check"), help="`check --help` has its own words"

@@ -5,10 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from model.files import command, exit_status
+from model.keypoints.layout import keypoint_labels
 from training.config import DEFAULT_CONFIG, TrainingConfig, changed, load_config
 from training.data.coco import CocoDataset, look_at_validation_set, needs_masks, training_set
 from training.data.sides import hint
 from training.look.facts import Facts, class_table_lines, sizes
+from training.look.facts import counted as noun
 from training.look.sheet import write_sheet
 from training.look.short import doubts
 
@@ -43,6 +45,7 @@ def check(
     _tell(train, "training set")
     if config.model.transfer.kind == "class_specific" and needs_masks(config):
         train.classes.require_masks()
+    keypoint_labels(config.model.keypoints, train.classes)
     val = look_at_validation_set(config, train.classes, reading)
     if val is not None:
         _tell(val, "validation set")
@@ -52,10 +55,10 @@ def check(
                 data.decode_all(range(len(data)))
     said = doubts(config, train, val, decoded=DECODED, open_images=open_images)
     if sided := hint(config.augment, train.classes):
-        print(sided)
+        said.append(sided.removeprefix("hint: "))
     for words in said:
         print(f"warning: {words}")
-    print(f"{len(said)} warnings" if said else "nothing to warn of")
+    print(noun(len(said), "warning") if said else "nothing to warn of")
     if sheet is not None:
         print(f"{sheet}: {write_sheet(sheet, train)} images as they are trained on")
     return said
@@ -83,7 +86,7 @@ def main(arguments: Sequence[str]) -> int:
     add("--no-images", action="store_true", help="open no image: the annotations alone")
     add("changes", nargs="*", metavar="key=value", help="such as data.train_annotations=train.json")
     options = parser.parse_intermixed_args(arguments)
-    with exit_status() as status:
+    with exit_status(interrupted="stopped") as status:
         config = load_config(options.config, options.changes)
         if options.mask_classes is not None:
             config = changed(config, {"data.mask_classes": options.mask_classes})

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from training.data.findings import OF_THE_WHOLE_SET
 from training.data.masks import NO_MASK, packed_extent
-from training.look.facts import Facts, few, percent
+from training.look.facts import Facts, counted, few, percent
 from training.look.pictures import sampled
 from training.look.twins import of_one_name, same, same_contents
 
@@ -22,7 +23,18 @@ NAMES_LOOKED_AT = 1000
 
 def doubts_of(facts: Facts, seed: int, *, learns_masks: bool = False) -> list[str]:
     """Of one set; `learns_masks`: a network learns masks from it."""
-    return [*_lost(facts), *_without_objects(facts, learns_masks), *_dominant(facts), *_leaving(facts, seed)]
+    whole = [
+        f"{facts.name}: {one.kind}, as told above"
+        for one in facts.report.findings
+        if one.kind in OF_THE_WHOLE_SET
+    ]
+    return [
+        *whole,
+        *_lost(facts),
+        *_without_objects(facts, learns_masks),
+        *_dominant(facts),
+        *_leaving(facts, seed),
+    ]
 
 
 def _lost(facts: Facts) -> list[str]:
@@ -49,12 +61,12 @@ def _without_objects(facts: Facts, learns_masks: bool) -> list[str]:
     if none := facts.names(facts.objects == 0):
         of_a = facts.names((facts.objects == 0) & facts.in_a)
         said.append(
-            f"{facts.name}: {len(none)} classes have no object, so nothing is learnt of them: {few(none)}"
-            + (f"; of set A: {few(of_a)}" if 0 < len(of_a) < len(none) else "")
+            f"{facts.name}: {_classes(none)} no object, so nothing is learnt of {'it' if len(none) == 1 else 'them'}: "
+            f"{few(none)}" + (f"; of set A: {few(of_a)}" if 0 < len(of_a) < len(none) else "")
         )
     if maskless := facts.names((facts.masks == 0) & (facts.objects > 0) & facts.in_a):
         said.append(
-            f"{facts.name}: {len(maskless)} classes of set A have objects and not one mask: {few(maskless)}; their "
+            f"{facts.name}: {_classes(maskless, ' of set A')} objects and not one mask: {few(maskless)}; their "
             "masks come from the weight transfer alone: name in data.mask_classes those that have masks"
         )
     return said
@@ -109,12 +121,12 @@ def doubts_between(train: Facts, val: Facts) -> list[str]:
     said = []
     if unseen := val.names((val.objects > 0) & (train.objects == 0)):
         said.append(
-            f"{len(unseen)} classes have objects in validation and none in training: {few(unseen)}; they will be "
+            f"{_classes(unseen)} objects in validation and none in training: {few(unseen)}; they will be "
             "judged and cannot be found"
         )
     if unjudged := val.names((val.objects == 0) & (train.objects > 0)):
         said.append(
-            f"{len(unjudged)} classes have objects in training and none in validation, so nothing judges them: "
+            f"{_classes(unjudged)} objects in training and none in validation, so nothing judges them: "
             f"{few(unjudged)}"
         )
     for one, other in ((train, val), (val, train)):
@@ -161,9 +173,10 @@ def twice(
     if leaks:
         one, other = leaks[0]
         pair = one if one == other else f"{one} is {other}"
+        are = "is" if len(leaks) == 1 else "are"
         said.append(
-            f"{len(leaks)} images of the validation set are in the training set too, so validation will say too much; "
-            f"first: {pair}"
+            f"{counted(len(leaks), 'image')} of the validation set {are} in the training set too, so validation will "
+            f"say too much; first: {pair}"
         )
     return said
 
@@ -172,6 +185,10 @@ def _repeated(name: str, groups: Sequence[Sequence[str]], how: str) -> str:
     first = groups[0]
     pair = first[0] if first[0] == first[1] else f"{first[0]} is {first[1]}"
     return (
-        f"{name}: {len(groups)} images are there more than once, {how}; first: {pair}. What one entry has annotated "
-        "is background in the others"
+        f"{name}: {counted(len(groups), 'image')} {'is' if len(groups) == 1 else 'are'} there more than once, {how}; "
+        f"first: {pair}. What one entry has annotated is background in the others"
     )
+
+
+def _classes(names: Sequence[str], of: str = "") -> str:
+    return counted(len(names), f"class{of} has", f"classes{of} have")

@@ -74,9 +74,9 @@ def sizes(facts: Facts) -> list[str]:
         f"({crowds}), {report.left_out} left out"
     ]
     if len(packed.image_ids) < report.images:
-        lines.append(
-            f"{report.images - len(packed.image_ids)} images without objects are no samples (data.skip_empty)"
-        )
+        skipped = report.images - len(packed.image_ids)
+        words = "is no sample" if skipped == 1 else "are no samples"
+        lines.append(f"{counted(skipped, 'image')} without objects {words} (data.skip_empty)")
     pixels = packed.sizes.astype(np.int64).prod(axis=1)
     order = np.argsort(pixels, kind="stable")
     small, middle, large = (
@@ -142,6 +142,11 @@ def percent(part: int, of: int) -> str:
     """A share in per cent, of two digits where it is small."""
     share = 100 * part / max(of, 1)
     return f"{share:.0f} %" if share >= 10 or share == 0 else f"{share:.2g} %"
+
+
+def counted(count: int, one: str, many: str = "") -> str:
+    """A count with its noun, of which `many` is the plural if it is not that with an s."""
+    return f"{count} {one if count == 1 else many or one + 's'}"
 
 
 def few(names: Sequence[str], most: int = 6) -> str:

@@ -16,11 +16,10 @@ NARROW = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Brightness:
-    """Of a decoded picture: smallest and largest value, and those below which 0.5 and 99.5 % lie."""
+    """Of a decoded picture: whether all its pixels are the same, and the values below which 0.5 and 99.5 % lie."""
 
     path: Path
-    least: int
-    most: int
+    constant: bool
     low: float
     high: float
 
@@ -42,8 +41,7 @@ def brightness(data: CocoDataset, rows: Sequence[int]) -> tuple[list[Brightness]
         low, high = np.percentile(pixels[:: 1 + height // 256, :: 1 + width // 256], (0.5, 99.5))
         return Brightness(
             path=data.path(row),
-            least=int(pixels.min()),
-            most=int(pixels.max()),
+            constant=bool((pixels == pixels[0, 0]).all()),
             low=float(low),
             high=float(high),
         )
@@ -61,12 +59,12 @@ def doubtful_pictures(name: str, data: CocoDataset, rows: Sequence[int]) -> list
         said.append(
             f"{name}: {len(broken)} of {len(rows)} images looked at do not decode; first: {broken[0]}"
         )
-    if constant := [one for one in seen if one.least == one.most]:
+    if constant := [one for one in seen if one.constant]:
         said.append(
-            f"{name}: {len(constant)} of {len(seen)} images looked at are of one value throughout; first: "
-            f"{constant[0].path}, all {constant[0].least}"
+            f"{name}: {len(constant)} of {len(seen)} images looked at are of one colour throughout; first: "
+            f"{constant[0].path}"
         )
-    narrow = [one for one in seen if one.least < one.most and one.high - one.low < NARROW]
+    narrow = [one for one in seen if not one.constant and one.high - one.low < NARROW]
     if 2 * len(narrow) > len(seen):
         first = narrow[0]
         dark = "nearly black" if first.high < NARROW else "of little contrast"

@@ -81,7 +81,9 @@ def write_sheet(path: Path, data: CocoDataset, count: int = PICTURES) -> int:
         drawn.append(picture(image, detections(data, row)))
     if len(drawn) % 2:
         drawn.append(Image.new("RGB", (CELL, CELL), "white"))
-    title = f"as trained on: {len(rows)} of {len(data)} images          {LEGEND}"
+    title = f"as trained on: {len(rows)} of {len(data)} images"
+    if not all(data.classes.has_mask):
+        title += f"          {LEGEND}"
     path.parent.mkdir(parents=True, exist_ok=True)
     compose(list(zip(drawn[0::2], drawn[1::2], strict=True)), title).save(path, "PNG")
     return len(rows)
