@@ -162,6 +162,10 @@ def _id_and_name(category: Any, number: int) -> tuple[int, str]:
         raise ValueError(f"category number {number} has the id {category_id!r}; expected a whole number")
     if not isinstance(name, str) or not name.strip():
         raise ValueError(f"category {category_id} has the name {name!r}; expected a text")
+    if any("\ud800" <= letter <= "\udfff" for letter in name):
+        raise ValueError(
+            f"category {category_id} has the name {name!r}; expected Unicode, not half of a surrogate pair"
+        )
     return category_id, name.strip()
 
 

@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pycocotools import mask as mask_utils
@@ -128,7 +129,7 @@ def swapped() -> Iterator[HostileFile]:
             yield HostileFile(
                 group="one value",
                 name=f"{where} = {word}",
-                data=lambda place=place, value=value: with_value(place, value),
+                data=partial(with_value, place, value),
                 place=".",
                 keypoints="keypoints" in place,
             )
@@ -190,7 +191,7 @@ def texts() -> Iterator[HostileFile]:
         )
     for name, data in refused.items():
         expect = EITHER if name.startswith("flipped") else REFUSED
-        yield HostileFile(group="text", name=name, data=lambda data=data: data, expect=expect, place=".")
+        yield HostileFile(group="text", name=name, data=partial(bytes, data), expect=expect, place=".")
     taken: dict[str, bytes] = {
         "a BOM": b"\xef\xbb\xbf" + good, "UTF-16": good.decode().encode("utf-16"),
         "UTF-32": good.decode().encode("utf-32"),
@@ -202,7 +203,7 @@ def texts() -> Iterator[HostileFile]:
         "10 MB of info": good.replace(b'{"year": 2026}', b'"' + b"i" * 10_000_000 + b'"'),
     }  # fmt: skip
     for name, data in taken.items():
-        yield HostileFile(group="text", name=name, data=lambda data=data: data, expect=WORKS)
+        yield HostileFile(group="text", name=name, data=partial(bytes, data), expect=WORKS)
 
 
 def lies() -> Iterator[HostileFile]:
@@ -325,7 +326,7 @@ def many() -> Iterator[HostileFile]:
         yield HostileFile(
             group="many",
             name=f"{count} {name}",
-            data=lambda key=key, entry=entry, count=count: _with_more(key, entry, count),
+            data=partial(_with_more, key, entry, count),
             expect=expect,
             large=True,
         )

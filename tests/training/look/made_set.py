@@ -34,7 +34,8 @@ class MadeSets:
         self.documents: dict[str, Document] = {}
         for part in ("train", "val"):
             (folder / part).mkdir(parents=True)
-            images, annotations = [], []
+            images: list[dict[str, Any]] = []
+            annotations: list[dict[str, Any]] = []
             for number in range(IMAGES):
                 pixels = random.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / part / f"{part}{number}.png")
