@@ -42,7 +42,7 @@ MEMORY = 512 * 2**20
 """Bytes that any small file may take."""
 PER_BYTE = 20
 """Bytes of memory that a byte of JSON may take: a number of two characters is an object of 24 bytes and its pointer."""
-LARGE = 10 * 2**20
+LARGE = 5 * 2**20
 """Bytes of a file that is read whole, but of whose images not all are evaluated."""
 MOST = 6 * 2**30
 """Bytes that this process may ever have."""
