@@ -119,6 +119,21 @@ def test_the_folder_is_read_once_however_many_files_are_missing(
     assert len(read) == 2
 
 
+def test_a_name_looks_at_its_own_near_files_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of n files that are called alike in n folders each is looked up, not compared with n names."""
+    files = [f"{number}/rgb/image.jpg" for number in range(40)]
+    put(tmp_path, *files)
+    read: list[str] = []
+    stem = near_names._stem
+    monkeypatch.setattr(near_names, "_stem", lambda last: read.append(last) or stem(last))  # type: ignore[func-returns-value]
+    missing = [f"train/{file}" for file in files]
+    near = NearNames(tmp_path, missing).of(missing)
+    assert [near[name].file for name in missing] == files
+    assert len(read) == 2 * len(files)
+    bare = NearNames(tmp_path, ["image.jpg"]).of(["image.jpg"])["image.jpg"]
+    assert len(bare.files) == 40 and bare.file is None
+
+
 # ---- as the data set has it ----
 
 
