@@ -15,7 +15,7 @@ from tests.hostile.annotations import Road, counts, see
 from tests.hostile.annotations import run as run_all
 from tests.hostile.coco_files import EITHER, REFUSED, WORKS, HostileFile, all_files, some_files
 
-SOME = 60
+SOME = 40
 
 
 @pytest.mark.timeout(1200)  # half a minute of a core, which other work may hold

@@ -170,7 +170,10 @@ def test_a_broken_image_costs_its_place_and_not_the_run_whatever_reads_it(
     capfd.readouterr()
     assert train(folder, none) == 0
     shown = capfd.readouterr().err
-    assert shown.count("warning: ") == 1 and "2.png: the PNG image is broken" in shown
+    assert (
+        shown.count("; another image takes its place (1 so far)") == 1
+        and "2.png: the PNG image is broken" in shown
+    )
     assert "1 images could not be read, " in shown and "Traceback" not in shown
     assert train(folder, two, "data.workers=2") == 0
     assert equal(weights(none), weights(two)) and not equal(weights(none), weights(whole))
