@@ -15,6 +15,9 @@ from model.detector import Detector
 from model.keypoints.head import KeypointBranch
 from model.masks.run_lengths import mask_run_lengths, run_lengths_of_images
 
+BOXES_TOGETHER = 1000
+"""Given boxes whose masks are computed at once, which bounds the memory of images of very many."""
+
 
 class Inference(Detector):
     """Mask^X R-CNN for one batch; what is asked for (threshold, count, classes, masks) is per image.
@@ -327,7 +330,14 @@ class Inference(Detector):
         x = float(w) / float(image.shape[2])
         scale = torch.tensor([x, y, x, y], dtype=torch.float32, device=boxes.device)
         scaled = scaled_boxes(boxes, scale, self.box_pool.inclusive)
-        return self.mask_probabilities(features, rois_of([scaled]), labels)
+        rois = rois_of([scaled])
+        if rois.shape[0] <= BOXES_TOGETHER:
+            return self.mask_probabilities(features, rois, labels)
+        parts: list[Tensor] = []
+        for start in range(0, rois.shape[0], BOXES_TOGETHER):
+            some = slice(start, start + BOXES_TOGETHER)
+            parts.append(self.mask_probabilities(features, rois[some], labels[some]))
+        return torch.cat(parts)
 
 
 def bits_of(numbers: Tensor) -> Tensor:

@@ -16,6 +16,8 @@ LEAVES_BY = (2.0, 0.1)
 LEAVING = 0.01
 """Share of such masks from which they are named: annotators' slips are fewer, another convention of boxes is more."""
 DOMINANT = 0.95
+DOUBLED = 0.01
+"""Share of objects that repeat another, from which they are named; COCO's own files have a few."""
 LOST = 0.1
 """Share of annotations, or of masks, left out, from which it is named."""
 NAMES_LOOKED_AT = 1000
@@ -33,6 +35,7 @@ def doubts_of(facts: Facts, seed: int, *, learns_masks: bool = False) -> list[st
         *_lost(facts),
         *_without_objects(facts, learns_masks),
         *_dominant(facts),
+        *_doubled(facts),
         *_leaving(facts, seed),
     ]
 
@@ -78,6 +81,25 @@ def _dominant(facts: Facts) -> list[str]:
         return []
     share = percent(int(facts.objects[most]), total)
     return [f"{facts.name}: {share} of the objects are of one class, {facts.classes.names[most]}"]
+
+
+def _doubled(facts: Facts) -> list[str]:
+    """Objects of one class with one and the same box in an image: exports joined twice, images that lost their ids."""
+    packed = facts.packed
+    rows = np.repeat(np.arange(len(packed.image_ids)), np.diff(packed.object_starts))
+    keys = np.column_stack([rows, packed.labels, packed.boxes])
+    _, firsts, numbers = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+    again = np.ones(len(keys), dtype=bool)
+    again[firsts] = False
+    if again.sum() <= DOUBLED * len(keys):
+        return []
+    first = int(firsts[numbers.reshape(-1)[int(again.argmax())]])
+    name, image_id = facts.classes.name_of_label(int(packed.labels[first])), packed.image_ids[rows[first]]
+    return [
+        f"{facts.name}: {int(again.sum())} of {len(keys)} objects have the class and box of another in their image; first: "
+        f"{name} in image {image_id} at {np.round(packed.boxes[first], 1).tolist()}. Was a file joined twice, or did "
+        "annotations lose their image_id?"
+    ]
 
 
 def _leaving(facts: Facts, seed: int) -> list[str]:

@@ -48,6 +48,10 @@ def one_class(document: Document) -> None:
     document["annotations"] += [annotation(i, i % 6, 1, [5.0, 5.0, 20.0, 20.0]) for i in more]
 
 
+def doubled(document: Document) -> None:
+    document["annotations"].append(document["annotations"][4] | {"id": 900})
+
+
 def outside(document: Document) -> None:
     for one in document["annotations"][::3]:
         one["bbox"][0] = 500.0
@@ -84,6 +88,8 @@ FAULTS: list[tuple[str, dict[str, Any], list[str]]] = [
      ["only the training set lists roof (4 classes there, 3 in the validation set)"]),
     ("other classes", {"val": lambda d: d["categories"].append({"id": 9, "name": "roof"})},
      ["only the validation set lists roof (4 classes there, 3 in the training set)"]),
+    ("objects repeated", {"train": doubled},
+     ["1 of 19 objects have the class and box of another in their image; first: tile in image 1"]),
     ("entry repeated", {"train": repeated}, ["training set: 1 image is there more than once, under several"]),
     ("val repeated", {"val": repeated}, ["validation set: 1 image is there more than once, under several"]),
 ]  # fmt: skip
