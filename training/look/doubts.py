@@ -97,8 +97,8 @@ def _doubled(facts: Facts) -> list[str]:
     name, image_id = facts.classes.name_of_label(int(packed.labels[first])), packed.image_ids[rows[first]]
     return [
         f"{facts.name}: {int(again.sum())} of {len(keys)} objects have the class and box of another in their image; "
-        f"first: {name} in image {image_id} at {np.round(packed.boxes[first], 1).tolist()}. Was a file joined twice, or "
-        "did annotations lose their image_id?"
+        f"first: {name} in image {image_id} at {np.round(packed.boxes[first], 1).tolist()}. Was a file joined twice, "
+        "or did annotations lose their image_id?"
     ]
 
 
