@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import parse_qs, unquote
 
 from maskx_image import SUFFIXES
 from training.data.findings import Tally
@@ -22,6 +22,8 @@ from training.data.tools import Reading, found_name
 
 MOST_FILES = 2_000_000
 """A folder of more files is not searched."""
+SHOWN = 3
+"""Near files that are named where it is not known which is meant."""
 _UPLOAD = re.compile(r"([0-9a-f]{8})-(?=.)", re.IGNORECASE)
 _CODE_PAGES = ("cp1252", "latin-1", "cp437")
 """As which names in UTF-8 are read by mistake: Windows' own, the web's, and that of ZIP archives."""
@@ -89,9 +91,9 @@ class NearNames:
                 for form in _forms(file):
                     digits, ends = _shared(form)
                     for mark in (digits, "#") if digits else ("",):
-                        self._whole.setdefault(f"{mark}:{ends[0]}", []).append(file)
+                        _add(self._whole, f"{mark}:{ends[0]}", file)
                         for end in ends[1:]:
-                            self._ends.setdefault(f"{mark}:{end}", []).append(file)
+                            _add(self._ends, f"{mark}:{end}", file)
 
     def of(self, missing: Sequence[str]) -> dict[str, "Near"]:
         """What is near to each of the missing names."""
@@ -113,6 +115,13 @@ class NearNames:
         return sorted(found)
 
 
+def _add(files: dict[str, list[str]], key: str, file: str) -> None:
+    """Put a file under a key, which keeps no more than tell that the one that is meant is not known."""
+    kept = files.setdefault(key, [])
+    if len(kept) <= SHOWN and file not in kept:
+        kept.append(file)
+
+
 @dataclass(frozen=True)
 class Near:
     """The files that are near to a name, and to how many names of images that have none the only one is near."""
@@ -128,9 +137,7 @@ class Near:
 
     def __str__(self) -> str:
         """For an error, after what it says of the missing file; empty where nothing is near."""
-        listed = ", ".join(self.files[:3]) + (
-            f" and {len(self.files) - 3} more" if len(self.files) > 3 else ""
-        )
+        listed = ", ".join(self.files[:SHOWN]) + (" and more" if len(self.files) > SHOWN else "")
         if len(self.files) > 1:
             return f"; near: {listed}, and which is meant is not known"
         if self.images > 1:
@@ -141,6 +148,9 @@ class Near:
         """In what kinds of things the name and the first file differ."""
         kinds = ["separator"] if "\\" in self.name else []
         name, file = self.name.replace("\\", "/"), self.files[0]
+        if _path_of(name) != name:
+            name = _path_of(name)
+            kinds.append("address")
         if "%" in name and unquote(name) != name:
             name = unquote(name)
             kinds.append("encoding")
@@ -164,9 +174,9 @@ class Near:
 
 def _forms(name: str) -> list[tuple[str, ...]]:
     """The parts of a name, without what near names may differ in; several where its encoding can be read otherwise."""
-    texts = [name]
-    if "%" in name and (plain := unquote(name)) != name:
-        texts.append(plain)
+    texts = [name] if "?" not in name else [name, _path_of(name)]
+    if "%" in name:
+        texts += [plain for text in texts if (plain := unquote(text)) not in texts]
     if not name.isascii() or not texts[-1].isascii():
         texts += [again for text in texts for again in _read_otherwise(text)]
     forms = []
@@ -175,6 +185,12 @@ def _forms(name: str) -> list[tuple[str, ...]]:
         folded = unicodedata.normalize("NFC", folded).replace(" ", "_").replace("+", "_")
         forms.append(_parts(folded))
     return list(dict.fromkeys(forms))
+
+
+def _path_of(name: str) -> str:
+    """The path in an address: `?d=` of Label Studio's local storage, else what stands before a question mark."""
+    path, _, query = name.partition("?")
+    return parse_qs(query).get("d", [path])[0]
 
 
 def _parts(name: str) -> tuple[str, ...]:

@@ -52,6 +52,9 @@ def put(folder: Path, *files: str | bytes) -> None:
         ("b", "b.jpg", "suffix"),
         ("b.jpg", "b.JPG", "case"),
         ("X/B.jpg", "x/b.jpg", "case"),
+        ("/data/local-files/?d=x/b.jpg", "x/b.jpg", "address"),
+        ("/data/local-files/?d=photos/x/a%20b.jpg", "x/a b.jpg", "address, folder"),
+        ("b.jpg?token=1%2F2", "b.jpg", "address"),
     ],
 )
 def test_a_near_file_is_found_and_it_is_said_in_what_it_differs(
@@ -84,6 +87,14 @@ def test_of_two_near_files_none_is_taken_and_both_are_named(tmp_path: Path) -> N
     near = NearNames(tmp_path, ["b.jpg"]).of(["b.jpg"])["b.jpg"]
     assert near.file is None and near.files == ("b.PNG", "x/b.jpg")
     assert "b.PNG, x/b.jpg, and which is meant is not known" in str(near)
+
+
+def test_of_very_many_near_files_no_more_are_kept_than_say_so(tmp_path: Path) -> None:
+    names = [f"{number}/b.jpg" for number in range(20)]
+    put(tmp_path, *(f"{number:08x}-b.jpg" for number in range(20)))
+    near = NearNames(tmp_path, names).of(names)["3/b.jpg"]
+    assert near.file is None and len(near.files) == 4
+    assert str(near).endswith(" and more, and which is meant is not known")
 
 
 def test_a_file_is_taken_for_one_image_only(tmp_path: Path) -> None:
@@ -131,7 +142,7 @@ def test_a_name_looks_at_its_own_near_files_only(tmp_path: Path, monkeypatch: py
     assert [near[name].file for name in missing] == files
     assert len(read) == 2 * len(files)
     bare = NearNames(tmp_path, ["image.jpg"]).of(["image.jpg"])["image.jpg"]
-    assert len(bare.files) == 40 and bare.file is None
+    assert len(bare.files) == 4 and bare.file is None
 
 
 # ---- as the data set has it ----
