@@ -15,7 +15,7 @@ from training.data.augment_config import AugmentConfig
 Pairs = Sequence[tuple[str, str]]
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
-_OTHER = {"left": "right", "right": "left"}
+_OTHER = {"left": "right", "right": "left", "l": "r", "r": "l"}
 _OTHER |= {spell(one): spell(other) for one, other in _OTHER.items() for spell in (str.title, str.upper)}
 
 
@@ -53,14 +53,14 @@ def sides(pairs: Pairs, classes: ClassTable) -> Sides | None:
 
 
 def suggested_pairs(names: Sequence[str]) -> list[tuple[str, str]]:
-    """Names that differ in the word left or right alone, left first.
+    """Names that differ in the word left or right, or l or r, alone, left first.
 
     A word ends where letters end, and where a capital begins in the middle: `frontLeftDoor` has it, `bright` does not.
     """
     pairs, known = [], set(names)
     for name in names:
         other, words = _mirrored(name)
-        if other != name and other in known and words[0] == "left":
+        if other != name and other in known and words[0] in ("left", "l"):
             pairs.append((name, other))
     return pairs
 
@@ -92,10 +92,10 @@ def hint(config: AugmentConfig, classes: ClassTable) -> str | None:
             f"hint: {', '.join(gets)}: set B, but mirrored images bring masks of the other side; what is judged there "
             "is no transfer alone"
         )
-    sided = [name for name in classes.names if _mirrored(name)[1]]
-    if not sided:
-        return None
     pairs = suggested_pairs(classes.names)
+    sided = [name for name in classes.names if {"left", "right"} & set(_mirrored(name)[1])]
+    if not sided and not pairs:
+        return None
     if not pairs:
         return (
             f"hint: {_few(sided)}: a mirrored image shows the other side; if that is another class, set "

@@ -92,6 +92,10 @@ def test_what_is_no_list_of_pairs_is_refused_by_its_key(wrong: str) -> None:
         (["Left Door", "Right Door", "left door"], [("Left Door", "Right Door")]),
         (["frontLeftDoor", "frontRightDoor"], [("frontLeftDoor", "frontRightDoor")]),
         (["LEFT-ARM", "RIGHT-ARM"], [("LEFT-ARM", "RIGHT-ARM")]),
+        (
+            ["r_eye", "l_eye", "L", "size_l"],
+            [("l_eye", "r_eye")],
+        ),  # CelebAMask-HQ, zllrunning/face-parsing.PyTorch #57
         (["back_left_wheel", "back_right_door"], []),
         (["cleft", "cright", "bright", "bleft"], []),
     ],
