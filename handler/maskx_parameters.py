@@ -21,8 +21,6 @@ LONGEST_TEXT = 200_000
 _LONGEST_NAME = 200
 """Characters of a name for which similar names are looked for; the search is quadratic in them."""
 
-PARAMETERS = ("score_threshold", "max_detections", "categories", "mask_format", "output")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Category:
@@ -223,13 +221,6 @@ def _one_of(choices: tuple[str, ...]) -> Callable[[str, Any, str], str]:
     return read
 
 
-_READERS: dict[str, Callable[[str, Any, str], Any]] = {
-    "score_threshold": _score_threshold,
-    "max_detections": _max_detections,
-    "mask_format": _one_of(MASK_FORMATS),
-    "output": _one_of(OUTPUTS),
-}
-
 _NUMBER = re.compile(r"[+-]?([0-9]{1,50}\.?[0-9]{0,50}|\.[0-9]{1,50})([eE][+-]?[0-9]{1,3})?")
 """What is a number wherever it stands: Python's own reader would take 1_0, nan and the digits of any script."""
 
@@ -253,3 +244,63 @@ def _text(value: Any) -> Any:
     if isinstance(value, bytes | bytearray):
         value = value.decode("utf-8", errors="replace")
     return value.strip() if isinstance(value, str) else value
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParameterForm:
+    """One parameter as callers know it.
+
+    `meaning`: in a sentence. `schema`: what it may be in a JSON body, in the words of JSON Schema, without the default,
+    which is the model's. `read`: its value out of what came, from (name, value, place); None for `categories`, which
+    the model's own index looks up.
+    """
+
+    name: str
+    meaning: str
+    schema: Mapping[str, Any]
+    read: Callable[[str, Any, str], Any] | None = None
+
+
+FORMS = (
+    ParameterForm(
+        name="score_threshold",
+        meaning="Detections of this score or less are left out.",
+        schema={"type": "number", "minimum": 0, "maximum": 1},
+        read=_score_threshold,
+    ),
+    ParameterForm(
+        name="max_detections",
+        meaning="At most so many detections, the best first.",
+        schema={"type": "integer", "minimum": 1, "maximum": MAX_DETECTIONS},
+        read=_max_detections,
+    ),
+    ParameterForm(
+        name="categories",
+        meaning="Names and ids of the categories looked for; left out: all. In a text, commas stand between them.",
+        schema={
+            "oneOf": [
+                {"type": "array", "minItems": 1, "items": {"type": ["string", "integer"]}},
+                {"type": "string", "maxLength": LONGEST_TEXT},
+                {"type": "integer"},
+            ]
+        },
+    ),
+    ParameterForm(
+        name="mask_format",
+        meaning="The form of the masks: COCO's run lengths, polygons, pictures of 1 bit, or none.",
+        schema={"type": "string", "enum": list(MASK_FORMATS)},
+        read=_one_of(MASK_FORMATS),
+    ),
+    ParameterForm(
+        name="output",
+        meaning="JSON, or the image with its detections drawn in, as PNG; that for a single image alone.",
+        schema={"type": "string", "enum": list(OUTPUTS)},
+        read=_one_of(OUTPUTS),
+    ),
+)
+"""Every parameter, in the order in which they are told of: what is read, what is allowed and what is published come
+from here."""
+
+PARAMETERS = tuple(form.name for form in FORMS)
+
+_READERS = {form.name: form.read for form in FORMS if form.read is not None}
