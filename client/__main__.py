@@ -169,6 +169,7 @@ def _parameters(options: argparse.Namespace) -> Parameters:
         "max_detections": options.max_detections,
         "categories": options.categories,
         "mask_format": options.mask_format,
+        "tiles": options.tiles,
     }
 
 
@@ -187,6 +188,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     add("--max-detections", metavar="N", help="at most so many, the best first")
     add("--categories", metavar="NAMES", help="only these; names or ids with commas between")
     add("--mask-format", choices=("rle", "polygon", "png", "none"), help="form of the masks")
+    add("--tiles", metavar="SIDE[,OVERLAP]", help="looks at a large image in tiles of so many pixels")
     add = parser.add_argument_group("whom is asked").add_argument
     add(
         "--url", default=DEFAULT_URL, help="http(s)://host:port or grpc(s)://host:port (default: %(default)s)"

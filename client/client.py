@@ -26,13 +26,14 @@ class Parameters(TypedDict, total=False):
     """What a request asks for beside its images; the server's defaults hold for what is left out or None.
 
     score_threshold: 0 to 1. max_detections: the best so many. categories: names or ids. mask_format: rle, polygon, png
-    or none.
+    or none. tiles: side of the tiles in which a large image is looked at, in pixels, or "side,overlap".
     """
 
     score_threshold: float | str | None
     max_detections: int | str | None
     categories: Sequence[str | int] | str | None
     mask_format: str | None
+    tiles: int | str | None
 
 
 class Connection(TypedDict, total=False):

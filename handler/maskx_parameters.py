@@ -15,11 +15,23 @@ MAX_DETECTIONS = 1000
 MASK_FORMATS = ("rle", "polygon", "png", "none")
 OUTPUTS = ("json", "overlay")
 
+LEAST_TILE = 128
+LARGEST_TILE = 8192
+"""Sides of a tile, in pixels of the upright image."""
+
 LONGEST_TEXT = 200_000
 """Characters of the parameter `categories` as text; the 1203 names of LVIS take 15 thousand."""
 
 _LONGEST_NAME = 200
 """Characters of a name for which similar names are looked for; the search is quadratic in them."""
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Square tiles of `size` pixels, neighbours `overlap` pixels or more over each other."""
+
+    size: int
+    overlap: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +140,8 @@ class Parameters:
 
     `score_threshold`: detections of this score or less are left out, 0..1. `max_detections`: at most so many, the
     best first, 1..MAX_DETECTIONS. `labels`: of the categories that are looked for, None for all. `mask_format`: one of
-    MASK_FORMATS. `output`: one of OUTPUTS; "overlay" is a picture in place of the answer.
+    MASK_FORMATS. `output`: one of OUTPUTS; "overlay" is a picture in place of the answer. `tiles`: the image is looked
+    at in tiles (`maskx_tiles`), None: as a whole.
     """
 
     score_threshold: float
@@ -136,6 +149,7 @@ class Parameters:
     labels: frozenset[int] | None = None
     mask_format: str = "rle"
     output: str = "json"
+    tiles: Tiling | None = None
 
 
 class GivenParameters:
@@ -246,6 +260,28 @@ def _text(value: Any) -> Any:
     return value.strip() if isinstance(value, str) else value
 
 
+def _tiling(name: str, value: Any, place: str) -> Tiling:
+    text = _text(value)
+    parts = text.split(",") if isinstance(text, str) else text if isinstance(text, list) else [text]
+    numbers = [_number(part) for part in parts[:3]]
+    size = numbers[0] if numbers else None
+    overlap = numbers[1] if len(numbers) > 1 else None if size is None else size // 8
+    if (
+        len(numbers) not in (1, 2)
+        or size is None
+        or overlap is None
+        or size % 1
+        or overlap % 1
+        or not LEAST_TILE <= size <= LARGEST_TILE
+        or not 0 < overlap <= size / 2
+    ):
+        raise RequestError(
+            f"{name} is {shown(value)} in {place}; allowed is a side of {LEAST_TILE} to {LARGEST_TILE} pixels, "
+            'alone or with an overlap of 1 pixel to half of it: "1024" or "1024,128"'
+        )
+    return Tiling(int(size), int(overlap))
+
+
 @dataclass(frozen=True, kw_only=True)
 class ParameterForm:
     """One parameter as callers know it.
@@ -296,6 +332,18 @@ FORMS = (
         meaning="JSON, or the image with its detections drawn in, as PNG; that for a single image alone.",
         schema={"type": "string", "enum": list(OUTPUTS)},
         read=_one_of(OUTPUTS),
+    ),
+    ParameterForm(
+        name="tiles",
+        meaning="Side and overlap of the tiles in which a large image is looked at, in pixels; left out: as a whole.",
+        schema={
+            "oneOf": [
+                {"type": "integer", "minimum": LEAST_TILE, "maximum": LARGEST_TILE},
+                {"type": "string", "pattern": "^ *[0-9]+ *(, *[0-9]+ *)?$"},
+                {"type": "array", "minItems": 1, "maxItems": 2, "items": {"type": "integer", "minimum": 1}},
+            ]
+        },
+        read=_tiling,
     ),
 )
 """Every parameter, in the order in which they are told of: what is read, what is allowed and what is published come

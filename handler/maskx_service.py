@@ -26,11 +26,12 @@ from maskx_errors import (
     RequestError,
 )
 from maskx_forward import DeviceLost, predict_each
-from maskx_image import DecodedImage, ImageError, ImageTooLarge, decode_to_fit
+from maskx_image import DecodedImage, ImageError, ImageTooLarge, checked_header, decode, decode_to_fit
 from maskx_model import ServedModel
 from maskx_parameters import CategoryIndex, Parameters
 from maskx_request import ImageRequest, Request, parse_request
 from maskx_settings import Limits
+from maskx_tiles import Tile, joined, tiles_of
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +155,7 @@ class Service:
         timings.decode += time.perf_counter() - begin
         begin = time.perf_counter()
         good = [one for one in decoded if not isinstance(one, MaskxError)]
-        predicted = self._predict(good)
+        predicted = self._predict_in_tiles(good)
         timings.forward += time.perf_counter() - begin
         begin = time.perf_counter()
         written = iter(self._map(self._encode, list(zip(good, predicted, strict=True))))
@@ -165,7 +166,10 @@ class Service:
         """Each image decoded, or the error in its place, in order."""
         if self.cuda_decoder is None:
             return self._map(self._decode, images)
-        files = [b"" if isinstance(image, RequestError) else image.image for image in images]
+        files = [
+            b"" if isinstance(image, RequestError) or image.parameters.tiles else image.image
+            for image in images
+        ]
         on_device = self.cuda_decoder.images(files, **self._largest)
         both = list(zip(images, on_device, strict=True))
         rest = iter(self._map(self._decode, [image for image, done in both if done is None]))
@@ -178,15 +182,49 @@ class Service:
         if isinstance(image, RequestError):
             return image
         try:
-            target = {"min_size": self._model.min_size, "max_size": self._model.max_size}
-            decoded = decode_to_fit(image.image, **target, **self._largest)
+            decoded = self._fitting(image)
         except ImageTooLarge as error:
             return MaskxError(IMAGE_TOO_LARGE, str(error))
         except ImageError as error:
             return MaskxError(INVALID_IMAGE, str(error))
+        except MaskxError as error:
+            return error
         except Exception as error:
             return _internal(error, "decoding an image")
         return decoded, image.parameters
+
+    def _fitting(self, image: ImageRequest) -> DecodedImage:
+        """The image as it is needed: no larger than the network takes it, or in full where it is looked at in tiles."""
+        if (tiling := image.parameters.tiles) is None:
+            target = {"min_size": self._model.min_size, "max_size": self._model.max_size}
+            return decode_to_fit(image.image, **target, **self._largest)
+        most_pixels, most_side = self._limits.max_tiled_pixels, self._limits.max_side
+        header = checked_header(image.image, max_pixels=most_pixels, max_side=most_side)
+        width, height = header.upright_size
+        tiles_of(height, width, tiling, most=self._limits.max_tiles)
+        pixels = decode(image.image, max_pixels=most_pixels, max_side=most_side)
+        return DecodedImage(pixels=pixels, height=height, width=width)
+
+    def _predict_in_tiles(self, images: Sequence[Decoded]) -> list[Detections | MaskxError]:
+        """`_predict`, where images that ask for it are cut into tiles, and what is found in those is joined again."""
+        cut = [_cut(image, parameters, most=self._limits.max_tiles) for image, parameters in images]
+        parts = [
+            (part, parameters)
+            for (_, parameters), (_, pixels) in zip(images, cut, strict=True)
+            for part in pixels
+        ]
+        found: list[Detections | MaskxError] = []
+        for start in range(0, len(parts), self._limits.images_together):
+            found += self._predict(parts[start : start + self._limits.images_together])
+        of_each = iter(found)
+        answers: list[Detections | MaskxError] = []
+        for (image, parameters), (tiles, pixels) in zip(images, cut, strict=True):
+            of_tiles = list(itertools.islice(of_each, len(pixels)))
+            errors = [one for one in of_tiles if isinstance(one, MaskxError)]
+            size, most = {"height": image.height, "width": image.width}, parameters.max_detections
+            good = [one for one in of_tiles if not isinstance(one, MaskxError)]
+            answers.append(errors[0] if errors else joined(good, tiles, most=most, **size))
+        return answers
 
     def _predict(self, images: Sequence[Decoded]) -> Sequence[Detections | MaskxError]:
         if images and not self.lost:
@@ -244,6 +282,23 @@ class Service:
         if len(items) > 1:
             return list(self._threads.map(work, items))
         return [work(item) for item in items]
+
+
+def _cut(
+    image: DecodedImage | DeviceImage, parameters: Parameters, *, most: int
+) -> tuple[list[Tile], list[DecodedImage | DeviceImage]]:
+    """The tiles of an image and their pixels, which are views of its own; of one without tiles the image itself."""
+    if parameters.tiles is None or not isinstance(image, DecodedImage):
+        return [Tile(0, 0, image.height, image.width)], [image]
+    tiles = tiles_of(image.height, image.width, parameters.tiles, most=most)
+    return tiles, [
+        DecodedImage(
+            pixels=image.pixels[tile.top : tile.bottom, tile.left : tile.right],
+            height=tile.bottom - tile.top,
+            width=tile.right - tile.left,
+        )
+        for tile in tiles
+    ]
 
 
 def _refusal(

@@ -41,7 +41,8 @@ class Limits:
     is sent, base64 undone; the server's max_request_size must leave room for it. max_images: of one request.
     max_answer_bytes: of one answer before compression, images of one request together; must stay below the server's
     max_response_size, for an answer above that kills the worker. images_together: decoded, and given to the network,
-    at once, whatever number of requests they come from; bounds the memory.
+    at once, whatever number of requests they come from; bounds the memory. max_tiles, max_tiled_pixels: of an image
+    that is looked at in tiles; all of them must be computed within the server's responseTimeout.
     """
 
     max_pixels: int = MAX_PIXELS
@@ -50,6 +51,8 @@ class Limits:
     max_images: int = 8
     max_answer_bytes: int = 6_000_000
     images_together: int = 16
+    max_tiles: int = 64
+    max_tiled_pixels: int = 2 * MAX_PIXELS
 
 
 @dataclass(frozen=True, kw_only=True)

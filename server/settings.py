@@ -60,7 +60,7 @@ ORIGIN = re.compile(r"\*|https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9A-
 CORS_METHODS = "POST, PUT, OPTIONS"
 CORS_HEADERS = (
     "content-type, authorization, score_threshold, score-threshold, max_detections, max-detections, categories, "
-    "mask_format, mask-format, output, traceparent, x-request-id"
+    "mask_format, mask-format, output, tiles, traceparent, x-request-id"
 )
 """What a page's request may have: `*` would leave Authorization out."""
 

@@ -124,6 +124,7 @@ def test_its_parameters_are_those_that_the_handler_reads_with_the_models_default
         ("categories", [["red", 7], "red", 7], [[]]),
         ("mask_format", list(MASK_FORMATS), ["RLE", "mask"]),
         ("output", ["json"], ["xml"]),
+        ("tiles", [256, "256, 32", [256, 32], "256"], ["a", 64, []]),
     ],
 )
 def test_what_a_schema_allows_is_taken_and_what_it_forbids_is_refused(
