@@ -238,7 +238,7 @@ def report(found: Sequence[Found], options: argparse.Namespace, model: ServedMod
     ]
     return (
         f"Mosaics of {side} x {side} images of {options.annotations.name}, tiles of {options.tile} pixels that overlap "
-        f"by {options.overlap}, score above {options.score_threshold:g}, {model.precision}; found: a mask of the object's "
+        f"by {options.overlap}, score above {options.score_threshold:g}, {model.precision}; found: a mask of its "
         f"category with an IoU of {MATCHED:g} or more.\n\n{table(head, rows)}"
     )
 
