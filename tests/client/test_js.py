@@ -1,4 +1,4 @@
-"""client/js/maskx.js under Node.js, against masks that pycocotools and the server write and what Python makes of them."""
+"""client/js/maskx.js under Node.js, against what pycocotools, the server and Python make of the same masks."""
 
 import base64
 import io
@@ -72,7 +72,10 @@ def segmentations_of(mask: np.ndarray) -> Iterator[tuple[str, Any]]:
     text = coco.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode()
     yield "compressed run lengths", {"size": [height, width], "counts": text}
     yield "run lengths", {"size": [height, width], "counts": counts.tolist()}
-    yield "polygons", [list(map(float, one)) for one in polygons(counts, offsets, height=height, width=width)[0]]
+    yield (
+        "polygons",
+        [list(map(float, one)) for one in polygons(counts, offsets, height=height, width=width)[0]],
+    )
     yield "the server's PNG", png_masks(counts, offsets, height=height)[0]
     yield "Pillow's PNG", {"png": picture(mask), "bbox": [0, 0, width, height]}
 
@@ -81,7 +84,9 @@ def wild_polygons() -> Iterator[tuple[str, Any]]:
     """Outlines that cross themselves and each other and leave the image."""
     random = np.random.default_rng(7)
     for index in range(60):
-        outlines = [random.normal(20, 25, 2 * int(random.integers(3, 9))) for _ in range(int(random.integers(1, 4)))]
+        outlines = [
+            random.normal(20, 25, 2 * int(random.integers(3, 9))) for _ in range(int(random.integers(1, 4)))
+        ]
         if index % 2:
             outlines = [np.round(2 * one) / 2 for one in outlines]  # corners on the centres of pixels
         yield f"wild {index}", [one.tolist() for one in outlines]
