@@ -88,7 +88,7 @@ class MaskWeights(nn.Module):
 
     Args:
         config: which form, what T reads and how it is made. A kept mean is that which `keep_mean` took, whatever
-            classes there are by then.
+            classes there are by then; kept rows are mask weights that stand in T's place, NaN where T speaks.
         num_classes: C, without background.
         box_width: D.
         mask_width: F.
@@ -96,6 +96,8 @@ class MaskWeights(nn.Module):
 
     rows: Tensor | None
     mean: Tensor | None
+    kept: Tensor | None
+    kept_bias: Tensor | None
 
     def __init__(self, config: TransferConfig, *, num_classes: int, box_width: int, mask_width: int) -> None:
         super().__init__()
@@ -123,6 +125,10 @@ class MaskWeights(nn.Module):
         self.register_buffer(
             "mean", torch.full((width,), torch.nan) if config.kept_mean and kind == "transfer" else None
         )
+        keeps = config.kept_rows and kind == "transfer"
+        empty = torch.full((num_classes + 1, mask_width), torch.nan)
+        self.register_buffer("kept", empty if keeps else None)
+        self.register_buffer("kept_bias", empty[:, 0].clone() if keeps else None)
         if kind == "transfer":
             self.transfer = WeightTransfer(
                 input_width=width,
@@ -187,7 +193,7 @@ class MaskWeights(nn.Module):
         """Mask weights [C, F] float32 of all classes (row 0 background), and the bias: one for all [], or [C].
 
         The predicted convolution of the paper has no bias: there the second answer is zero. Labels may be given where
-        T is, for their weights alone [L, F].
+        T is, for their weights alone [L, F], and biases [] or [L].
         """
         assert labels_L is None or self.transfer is not None
         if self.specific is not None:
@@ -204,7 +210,14 @@ class MaskWeights(nn.Module):
             w_det = w_det + torch.randn_like(w_det) * (self.noise * scale)
         w_det = nn.functional.dropout(w_det, self.dropout, self.training)
         w_seg = self.transfer(w_det).float()
-        return (w_seg if self.agnostic is None else w_seg + self.agnostic), bias
+        if self.agnostic is not None:
+            w_seg = w_seg + self.agnostic
+        if self.kept is None or self.kept_bias is None:
+            return w_seg, bias
+        kept, of_kept = self.kept, self.kept_bias
+        if labels_L is not None:
+            kept, of_kept = kept[labels_L], of_kept[labels_L]
+        return torch.where(kept.isnan(), w_seg, kept), torch.where(of_kept.isnan(), bias, of_kept)
 
     def of_labels(
         self, cls_weight_CD: Tensor, box_weight_4CD: Tensor, labels_R: Tensor
@@ -217,8 +230,8 @@ class MaskWeights(nn.Module):
         many = cls_weight_CD.shape[0] > FEW_CLASSES and self.transfer is not None
         if many and not (self.training and self.noise > 0):
             with waiting():
-                labels_L, of_roi = torch.unique(labels_R, return_inverse=True)
+                labels_L, labels_R = torch.unique(labels_R, return_inverse=True)
             table, bias = self(cls_weight_CD, box_weight_4CD, labels_L)
-            return table[of_roi], bias
-        table, bias = self(cls_weight_CD, box_weight_4CD)
+        else:
+            table, bias = self(cls_weight_CD, box_weight_4CD)
         return table[labels_R], bias if bias.dim() == 0 else bias[labels_R].view(-1, 1, 1)
