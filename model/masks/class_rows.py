@@ -19,6 +19,7 @@ ROWS_OF_A_CLASS: Mapping[str, int] = {
     "mask_weights.specific": 1,
     "mask_weights.bias": 1,
     "mask_weights.rows": 1,
+    "mask_weights.is_kept": 1,
     "mask_weights.kept": 1,
     "mask_weights.kept_bias": 1,
 }

@@ -88,7 +88,7 @@ class MaskWeights(nn.Module):
 
     Args:
         config: which form, what T reads and how it is made. A kept mean is that which `keep_mean` took, whatever
-            classes there are by then; kept rows are mask weights that stand in T's place, NaN where T speaks.
+            classes there are by then; kept rows stand in T's place, see `keep_rows`.
         num_classes: C, without background.
         box_width: D.
         mask_width: F.
@@ -96,6 +96,7 @@ class MaskWeights(nn.Module):
 
     rows: Tensor | None
     mean: Tensor | None
+    is_kept: Tensor | None
     kept: Tensor | None
     kept_bias: Tensor | None
 
@@ -126,9 +127,10 @@ class MaskWeights(nn.Module):
             "mean", torch.full((width,), torch.nan) if config.kept_mean and kind == "transfer" else None
         )
         keeps = config.kept_rows and kind == "transfer"
-        empty = torch.full((num_classes + 1, mask_width), torch.nan)
-        self.register_buffer("kept", empty if keeps else None)
-        self.register_buffer("kept_bias", empty[:, 0].clone() if keeps else None)
+        labels = num_classes + 1
+        self.register_buffer("is_kept", torch.zeros(labels, dtype=torch.bool) if keeps else None)
+        self.register_buffer("kept", torch.zeros(labels, mask_width) if keeps else None)
+        self.register_buffer("kept_bias", torch.zeros(labels) if keeps else None)
         if kind == "transfer":
             self.transfer = WeightTransfer(
                 input_width=width,
@@ -162,6 +164,13 @@ class MaskWeights(nn.Module):
         assert self.mean is not None
         parts = self._parts(cls_weight_CD, box_weight_4CD) if rows_CE is None else [rows_CE]
         self.mean.copy_(torch.cat([class_mean(part) for part in parts]))
+
+    @torch.no_grad()
+    def keep_rows(self, labels: list[int], rows_LF: Tensor, bias_L: Tensor) -> None:
+        """Let these labels have these mask weights and biases, whatever T says, and whatever classes come later."""
+        assert self.is_kept is not None and self.kept is not None and self.kept_bias is not None
+        self.is_kept[labels] = True
+        self.kept[labels], self.kept_bias[labels] = rows_LF, bias_L
 
     def detection_weights(
         self, cls_weight_CD: Tensor, box_weight_4CD: Tensor, labels_L: Tensor | None = None
@@ -212,12 +221,12 @@ class MaskWeights(nn.Module):
         w_seg = self.transfer(w_det).float()
         if self.agnostic is not None:
             w_seg = w_seg + self.agnostic
-        if self.kept is None or self.kept_bias is None:
+        if self.is_kept is None or self.kept is None or self.kept_bias is None:
             return w_seg, bias
-        kept, of_kept = self.kept, self.kept_bias
+        is_kept, kept, kept_bias = self.is_kept, self.kept, self.kept_bias
         if labels_L is not None:
-            kept, of_kept = kept[labels_L], of_kept[labels_L]
-        return torch.where(kept.isnan(), w_seg, kept), torch.where(of_kept.isnan(), bias, of_kept)
+            is_kept, kept, kept_bias = is_kept[labels_L], kept[labels_L], kept_bias[labels_L]
+        return torch.where(is_kept[:, None], kept, w_seg), torch.where(is_kept, kept_bias, bias)
 
     def of_labels(
         self, cls_weight_CD: Tensor, box_weight_4CD: Tensor, labels_R: Tensor

@@ -46,8 +46,8 @@ def test_weights_and_gradients_are_those_of_t_on_all_classes(
     for few in (0, 1000):
         monkeypatch.setattr(weight_transfer, "FEW_CLASSES", few)
         weights, given = made(**changes), detection_weights()
-        if weights.kept is not None and weights.kept_bias is not None:
-            weights.kept[7], weights.kept_bias[7] = 2.0, 3.0
+        if weights.is_kept is not None:
+            weights.keep_rows([7], torch.full((1, MASK_WIDTH), 2.0), torch.tensor([3.0]))
         rows, bias = weights.of_labels(*given, LABELS)
         (rows.square().sum() + bias.sum()).backward()  # type: ignore[no-untyped-call]
         gradients = [p.grad for p in [*weights.parameters(), *given] if p.grad is not None]

@@ -207,12 +207,11 @@ def test_classes_with_kept_rows_have_these_and_t_speaks_for_the_others() -> None
     kept.load_state_dict(usual.state_dict(), strict=False)
     cls, box = torch.randn(5, 6), torch.randn(20, 6)
     assert torch.equal(kept(cls, box)[0], usual(cls, box)[0])
-    assert kept.kept is not None and kept.kept_bias is not None
-    rows, biases = torch.randn(2, 4), torch.tensor([0.5, -2.0])
-    kept.kept[[1, 3]], kept.kept_bias[[1, 3]] = rows, biases
+    rows = torch.randn(2, 4)
+    kept.keep_rows([1, 3], rows, torch.tensor([0.5, -2.0]))
     table, bias = kept(cls, box)
     assert torch.equal(table[[1, 3]], rows) and torch.equal(table[[0, 2, 4]], usual(cls, box)[0][[0, 2, 4]])
     assert bias.tolist() == [0.0, 0.5, 0.0, -2.0, 0.0]
     table.sum().backward()  # type: ignore[no-untyped-call]
     assert all(bool(p.grad.isfinite().all()) for p in kept.parameters() if p.grad is not None)
-    assert kept.state_dict().keys() - usual.state_dict().keys() == {"kept", "kept_bias"}
+    assert kept.state_dict().keys() - usual.state_dict().keys() == {"is_kept", "kept", "kept_bias"}

@@ -93,9 +93,7 @@ def mask_weights(finished: Finished, given: Input) -> MaskWeights:
     )
     made.keep_mean(box.cls_score.weight, box.bbox_pred.weight)
     labels = list(finished.labels)
-    assert made.kept is not None and made.kept_bias is not None
-    made.kept[labels] = specific.specific.detach()[labels]
-    made.kept_bias[labels] = specific.bias.detach()[labels]
+    made.keep_rows(labels, specific.specific[labels], specific.bias[labels])
     return made
 
 
@@ -122,6 +120,7 @@ def with_transfer(finished: Finished, given: Input, fit: Ridge) -> tuple[MaskXRC
     """The network with T = `fit`, and its configuration. Classes without a row of their own have the mean bias."""
     config = replace(
         finished.config,
+        schedule=replace(finished.config.schedule, end_to_end_steps=0, detector_steps=0),  # the mean is kept
         model=replace(finished.config.model, transfer=transfer_config(given, finished.config.model.transfer)),
     )
     made = mask_weights(finished, given)
