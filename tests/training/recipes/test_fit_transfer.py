@@ -87,7 +87,7 @@ def test_the_networks_t_is_the_fit(given: Any, folder: Path) -> None:
     w_det = weights.detection_weights(box.cls_score.weight, box.bbox_pred.weight)[LABELS]
     own = finished.network.mask_weights.specific
     assert own is not None and weights.is_kept is not None
-    expected = ridge(w_det, own[LABELS], 0.1)
+    expected = ridge(w_det, own.detach()[LABELS], 0.1)
     weights.is_kept.fill_(False)
     table, bias = network.mask_table()
     torch.testing.assert_close(table[LABELS], expected.offset + w_det @ expected.weight.t())
