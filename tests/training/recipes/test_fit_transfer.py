@@ -12,9 +12,11 @@ from torch import Tensor
 from export.torchscript import export_checkpoint
 from model.checkpoint import load_checkpoint, load_network, save_checkpoint
 from tests.training.datasets.small_sets import write_json
+from tests.training.recipes.torchvision_peer import small_peer
 from tests.training.tiny_set import tiny_changes, write_tiny_set
 from training.evaluate.__main__ import main as evaluate
 from training.recipes import grow
+from training.recipes.convert_torchvision import convert
 from training.recipes.fit_transfer.__main__ import main
 from training.recipes.fit_transfer.fitted import best_fits, read_finished, with_transfer
 from training.recipes.fit_transfer.judged import ClassMasks, Judged, judge_left_out, truth_of
@@ -138,6 +140,19 @@ def test_the_network_is_evaluated_exported_and_grown_by_a_class_with_boxes_alone
     w_det = weights.detection_weights(box.cls_score.weight, box.bbox_pred.weight)[4]
     torch.testing.assert_close(after[0][4], (weights.transfer(w_det) + weights.agnostic).detach())
     torch.testing.assert_close(after[1][4], before[1][LABELS].mean())
+
+
+def test_a_network_of_torchvision_gets_t_and_keeps_each_class_its_own_bias(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    state = small_peer(4, side=128).state_dict()
+    logits = "roi_heads.mask_predictor.mask_fcn_logits"
+    state[f"{logits}.bias"] = torch.tensor([0.0, 1.0, -1.0, 2.0, 0.5])
+    torch.save(state, tmp_path / "theirs.pth")
+    convert(str(tmp_path / "theirs.pth"), tmp_path / "before.pt", classes="a,b,c,d")
+    assert main([str(tmp_path / "before.pt"), "--out", str(tmp_path / "fitted.pt")]) == 0
+    table, bias = table_of(tmp_path / "fitted.pt")
+    assert torch.equal(table[1:], state[f"{logits}.weight"][1:, :, 0, 0])
+    assert bias.tolist() == [0.625, 1.0, -1.0, 2.0, 0.5]
 
 
 def test_one_command_fits_t_and_adds_a_class(folder: Path, tmp_path: Path) -> None:
