@@ -98,7 +98,8 @@ def in_each_way(network: Any, cases: list[Case], ways: Sequence[bool] = (False, 
 
 
 def verify_mask_table(network: MaskXRCNN, served: nn.Module) -> None:
-    """Row c of the baked table is T of the detection weights of label c, one label at a time (Sec. 3.2)."""
+    """Row c of the baked table is T of the detection weights of label c, one label at a time (Sec. 3.2), or the row
+    that the class has kept."""
     weights = network.mask_weights
     cls_score, bbox_pred = network.box_predictor.cls_score.weight, network.box_predictor.bbox_pred.weight
     classes = cls_score.shape[0]
@@ -122,6 +123,8 @@ def verify_mask_table(network: MaskXRCNN, served: nn.Module) -> None:
                 expected = weights.specific[label] - background
             if weights.transfer is not None:
                 expected = expected + weights.transfer(w_det[label]).float()
+            if weights.is_kept is not None and weights.kept is not None and bool(weights.is_kept[label]):
+                expected = weights.kept[label]
             scale = float(expected.abs().max().clamp(min=1e-12))
             wrong = table.shape[0] != classes or float((table[label] - expected).abs().max()) > 1e-4 * scale
             if wrong:

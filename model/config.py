@@ -271,6 +271,9 @@ class TransferConfig:
     kept_mean: bool = False
     """Centre on the mean kept in the checkpoint, that of the classes T was trained on, so that classes added later
     change no mask of the others; `training.recipes.grow` and `training.recipes.two_stage` set it (ours)."""
+    kept_rows: bool = False
+    """Classes whose mask weights were learned from masks of their own keep them, each with its bias, beside T, which
+    speaks for the others; `training.recipes.fit_transfer` sets it (ours)."""
     residual: bool = False
     """w_seg = w_agnostic + T(w_det), T starting at zero (ours); false is the paper's w_seg = T(w_det)."""
     dropout: float = 0.0

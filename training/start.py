@@ -74,6 +74,11 @@ def starting_network(config: TrainingConfig, classes: ClassTable, *, from_checkp
             "model.transfer.kept_mean is true, but no mean was kept: it wants data.start_from with a checkpoint "
             "that has it (training.recipes.grow and training.recipes.two_stage write such); or set it to false"
         )
+    if network.mask_weights.is_kept is not None and not bool(network.mask_weights.is_kept.any()):
+        raise ValueError(
+            "model.transfer.kept_rows is true, but no class has kept its mask weights: it wants data.start_from with a "
+            "checkpoint that has them (training.recipes.fit_transfer writes such); or set it to false"
+        )
     return network
 
 

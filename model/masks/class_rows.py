@@ -1,8 +1,8 @@
 """Rows of weights that belong to classes, carried by name from one list of classes to another.
 
-They are the rows of the box branch's last layer (four each of the boxes), class-specific mask weights, and the
-fixed rows of Table 1a. Row 0 is background and stays row 0. With them a network is sliced to fewer classes and
-restored to all (Sec. 5, Visual Genome), and gets new classes.
+They are the rows of the box branch's last layer (four each of the boxes), class-specific mask weights, those kept
+beside T, and the fixed rows of Table 1a. Row 0 is background and stays row 0. With them a network is sliced to fewer
+classes and restored to all (Sec. 5, Visual Genome), and gets new classes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,6 +19,9 @@ ROWS_OF_A_CLASS: Mapping[str, int] = {
     "mask_weights.specific": 1,
     "mask_weights.bias": 1,
     "mask_weights.rows": 1,
+    "mask_weights.is_kept": 1,
+    "mask_weights.kept": 1,
+    "mask_weights.kept_bias": 1,
 }
 """Weights with rows for classes, and how many for each. A bias [] of all classes together is not one."""
 

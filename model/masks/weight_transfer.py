@@ -88,7 +88,7 @@ class MaskWeights(nn.Module):
 
     Args:
         config: which form, what T reads and how it is made. A kept mean is that which `keep_mean` took, whatever
-            classes there are by then.
+            classes there are by then; kept rows stand in T's place, see `keep_rows`.
         num_classes: C, without background.
         box_width: D.
         mask_width: F.
@@ -96,6 +96,9 @@ class MaskWeights(nn.Module):
 
     rows: Tensor | None
     mean: Tensor | None
+    is_kept: Tensor | None
+    kept: Tensor | None
+    kept_bias: Tensor | None
 
     def __init__(self, config: TransferConfig, *, num_classes: int, box_width: int, mask_width: int) -> None:
         super().__init__()
@@ -123,6 +126,11 @@ class MaskWeights(nn.Module):
         self.register_buffer(
             "mean", torch.full((width,), torch.nan) if config.kept_mean and kind == "transfer" else None
         )
+        keeps = config.kept_rows and kind == "transfer"
+        labels = num_classes + 1
+        self.register_buffer("is_kept", torch.zeros(labels, dtype=torch.bool) if keeps else None)
+        self.register_buffer("kept", torch.zeros(labels, mask_width) if keeps else None)
+        self.register_buffer("kept_bias", torch.zeros(labels) if keeps else None)
         if kind == "transfer":
             self.transfer = WeightTransfer(
                 input_width=width,
@@ -157,6 +165,13 @@ class MaskWeights(nn.Module):
         parts = self._parts(cls_weight_CD, box_weight_4CD) if rows_CE is None else [rows_CE]
         self.mean.copy_(torch.cat([class_mean(part) for part in parts]))
 
+    @torch.no_grad()
+    def keep_rows(self, labels: list[int], rows_LF: Tensor, bias_L: Tensor) -> None:
+        """Let these labels have these mask weights and biases, whatever T says, and whatever classes come later."""
+        assert self.is_kept is not None and self.kept is not None and self.kept_bias is not None
+        self.is_kept[labels] = True
+        self.kept[labels], self.kept_bias[labels] = rows_LF, bias_L
+
     def detection_weights(
         self, cls_weight_CD: Tensor, box_weight_4CD: Tensor, labels_L: Tensor | None = None
     ) -> Tensor:
@@ -187,7 +202,7 @@ class MaskWeights(nn.Module):
         """Mask weights [C, F] float32 of all classes (row 0 background), and the bias: one for all [], or [C].
 
         The predicted convolution of the paper has no bias: there the second answer is zero. Labels may be given where
-        T is, for their weights alone [L, F].
+        T is, for their weights alone [L, F], and biases [] or [L].
         """
         assert labels_L is None or self.transfer is not None
         if self.specific is not None:
@@ -204,7 +219,14 @@ class MaskWeights(nn.Module):
             w_det = w_det + torch.randn_like(w_det) * (self.noise * scale)
         w_det = nn.functional.dropout(w_det, self.dropout, self.training)
         w_seg = self.transfer(w_det).float()
-        return (w_seg if self.agnostic is None else w_seg + self.agnostic), bias
+        if self.agnostic is not None:
+            w_seg = w_seg + self.agnostic
+        if self.is_kept is None or self.kept is None or self.kept_bias is None:
+            return w_seg, bias
+        is_kept, kept, kept_bias = self.is_kept, self.kept, self.kept_bias
+        if labels_L is not None:
+            is_kept, kept, kept_bias = is_kept[labels_L], kept[labels_L], kept_bias[labels_L]
+        return torch.where(is_kept[:, None], kept, w_seg), torch.where(is_kept, kept_bias, bias)
 
     def of_labels(
         self, cls_weight_CD: Tensor, box_weight_4CD: Tensor, labels_R: Tensor
@@ -217,8 +239,8 @@ class MaskWeights(nn.Module):
         many = cls_weight_CD.shape[0] > FEW_CLASSES and self.transfer is not None
         if many and not (self.training and self.noise > 0):
             with waiting():
-                labels_L, of_roi = torch.unique(labels_R, return_inverse=True)
+                labels_L, labels_R = torch.unique(labels_R, return_inverse=True)
             table, bias = self(cls_weight_CD, box_weight_4CD, labels_L)
-            return table[of_roi], bias
-        table, bias = self(cls_weight_CD, box_weight_4CD)
+        else:
+            table, bias = self(cls_weight_CD, box_weight_4CD)
         return table[labels_R], bias if bias.dim() == 0 else bias[labels_R].view(-1, 1, 1)

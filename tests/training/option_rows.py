@@ -138,6 +138,8 @@ ELSEWHERE: dict[str, str] = {
     "output.tensorboard=true": "tests/training/test_train.py::test_tensorboard_gets_the_figures_of_the_log",
     "model.transfer.kept_mean=true": "tests/model/masks/test_weight_transfer.py::"
     "test_a_kept_mean_gives_the_masks_of_before_whatever_classes_come",
+    "model.transfer.kept_rows=true": "tests/model/masks/test_weight_transfer.py::"
+    "test_classes_with_kept_rows_have_these_and_t_speaks_for_the_others",
     "schedule.classes_steps": "tests/training/test_start.py::test_steps_for_new_classes_want_a_start",
     "data.start_from": "tests/training/test_start.py::"
     "test_a_training_starts_from_a_checkpoint_and_goes_on_without_it",

@@ -197,3 +197,5 @@ def test_steps_for_new_classes_want_a_start(
     assert "set kept_mean to false, or these steps to 0" in capsys.readouterr().err
     assert check(*kept, "schedule.detector_steps=0") == 2
     assert "no mean was kept" in capsys.readouterr().err
+    assert check("model.transfer.kept_rows=true") == 2
+    assert "no class has kept its mask weights" in capsys.readouterr().err

@@ -6,6 +6,9 @@ The rows of the new classes in the last layer of the box branch are learned, and
 is and makes their mask weights of these rows. Boxes and masks of the classes of before stay the same; their
 scores only share with more classes. The file needs boxes of the new classes alone: objects of the others that
 it leaves out cannot be unlearned.
+
+A class-specific network (a Mask R-CNN of torchvision or detectron2, converted) has no T: `--fit-transfer` fits one on
+its classes first, which keep the masks that they have (`training.recipes.fit_transfer`).
 """
 
 import sys
@@ -21,6 +24,7 @@ from training.data.annotations import read_annotations
 from training.distributed import refuse_processes
 from training.experiments.variants import write_json
 from training.process import training_status
+from training.recipes.fit_transfer.recipe import fit_transfer
 from training.schedule import STAGES
 from training.train import train
 
@@ -59,7 +63,7 @@ def grown_config(
     if config.model.transfer.kind == "class_specific":
         raise ValueError(
             f"{checkpoint}: model.transfer.kind is class_specific, where each class's masks are learned from masks; "
-            "classes with boxes alone want transfer or class_agnostic"
+            "classes with boxes alone want transfer or class_agnostic; --fit-transfer fits T on the classes it has"
         )
     document = merged(annotations, classes)
     known = [category["name"] for category in document["categories"]]
@@ -140,6 +144,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--val-images", type=Path, help="for evaluation afterwards; default: --images")
     add("--val-annotations", type=Path, help="for evaluation afterwards")
     add("--out", type=Path, default=Path("build/grown"))
+    add(
+        "--fit-transfer",
+        action="store_true",
+        help="on the classes of a class-specific checkpoint, before anything",
+    )
     add("--steps", type=int, default=STEPS, help=f"of training (default: {STEPS})")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
@@ -154,8 +163,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError(
                 f"--out {options.out} is the folder of the checkpoint to start from; give another"
             )
+        checkpoint = options.checkpoint
+        if options.fit_transfer:
+            checkpoint = options.out / "fitted.pt"
+            fit_transfer(options.checkpoint, checkpoint)
         config = grown_config(
-            options.checkpoint,
+            checkpoint,
             images=options.images,
             annotations=options.annotations,
             out=options.out,

@@ -36,6 +36,7 @@ def detection_weights() -> tuple[Tensor, Tensor]:
         {"normalise": True, "residual": True, "input": "cls", "layers": 1},
         {"kind": "class_agnostic"},
         {"kind": "class_specific"},
+        {"kept_rows": True, "residual": True},
     ],
 )
 def test_weights_and_gradients_are_those_of_t_on_all_classes(
@@ -45,6 +46,8 @@ def test_weights_and_gradients_are_those_of_t_on_all_classes(
     for few in (0, 1000):
         monkeypatch.setattr(weight_transfer, "FEW_CLASSES", few)
         weights, given = made(**changes), detection_weights()
+        if weights.is_kept is not None:
+            weights.keep_rows([7], torch.full((1, MASK_WIDTH), 2.0), torch.tensor([3.0]))
         rows, bias = weights.of_labels(*given, LABELS)
         (rows.square().sum() + bias.sum()).backward()  # type: ignore[no-untyped-call]
         gradients = [p.grad for p in [*weights.parameters(), *given] if p.grad is not None]

@@ -196,3 +196,22 @@ def test_a_kept_mean_gives_the_masks_of_before_whatever_classes_come(given: str)
     more = torch.cat([cls, torch.randn(3, 6)]), torch.cat([box, torch.randn(12, 6)])
     torch.testing.assert_close(kept(*more)[0][:5], before)
     assert not torch.allclose(usual(*more)[0][1:5], before[1:])  # else the line above proves nothing
+
+
+# ---- rows that classes keep ----
+
+
+def test_classes_with_kept_rows_have_these_and_t_speaks_for_the_others() -> None:
+    usual = weights(num_classes=4, residual=True)
+    kept = weights(num_classes=4, residual=True, kept_rows=True)
+    kept.load_state_dict(usual.state_dict(), strict=False)
+    cls, box = torch.randn(5, 6), torch.randn(20, 6)
+    assert torch.equal(kept(cls, box)[0], usual(cls, box)[0])
+    rows = torch.randn(2, 4)
+    kept.keep_rows([1, 3], rows, torch.tensor([0.5, -2.0]))
+    table, bias = kept(cls, box)
+    assert torch.equal(table[[1, 3]], rows) and torch.equal(table[[0, 2, 4]], usual(cls, box)[0][[0, 2, 4]])
+    assert bias.tolist() == [0.0, 0.5, 0.0, -2.0, 0.0]
+    table.sum().backward()  # type: ignore[no-untyped-call]
+    assert all(bool(p.grad.isfinite().all()) for p in kept.parameters() if p.grad is not None)
+    assert kept.state_dict().keys() - usual.state_dict().keys() == {"is_kept", "kept", "kept_bias"}
