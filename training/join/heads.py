@@ -5,7 +5,7 @@ seen on classes whose masks are known.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,8 +68,8 @@ def train_heads(
     """
     if config.model.transfer.kind != "transfer":
         raise ValueError(
-            f"model.transfer.kind is {config.model.transfer.kind}, but the join compares the weight transfer with other "
-            "sources; give model.transfer.kind=transfer and its form as further key=value"
+            f"model.transfer.kind is {config.model.transfer.kind}, but the join compares the weight transfer with "
+            "other sources; give model.transfer.kind=transfer and its form as further key=value"
         )
     wanted = config.validate_transfer
     groups = hold_out_groups(classes, judged, groups=wanted.groups, seed=config.seed)
@@ -106,7 +106,7 @@ class HeadMasks:
 
     @torch.no_grad()
     def of_image(
-        self, pixels: NDArray[np.uint8], objects: Sequence[Placed]
+        self, pixels: NDArray[np.uint8], objects: Sequence[Placed], before: Mapping[str, Maps]
     ) -> dict[str, tuple[Maps, NDArray[np.float32] | None]]:
         """Of each source the grids of an image's objects; a mask branch claims no quality."""
         image = torch.from_numpy(pixels).permute(2, 0, 1).contiguous().to(self._device)

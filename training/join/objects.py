@@ -72,11 +72,13 @@ def load_objects(
     truth_of: Collection[int],
     per_class: int = JUDGED_PER_CLASS,
     only_with_truth: bool = False,
+    max_images: int | None = None,
 ) -> Objects:
     """The objects of a COCO file, crowd regions aside, by the checks of training (`training.data.annotations`).
 
     Of objects whose true mask is known at most `per_class` of each class are kept. `truth_of`: the labels whose masks
-    are read as truth. `only_with_truth`: leave out the others, as an evaluation does.
+    are read as truth. `only_with_truth`: leave out the others, as an evaluation does, and that takes all whatever
+    their number. `max_images`: take that many from the front of the list.
 
     Raises:
         ValueError: see `AnnotationFile`; or no object is left.
@@ -85,14 +87,13 @@ def load_objects(
     file = AnnotationFile(document, classes, source := str(annotations))
     file.check_files(images_dir)
     numbers = {id(entry): number for number, entry in enumerate(file.document["annotations"])}
+    images = range(len(file.names))[:max_images]
     found = [
         _placed(one, numbers[id(one.entry)], file, truth_of)
-        for one in file.annotations()
+        for one in file.annotations(images=images)
         if not one.entry.get("iscrowd")
     ]
-    if only_with_truth:
-        found = [one for one in found if one.truth is not None]
-    kept = _thinned(found, per_class)
+    kept = [one for one in found if one.truth is not None] if only_with_truth else _thinned(found, per_class)
     if not kept:
         raise ValueError(f"{source}: no object is left that could be given a mask or be judged by")
     kept.sort(key=lambda one: (one.image, one.annotation))
