@@ -2,12 +2,12 @@
 
 A ridge regression on each feature's deviation from its class's mean and on that mean: how right a source is lies mostly
 in the class. How much either part is held towards zero is chosen by leaving classes out, and so is what the rule is
-said to be worth: no prediction of an object of a class with masks has seen a true mask of that class.
+said to be worth: but for the choice of these two numbers, no prediction of an object with a true mask has seen one of
+its class.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -126,12 +126,15 @@ def fit_rule(features: Features, labels: Labels, ious: Mapping[str, Floats], sca
 
 
 def _left_out(design: Floats, goal: Floats, turn: Labels, penalties: tuple[float, float]) -> Floats:
-    gram, moment = _sums(design, goal)
+    """Predictions [N, S] of each object by weights fitted to the objects of all other turns."""
+    numbers = np.unique(turn)
+    sums = [_sums(design[turn == number], goal[turn == number]) for number in numbers]
+    nothing = np.zeros((design.shape[1], design.shape[1])), np.zeros((design.shape[1], goal.shape[1]))
     found = np.zeros_like(goal)
-    for number in np.unique(turn):
-        mine = turn == number
-        own_gram, own_moment = _sums(design[mine], goal[mine])
-        found[mine] = design[mine] @ _solved(gram - own_gram, moment - own_moment, penalties)
+    for number in numbers:
+        others = [one for other, one in zip(numbers, sums, strict=True) if other != number] or [nothing]
+        gram, moment = (np.sum(some, axis=0) for some in zip(*others, strict=True))
+        found[turn == number] = design[turn == number] @ _solved(gram, moment, penalties)
     return found
 
 
@@ -144,14 +147,3 @@ def _solved(gram: Floats, moment: Floats, penalties: tuple[float, float]) -> Flo
     penalty = np.diag([1e-6] + [penalties[0]] * count + [penalties[1]] * count)
     weights: Floats = np.linalg.solve(gram + penalty, moment)
     return weights
-
-
-def to_plain(rule: Rule) -> dict[str, Any]:
-    """What a JSON file holds of a rule."""
-    return {
-        "sources": rule.sources,
-        "features": rule.names,
-        "mean": rule.scale.mean.tolist(),
-        "deviation": rule.scale.deviation.tolist(),
-        "weights": rule.weights.tolist(),
-    }
