@@ -4,6 +4,7 @@ Two kinds, the transfer and the class-agnostic branch (Sec. 3.2), so that what a
 seen on classes whose masks are known.
 """
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -74,22 +75,31 @@ def train_heads(
     wanted = config.validate_transfer
     groups = hold_out_groups(classes, judged, groups=wanted.groups, seed=config.seed)
     detector = finished_detector(config) or detector_in(folder / "detector", config, train)
+    stamp = _stamp(detector, Path(config.data.train_annotations))
     branches = {}
     for kind, changes in KINDS.items():
         variant = mask_branch_alone(changed(config, changes), detector, steps=wanted.steps)
-        of_all = train_in(folder / kind / "all", variant, train)
+        of_all = train_in(folder / f"{kind}-{stamp}" / "all", variant, train)
         without = []
         for number, group in enumerate(groups):
             kept = [classes.name_of_label(label) for label in classes.set_a_labels() if label not in group]
             fold = Fold(group, tuple(map(classes.name_of_label, group)), kept)
-            split = fold.write_split(folder / kind / f"group{number}_{digest(config, kept=kept)}")
+            of_group = folder / f"{kind}-{stamp}" / f"group{number}_{digest(config, kept=kept)}"
+            split = fold.write_split(of_group)
             without.append(train_in(split.parent, changed(variant, {"data.mask_classes": str(split)}), train))
         branches[kind] = Branches(without, of_all)
     return Heads(
         branches=branches,
         group_of={label: number for number, group in enumerate(groups) for label in group},
-        identity=digest(config, groups=groups, detector=str(detector)),
+        identity=digest(config, groups=groups, stamp=stamp),
     )
+
+
+def _stamp(*files: Path) -> str:
+    """Eight digits of what is in files: a branch on another detector, or of other masks, is trained anew."""
+    return hashlib.sha256(b"".join(hashlib.sha256(one.read_bytes()).digest() for one in files)).hexdigest()[
+        :8
+    ]
 
 
 class HeadMasks:

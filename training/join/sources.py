@@ -161,7 +161,7 @@ def _read_part(path: Path | None, names: Sequence[str]) -> dict[str, NDArray[Any
     if path is None or not path.is_file():
         return None
     try:
-        with np.load(path) as part:
+        with path.open("rb") as file, np.load(file) as part:
             return {key: part[key] for name in names for key in (name, f"{name} quality")}
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} cannot be read ({error}); remove it to have it made anew") from error

@@ -104,3 +104,8 @@ def test_probabilities_of_half_and_more_are_inside_on_a_grid_and_no_others() -> 
     maps = as_maps(torch.tensor([0.5, 0.499]).view(2, 1, 1).expand(2, SIDE, SIDE))
     assert (maps[0] >= 128).all() and (maps[1] < 128).all()
     assert np.isfinite(logits_of(maps)).all()
+
+
+def test_logits_of_bytes_are_even_about_the_half() -> None:
+    ends = logits_of(np.array([0, 127, 128, 255], np.uint8))
+    assert ends[0] == pytest.approx(-ends[3], abs=1e-3) and ends[1] == pytest.approx(-ends[2], abs=1e-6)

@@ -9,6 +9,7 @@ from tests.training.join.made_sources import (
     sources_of,
     true_radius,
 )
+from training.join import fusion
 from training.join.sources import Said
 from training.join.trust import (
     BY_OBJECT,
@@ -107,7 +108,6 @@ def test_masks_that_nothing_is_sure_of_teach_nothing_or_less() -> None:
 
 
 def test_the_fused_mask_of_a_class_has_not_seen_its_truth(monkeypatch: pytest.MonkeyPatch) -> None:
-    from training.join import fusion
 
     objects = made_objects(4, each=6, known=lambda label: True)
     said = sources_of(objects)
