@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.explain:
             print(f"\n{by_class(joined)}")
         if options.check:
-            print(f"\n{checked_table(checked(joined), joined.classes)}")
+            print(f"\n{checked_table(checked(joined), joined.judged_labels)}")
         print(f"\n{options.out} written")
     return status.code
 

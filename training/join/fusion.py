@@ -6,8 +6,10 @@ the classes left out by turns as in `training.join.rule`.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from training.join.features import Floats
 from training.join.grids import SIDE, Maps, logits_of
@@ -77,10 +79,11 @@ def fit_fusion(
     return Fusion(sources=tuple(sources), usual=usual, weights=start), fused
 
 
-def _inputs(logits: Floats, trust: Floats) -> Floats:
+def _inputs(logits: NDArray[np.floating[Any]], trust: Floats) -> Floats:
     """Logits [N, P, S] and trust [N, S] -> [N, P, 1 + 2 S]: one, the logits, and each times its trust."""
     ones = np.ones((*logits.shape[:2], 1))
-    return np.concatenate([ones, logits, logits * trust[:, None]], axis=-1)
+    inputs: Floats = np.concatenate([ones, logits, logits * trust[:, None]], axis=-1, dtype=np.float64)
+    return inputs
 
 
 def _fitted(inputs: Floats, goal: Floats, start: Floats) -> Floats:

@@ -5,6 +5,7 @@ canvas are sampled as its mask targets are (`model.masks.targets`): at 2 x 2 poi
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ OUTSIDE = -8.0
 
 Maps = NDArray[np.uint8]
 """Masks [N, SIDE, SIDE], each cell 255 times its probability: from 128 on it is in the mask."""
-Boxes = NDArray[np.float32]
+Boxes = NDArray[np.floating[Any]]
 """[N, 4] XYXY in pixels of the image."""
 
 
@@ -37,12 +38,12 @@ def as_maps(probabilities: Tensor) -> Maps:
     return maps.reshape(-1, SIDE, SIDE)
 
 
-def on_boxes(logits: NDArray[np.float32], boxes: Boxes, height: int, width: int) -> Maps:
-    """Logits [N, S, S] in a square canvas whose side is the longer one of the image, as grids over the boxes."""
+def on_boxes(logits: NDArray[np.float32], boxes: Boxes) -> Maps:
+    """Logits [N, S, S] of a square canvas as grids over the boxes, which are shares of the canvas's side."""
     if not len(logits):
         return np.zeros((0, SIDE, SIDE), np.uint8)
     step = (torch.arange(SIDE * POINTS, dtype=torch.float32) + 0.5) / (SIDE * POINTS)
-    x0, y0, x1, y1 = torch.from_numpy(boxes.astype(np.float32) * (2 / max(height, width)) - 1).T
+    x0, y0, x1, y1 = torch.from_numpy(boxes.astype(np.float32) * 2 - 1).T
     columns = x0[:, None] + (x1 - x0)[:, None] * step
     rows = y0[:, None] + (y1 - y0)[:, None] * step
     places = torch.stack(
@@ -53,10 +54,9 @@ def on_boxes(logits: NDArray[np.float32], boxes: Boxes, height: int, width: int)
     return as_maps(F.avg_pool2d(seen.sigmoid(), POINTS)[:, 0])
 
 
-def on_canvas(maps: Maps, boxes: Boxes, height: int, width: int, side: int) -> NDArray[np.float32]:
+def on_canvas(maps: Maps, boxes: Boxes, side: int) -> NDArray[np.float32]:
     """The inverse of `on_boxes`: logits [N, side, side] of a square canvas, `OUTSIDE` beyond the boxes."""
-    longer = max(height, width)
-    centres = (torch.arange(side, dtype=torch.float32) + 0.5) * (longer / side)
+    centres = (torch.arange(side, dtype=torch.float32) + 0.5) / side
     x0, y0, x1, y1 = torch.from_numpy(boxes.astype(np.float32)).T[:, :, None]
     columns, rows = (centres - x0) / (x1 - x0) * 2 - 1, (centres - y0) / (y1 - y0) * 2 - 1
     places = torch.stack(

@@ -82,7 +82,7 @@ def train_heads(
         of_all = train_in(folder / f"{kind}-{stamp}" / "all", variant, train)
         without = []
         for number, group in enumerate(groups):
-            kept = [classes.name_of_label(label) for label in classes.set_a_labels() if label not in group]
+            kept = [classes.name_of_label(label) for label in sorted(judged) if label not in group]
             fold = Fold(group, tuple(map(classes.name_of_label, group)), kept)
             of_group = folder / f"{kind}-{stamp}" / f"group{number}_{digest(config, kept=kept)}"
             split = fold.write_split(of_group)
@@ -155,9 +155,8 @@ def likeness(heads: Heads, classes: ClassTable) -> NDArray[np.float64]:
     w_det = normalised(network.box_predictor.cls_score.weight.detach().double())
     cosines = (w_det @ w_det.T / w_det.shape[1]).numpy()
     nearest = np.full(classes.num_classes + 1, -1.0)
-    set_a = classes.set_a_labels()
     for label in range(1, classes.num_classes + 1):
         mine = heads.group_of.get(label)
-        others = [one for one in set_a if one != label and (mine is None or heads.group_of.get(one) != mine)]
+        others = [one for one, group in heads.group_of.items() if group != mine]
         nearest[label] = max((cosines[label, one] for one in others), default=-1.0)
     return nearest

@@ -42,6 +42,11 @@ class Join:
     judged: Judged
     """Of the training set's objects."""
 
+    @property
+    def judged_labels(self) -> set[int]:
+        """Of the classes by whose true masks the rule was fitted."""
+        return set(self.objects.labels[self.evidence.known].tolist())
+
     def masks_of(self, objects: Objects, images_dir: Path, folder: Path | None = None) -> "Masks":
         """The mask that the join takes for each of some objects, of whatever set of the same classes."""
         said = asked(self.sources, objects, images_dir, folder)

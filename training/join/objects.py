@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from model.classes import ClassTable
 from training.data.annotations import Annotated, AnnotationFile, Box, read_annotations
@@ -52,7 +53,7 @@ class Objects:
         return np.array([one.box for one in self.objects], np.float32).reshape(-1, 4)
 
     @property
-    def labels(self) -> "np.ndarray[Any, np.dtype[np.int64]]":
+    def labels(self) -> NDArray[np.int64]:
         """[N]."""
         return np.array([one.label for one in self.objects], np.int64)
 

@@ -1,11 +1,12 @@
 """What a join tells: by class what was expected of each source, what was chosen and why, and how right it was."""
 
 from collections import Counter
+from collections.abc import Collection
 from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
-from model.classes import ClassTable
 from training.evaluate.report import aligned, percent
 from training.join.features import Features, Floats
 from training.join.joined import Checked, Join
@@ -76,13 +77,14 @@ def by_class(joined: Join) -> str:
     )
 
 
-def checked_table(found: Checked, classes: ClassTable) -> str:
-    """Of an evaluation: the mean true IoU of each source and of the join on set A and on set B, and the rule's own."""
+def checked_table(found: Checked, judged: Collection[int]) -> str:
+    """Of an evaluation: the mean true IoU of each source and of the join on set A and on set B, and how right the rule
+    was; `judged`: the labels that it was fitted to."""
     sources = found.masks.judged.sources
     labels = found.objects.labels
     position = np.array([sources.index(name) for name in found.masks.chosen])
     joined = np.take_along_axis(found.true, position[:, None], axis=1)[:, 0]
-    of_a = np.isin(labels, classes.set_a_labels())
+    of_a = np.isin(labels, list(judged))
     rows = [["true boxes of", "objects", *sources, "joined masks", "best of all"]]
     lines = []
     for name, mine in (("set A", of_a), ("set B", ~of_a)):
@@ -97,9 +99,7 @@ def checked_table(found: Checked, classes: ClassTable) -> str:
     return "\n\n".join([aligned(rows), *lines])
 
 
-def _because(
-    joined: Join, features: Features, mine: "np.ndarray[tuple[int], np.dtype[np.bool_]]", name: str
-) -> str:
+def _because(joined: Join, features: Features, mine: NDArray[np.bool_], name: str) -> str:
     some = Features(names=features.names, values=features.values[mine])
     reasons = joined.trust.rule.reasons(some, joined.objects.labels[mine], name)
     return ", ".join(f"{what} {100 * moved:+.0f}" for what, moved in reasons)

@@ -133,7 +133,7 @@ def _left_out(design: Floats, goal: Floats, turn: Labels, penalties: tuple[float
     found = np.zeros_like(goal)
     for number in numbers:
         others = [one for other, one in zip(numbers, sums, strict=True) if other != number] or [nothing]
-        gram, moment = (np.sum(some, axis=0) for some in zip(*others, strict=True))
+        gram, moment = (np.sum(some, axis=0, dtype=np.float64) for some in zip(*others, strict=True))
         found[turn == number] = design[turn == number] @ _solved(gram, moment, penalties)
     return found
 

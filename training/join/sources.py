@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from model.files import remove_unfinished, whole
 from training.data.coco import read_picture
-from training.join.grids import Boxes, Maps, filled, on_boxes, on_canvas
+from training.join.grids import Maps, filled, on_boxes, on_canvas
 from training.join.objects import Objects, Placed
 from training.progress import progress
 
@@ -36,23 +36,44 @@ class Prompted(Protocol):
     def quality(self) -> NDArray[np.float32]: ...
 
 
+class Frame(Protocol):
+    """Where an image lies on a segmenter's square canvas."""
+
+    @property
+    def side(self) -> int: ...
+
+    def on_canvas(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]: ...
+
+
+class Embedding(Protocol):
+    """What a segmenter makes of an image, once for all boxes."""
+
+    @property
+    def frame(self) -> Frame: ...
+
+
 class Segmenter(Protocol):
     """What is asked of a promptable segmenter: `training.prompt_masks.Segmenter`."""
 
     @property
     def name(self) -> str: ...
 
-    def embed(self, image: NDArray[np.uint8]) -> Any: ...
+    def embed(self, image: NDArray[np.uint8]) -> Embedding: ...
 
-    def masks(self, embedding: Any, boxes: Boxes, prior: NDArray[np.float32] | None = None) -> Prompted: ...
+    def masks(
+        self, embedding: Embedding, boxes: NDArray[np.float32], prior: NDArray[np.float32] | None = None
+    ) -> Prompted: ...
 
 
 class Source(Protocol):
     """What gives masks of one or more names."""
 
-    names: tuple[str, ...]
-    identity: str
-    """Differs where its masks differ."""
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    @property
+    def identity(self) -> str:
+        """Differs where its masks differ."""
 
     def of_image(
         self, pixels: NDArray[np.uint8], objects: Sequence[Placed], before: Mapping[str, Maps]
@@ -80,14 +101,14 @@ class SegmenterMasks:
         self, pixels: NDArray[np.uint8], objects: Sequence[Placed], before: Mapping[str, Maps]
     ) -> Answers:
         """See `Source`."""
-        height, width = pixels.shape[:2]
         boxes = np.array([one.box for one in objects], np.float32)
         embedding = self._segmenter.embed(pixels)
+        shares = embedding.frame.on_canvas(boxes) / embedding.frame.side
         alone = self._segmenter.masks(embedding, boxes)
-        prior = on_canvas(before["transfer"], boxes, height, width, alone.logits.shape[-1])
+        prior = on_canvas(before["transfer"], shares, alone.logits.shape[-1])
         guided = self._segmenter.masks(embedding, boxes, prior)
         return {
-            name: (on_boxes(said.logits, boxes, height, width), said.quality)
+            name: (on_boxes(said.logits, shares), said.quality)
             for name, said in zip(self.names, (alone, guided), strict=True)
         }
 

@@ -1,8 +1,11 @@
 """Objects whose truth is known, and sources whose masks are right for known classes: what a join should find out."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
 
 from training.join.features import Floats
@@ -80,3 +83,18 @@ def sources_of(objects: Objects) -> Mapping[str, Said]:
         "segmenter": made_source(objects, right_for(lambda label: label % 2 == 1), claims=0.95),
         "box": Said(np.full((count, SIDE, SIDE), 255, np.uint8), np.zeros(count)),
     }
+
+
+@dataclass
+class Embedded:
+    """What a made segmenter keeps of a square image, whose canvas is the image itself."""
+
+    features: Any
+    side: int
+
+    @property
+    def frame(self) -> "Embedded":
+        return self
+
+    def on_canvas(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+        return boxes

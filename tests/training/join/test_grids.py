@@ -20,12 +20,13 @@ from training.join.grids import (
 
 BOXES = np.array([[4.3, 10.0, 70.9, 50.5], [40.0, 2.5, 64.0, 60.0]], np.float32)
 HEIGHT, WIDTH = 64, 96
+SHARES = BOXES / max(HEIGHT, WIDTH)
 
 
 def test_a_canvas_seen_in_a_box_is_what_lies_there_in_an_image_wider_than_high() -> None:
     logits = np.full((2, 128, 128), -6.0, np.float32)
     logits[:, :, 64:] = 6.0  # the right half of the canvas: from column 48 of 96 on
-    maps = on_boxes(logits, BOXES, HEIGHT, WIDTH)
+    maps = on_boxes(logits, SHARES)
     share = (maps >= 128).mean(axis=(1, 2))
     assert share == pytest.approx([(70.9 - 48) / (70.9 - 4.3), (64 - 48) / 24], abs=0.02)
     assert (maps[0, :, 0] < 128).all() and (maps[0, :, -1] >= 128).all()
@@ -33,12 +34,12 @@ def test_a_canvas_seen_in_a_box_is_what_lies_there_in_an_image_wider_than_high()
 
 def test_a_mask_put_on_a_canvas_and_seen_in_its_box_again_is_itself() -> None:
     maps = np.stack([disc(0.8), disc(0.5)])
-    again = on_boxes(on_canvas(maps, BOXES, HEIGHT, WIDTH, 256), BOXES, HEIGHT, WIDTH)
+    again = on_boxes(on_canvas(maps, SHARES, 256), SHARES)
     assert (agreement(maps, again) > 0.97).all()
 
 
 def test_a_canvas_beyond_the_box_says_background() -> None:
-    canvas = on_canvas(filled(2), BOXES, HEIGHT, WIDTH, 96)
+    canvas = on_canvas(filled(2), SHARES, 96)
     assert canvas[1, 30, 50] > 5
     assert (canvas[1, :, :39] == -8).all() and (canvas[1, 61:] == -8).all()
 

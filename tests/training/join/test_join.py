@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
 
+from tests.training.join.made_sources import Embedded
 from tests.training.tiny_set import tiny_config
 from training.config import TrainingConfig, changed
 from training.join import __main__ as command_line
@@ -30,15 +31,15 @@ class Painted:
     def __init__(self) -> None:
         self.images = 0
 
-    def embed(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def embed(self, image: NDArray[np.uint8]) -> Embedded:
         self.images += 1
-        return np.where(image.max(axis=2) == 255, 6, -6).astype(np.float32)
+        return Embedded(np.where(image.max(axis=2) == 255, 6, -6).astype(np.float32), len(image))
 
     def masks(
         self, embedding: Any, boxes: NDArray[np.float32], prior: NDArray[np.float32] | None = None
     ) -> Prompted:
         return SimpleNamespace(
-            logits=np.stack([embedding] * len(boxes)), quality=np.full(len(boxes), 0.95, np.float32)
+            logits=np.stack([embedding.features] * len(boxes)), quality=np.full(len(boxes), 0.95, np.float32)
         )
 
 
@@ -139,7 +140,7 @@ def test_a_check_judges_the_joined_masks_of_set_b_by_their_truth(joined: Join) -
     segmenter = found.masks.judged.sources.index("segmenter")
     assert set(labels.tolist()) == {1, 2, 3}
     assert found.true[:, segmenter].mean() > 0.9 > found.true[:, 0].mean()
-    assert "set B" in checked_table(found, joined.classes)
+    assert "set B" in checked_table(found, joined.judged_labels)
 
 
 def test_a_run_without_a_transfer_is_refused(run: TrainingConfig) -> None:

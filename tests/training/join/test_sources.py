@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from tests.training.join.made_sources import IMAGE, disc, made_objects
+from tests.training.join.made_sources import IMAGE, Embedded, disc, made_objects
 from training.join import sources
 from training.join.grids import Maps
 from training.join.objects import Objects, Placed
@@ -38,8 +38,8 @@ class Echo:
 
     name = "echo"
 
-    def embed(self, image: NDArray[np.uint8]) -> Any:
-        return image.shape
+    def embed(self, image: NDArray[np.uint8]) -> Embedded:
+        return Embedded(None, image.shape[0])
 
     def masks(
         self, embedding: Any, boxes: NDArray[np.float32], prior: NDArray[np.float32] | None = None
