@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model.checkpoint import load_network
+from model.checkpoint import load_checkpoint, load_network
 from model.classes import ClassTable
 from model.inference import Inference
 from model.masks.weight_transfer import normalised
-from training.config import TrainingConfig, changed
+from training.config import TrainingConfig, changed, config_from_dict
 from training.experiments.held_out import Fold, hold_out_groups
 from training.experiments.variants import (
     Train,
@@ -61,8 +61,9 @@ def train_heads(
 ) -> Heads:
     """Train, or take from an earlier call, every mask branch that the join asks; runs lie in `folder`.
 
-    Set A is dealt into `config.validate_transfer.groups`; each branch learns for that table's `steps`. The detector is
-    found as `training.experiments.transfer_form.validate` does. `judged` counts the objects of each label.
+    Set A is dealt into `config.validate_transfer.groups`; each branch learns for as many steps as the run's own, or
+    where it has none, for that table's `steps`. The run's own transfer is taken where it is of this configuration; the
+    detector is found as `training.experiments.transfer_form.validate` does. `judged` counts the objects of each label.
 
     Raises:
         ValueError: the run has no weight transfer; or see `hold_out_groups`.
@@ -78,8 +79,10 @@ def train_heads(
     stamp = _stamp(detector, Path(config.data.train_annotations))
     branches = {}
     for kind, changes in KINDS.items():
-        variant = mask_branch_alone(changed(config, changes), detector, steps=wanted.steps)
-        of_all = train_in(folder / f"{kind}-{stamp}" / "all", variant, train)
+        steps = config.schedule.mask_steps or wanted.steps
+        variant = mask_branch_alone(changed(config, changes), detector, steps=steps)
+        own = None if changes else _own_transfer(config, detector)
+        of_all = own or train_in(folder / f"{kind}-{stamp}" / "all", variant, train)
         without = []
         for number, group in enumerate(groups):
             kept = [classes.name_of_label(label) for label in sorted(judged) if label not in group]
@@ -93,6 +96,16 @@ def train_heads(
         group_of={label: number for number, group in enumerate(groups) for label in group},
         identity=digest(config, groups=groups, stamp=stamp),
     )
+
+
+def _own_transfer(config: TrainingConfig, detector: Path) -> Path | None:
+    """The run's own checkpoint, where it has the detector and a finished mask branch of this very configuration."""
+    if detector != Path(config.output.dir) / "checkpoint.pt":
+        return None
+    contents = load_checkpoint(detector)
+    before = config_from_dict(contents["training_config"])
+    finished = before.schedule.steps_done(contents["step"])["mask"] == config.schedule.mask_steps > 0
+    return detector if finished and digest(before) == digest(config) else None
 
 
 def _stamp(*files: Path) -> str:

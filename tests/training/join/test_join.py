@@ -47,8 +47,7 @@ class Painted:
 def run(tiny_set: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainingConfig:
     out = tmp_path_factory.mktemp("run")
     train(tiny_config(tiny_set, out))
-    changes = ["validate_transfer.groups=2", "validate_transfer.steps=1"]
-    return config_of_run(out, changes)
+    return config_of_run(out, ["validate_transfer.groups=2"])
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +97,18 @@ def test_again_it_asks_nobody_and_writes_the_same_bytes(run: TrainingConfig, joi
     again = join(run, asleep, train)
     assert asleep.images == 0
     assert json.dumps(document_with_masks(again)) == json.dumps(document_with_masks(joined))
+
+
+def test_the_runs_own_transfer_is_taken_and_no_held_out_class_is_judged_by_it(
+    run: TrainingConfig, joined: Join
+) -> None:
+    trained = {path.parent for path in Path(run.output.dir, "join").rglob("checkpoint.pt")}
+    kinds = sorted(
+        path.relative_to(Path(run.output.dir, "join")).parts[0].partition("-")[0] for path in trained
+    )
+    assert kinds == ["agnostic"] * 3 + ["transfer"] * 2
+    splits = {path.read_text() for path in Path(run.output.dir, "join").rglob("mask_classes.txt")}
+    assert splits == {"brick\n", "tile\n"}
 
 
 def test_what_the_file_has_as_masks_of_set_b_changes_nothing(
@@ -183,7 +194,6 @@ def test_the_command_writes_the_file_and_explains_it(
 ) -> None:
     monkeypatch.setattr(command_line, "_segmenter", lambda folder, device: Painted())
     out = tmp_path / "new" / "joined.json"
-    changes = ["validate_transfer.groups=2", "validate_transfer.steps=1"]
     command = [
         "--run",
         run.output.dir,
@@ -194,7 +204,7 @@ def test_the_command_writes_the_file_and_explains_it(
         "--explain",
         "--check",
     ]
-    assert command_line.main([*command, *changes]) == 0
+    assert command_line.main([*command, "validate_transfer.groups=2"]) == 0
     said = capsys.readouterr().out
     assert "because" in said and "set B" in said and f"{out} written" in said
     assert of_slabs(json.loads(out.read_text()))[0]["mask_source"]
