@@ -321,6 +321,12 @@ class Inference(Detector):
 
     def probabilities_on_boxes(self, image: Tensor, boxes: Tensor, labels: Tensor) -> Tensor:
         """Mask probabilities [D, M, M] of one image's boxes [D, 4] (XYXY, its own pixels) for their labels [D]."""
+        features, rois = self.features_on_boxes(image, boxes)
+        return self.probabilities_on_features(features, rois, labels)
+
+    def features_on_boxes(self, image: Tensor, boxes: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """What one image's masks are made of, the same for all mask branches on one frozen detector: levels to pool
+        from, and RoIs [D, 5] of its boxes [D, 4] (XYXY, its own pixels)."""
         height, width = self.canvas.padded_size_of(image)
         h, w = self.canvas.size_of(image)
         canvas = self.canvas([image], height, width).to(self.box_head.weight_type())
@@ -329,8 +335,10 @@ class Inference(Detector):
         y = float(h) / float(image.shape[1])
         x = float(w) / float(image.shape[2])
         scale = torch.tensor([x, y, x, y], dtype=torch.float32, device=boxes.device)
-        scaled = scaled_boxes(boxes, scale, self.box_pool.inclusive)
-        rois = rois_of([scaled])
+        return features, rois_of([scaled_boxes(boxes, scale, self.box_pool.inclusive)])
+
+    def probabilities_on_features(self, features: dict[str, Tensor], rois: Tensor, labels: Tensor) -> Tensor:
+        """Mask probabilities [D, M, M] of RoIs [D, 5] for their labels [D], some at a time."""
         if rois.shape[0] <= BOXES_TOGETHER:
             return self.mask_probabilities(features, rois, labels)
         parts: list[Tensor] = []

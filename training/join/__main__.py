@@ -1,0 +1,63 @@
+"""Masks for objects that have boxes alone, each from the source to be trusted, decided where masks are known.
+
+`python -m training.join --run build/train --segmenter FOLDER --out joined.json [--explain] [--check] [key=value ...]`
+"""
+
+import importlib
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from model.files import command, write_whole
+from training.distributed import refuse_processes
+from training.join.joined import checked, config_of_run, document_with_masks, join
+from training.join.report import by_class, checked_table, summary
+from training.join.sources import Segmenter
+from training.process import training_status
+from training.train import train
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; the status of `training_status`."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    parser = command("training.join", __doc__)
+    add = parser.add_argument
+    add(
+        "--run", type=Path, required=True, help="folder of a finished training, whose training set gets masks"
+    )
+    add("--segmenter", type=Path, required=True, help="folder of a promptable segmenter's files")
+    add("--out", type=Path, required=True, help="the COCO file to write")
+    add("--explain", action="store_true", help="print by class what was expected, chosen, and why")
+    add(
+        "--check",
+        action="store_true",
+        help="print how right it is on the validation set, set B's masks read for it",
+    )
+    add("changes", nargs="*", metavar="key=value", help="such as validate_transfer.groups=4")
+    options = parser.parse_intermixed_args(arguments)
+    again = f"go on with:\n    python -m training.join {shlex.join(arguments)}"
+    with training_status(again) as status:
+        refuse_processes("training.join")
+        config = config_of_run(options.run, options.changes)
+        joined = join(config, _segmenter(options.segmenter, config.device), train)
+        write_whole(options.out, json.dumps(document_with_masks(joined)))
+        print(summary(joined))
+        if options.explain:
+            print(f"\n{by_class(joined)}")
+        if options.check:
+            print(f"\n{checked_table(checked(joined), joined.judged_labels)}")
+        print(f"\n{options.out} written")
+    return status.code
+
+
+def _segmenter(folder: Path, device: str) -> Segmenter:
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder; --segmenter is that of a promptable segmenter's files")
+    loaded: Segmenter = importlib.import_module("training.prompt_masks").load_segmenter(folder, device=device)
+    return loaded
+
+
+if __name__ == "__main__":
+    sys.exit(main())
