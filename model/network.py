@@ -17,8 +17,10 @@ from model.boxes.pooling import PyramidRoIAlign
 from model.boxes.rois import RoIs, Sampling, on_ground_truth, sampled
 from model.boxes.rpn import CrowdAwareRPN
 from model.boxes.rpn_training import proposals_and_losses, proposed
+from model.boxes.seen import levels_together, proposals_together
 from model.canvas import canvas_side, scaled_boxes
 from model.detector import Detector, Parts
+from model.host import waiting
 from model.inference import Inference
 from model.keypoints.head import KeypointBranch
 from model.losses import (
@@ -33,7 +35,7 @@ from model.losses import (
 from model.masks.box_only import BoxOnly, box_only_losses
 from model.masks.targets import mask_targets
 from model.masks.weight_transfer import MaskWeights
-from model.targets import Target
+from model.targets import Target, without_objects
 
 Stage = Literal["end_to_end", "detector", "mask", "classes"]
 
@@ -140,7 +142,8 @@ class MaskXRCNN(Detector):
 
         Args:
             images: uint8 [3, h, w], RGB.
-            targets: see `model.targets.Target`; boxes in each image's own pixels.
+            targets: see `model.targets.Target`; boxes in each image's own pixels. What a frozen detector sees is
+                not computed again where they have it.
             box_only: what objects without masks teach the mask branch; None, as in the paper: nothing.
             seeds: one per image, from which its anchors and RoIs are drawn, whatever else is in the batch.
                 None: from torch's own generator.
@@ -161,7 +164,7 @@ class MaskXRCNN(Detector):
             batch = self.batch_of(images, targets, seeds, total)
             if self.stage != "mask" or not on_objects:
                 if frozen:
-                    places = proposed(self.rpn, batch)
+                    places = batch.proposals or proposed(self.rpn, batch)
                 else:
                     places, of_rpn = proposals_and_losses(self.rpn, batch)
                     losses |= of_rpn
@@ -204,7 +207,25 @@ class MaskXRCNN(Detector):
             moved = scaled_boxes(truth.boxes / truth.scales[:, None], truth.scales[:, None], True)
             truth = replace(truth, boxes=torch.where(own, moved, truth.boxes))
         canvas = self.canvas.resized(images, sizes, height, width)
-        return Batch(canvas=canvas, features=self.backbone(canvas), truth=truth, total=total)
+        seen = [target["seen"] for target in targets if "seen" in target]
+        if not seen:
+            return Batch(canvas=canvas, features=self.backbone(canvas), truth=truth, total=total)
+        features, proposals = levels_together(seen, canvas.device), proposals_together(seen, canvas.device)
+        return Batch(canvas=canvas, features=features, truth=truth, total=total, proposals=proposals)
+
+    @torch.no_grad()
+    def seen(self, image: Tensor, *, proposals: bool = True) -> list[Tensor]:
+        """What the detector, held still, sees of one image uint8 [3, h, w]; see `model.boxes.seen`.
+
+        Without `proposals` there are none in it, for who learns from the objects' own boxes.
+        """
+        batch = self.batch_of([image], [without_objects()], [0], own_total)
+        levels = [batch.features[str(k)][0] for k in range(self.mask_pool.levels)]
+        if not proposals:
+            return [*levels, batch.truth.boxes.new_zeros((0, 4))]
+        boxes, valid = proposed(self.rpn, batch)
+        with waiting():
+            return [*levels, boxes[0][valid[0]]]
 
     def box_losses(self, batch: Batch, rois: RoIs) -> dict[str, Tensor]:
         """Class and box losses over the sampled RoIs; boxes are decoded for the RoI's own class alone."""

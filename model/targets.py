@@ -25,7 +25,20 @@ class Target(TypedDict):
     size: NotRequired[tuple[int, int]]  # (height, width) of the image in the network; absent: its own
     colours: NotRequired[Colours]  # how its colours are still to be changed; absent: not at all
     keypoints: NotRequired[Tensor]  # float32 [N, K, 3]: x, y (first pixel 0 to 1), COCO's visibility
+    seen: NotRequired[list[Tensor]]  # what a frozen detector sees of the image, see `model.boxes.seen`
     mirrored: NotRequired[Tensor]  # int64 [K], with keypoints: whose place each takes in a mirrored image
+
+
+def without_objects() -> Target:
+    """The target of an image of which nothing is known."""
+    return {
+        "image_id": 0,
+        "boxes": torch.zeros((0, 4)),
+        "labels": torch.zeros(0, dtype=torch.int64),
+        "has_mask": torch.zeros(0, dtype=torch.bool),
+        "masks": [],
+        "crowd_boxes": torch.zeros((0, 4)),
+    }
 
 
 def mask_windows(boxes: Tensor, height: int | Tensor, width: int | Tensor) -> Tensor:

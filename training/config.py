@@ -50,6 +50,11 @@ class DataConfig:
     """A checkpoint or an archive (.mar, or the TorchScript file in it) of perhaps other classes: all weights that fit
     are taken over, the rows of classes by their names (`training.start`). Empty: none."""
 
+    features: str = ""
+    """Folder in which stage "mask" keeps what the frozen detector sees of each view (`augment.views`), so that trunk
+    and RPN run once a view and not once a step; other runs on the same detector and data share it. The result is the
+    same. Empty: nothing is kept."""
+
     def __post_init__(self) -> None:
         require_at_least(0, workers=self.workers)
 
@@ -228,6 +233,11 @@ class TrainingConfig:
                 "model.transfer.kept_mean holds the mean of detection weights, which end_to_end_steps and "
                 "detector_steps move; set kept_mean to false, or these steps to 0"
             )
+        if self.data.features and not self.augment.views:
+            raise ValueError(
+                f"data.features is {self.data.features}, but augment.views is 0: views that never come again are not "
+                "kept; set augment.views, such as 4, or leave data.features out"
+            )
         of_boxes = self.box_losses.used or self.teacher.used
         if of_boxes and (self.model.mask.stage_rois, self.model.mask.train_on) == ("set_a", "proposals"):
             raise ValueError(
@@ -296,8 +306,8 @@ def config_from_dict(values: Mapping[str, Any]) -> TrainingConfig:
 
 
 MAY_CHANGE = (
-    "output.", "validate_transfer.", "data.workers", "data.val_", "data.names", "data.decode_first", "device",
-    "threads", "schedule.accumulate",
+    "output.", "validate_transfer.", "data.workers", "data.val_", "data.names", "data.decode_first",
+    "data.features", "device", "threads", "schedule.accumulate",
 )  # fmt: skip
 """Keys that a resumed training may have otherwise: what they change is not the way of the weights.
 

@@ -198,6 +198,12 @@ class Run:
             images, targets = scaled(
                 images, targets, self.config.augment, self.config.model.input, seed=seed, step=self.step
             )
+        if self.stage == "mask" and self.config.augment.views:
+            proposals = not self.network.sampling.masks_on_ground_truth
+            targets = [
+                target if "seen" in target else {**target, "seen": self.seen(image, proposals=proposals)}
+                for image, target in zip(images, targets, strict=True)
+            ]
         self.optimiser.zero_grad(set_to_none=True)
         losses = self._gradients.add(
             images,
@@ -205,9 +211,7 @@ class Run:
             seeds=[image_seed(seed=seed, step=self.step, image_id=target["image_id"]) for target in targets],
             seed=step_seed(seed=seed, step=self.step),
             weighted=partial(weighted_sum, weights),
-            autocast=partial(
-                torch.autocast, self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"
-            ),
+            autocast=self._autocast,
             box_only=box_only,
         )
         if self.stage == "classes":
@@ -267,6 +271,15 @@ class Run:
             },
         )
         return path
+
+    def seen(self, image: Tensor, *, proposals: bool = True) -> list[Tensor]:
+        """What the frozen detector sees of an image on the device, in the run's precision (`model.boxes.seen`)."""
+        with self._autocast():
+            return self.network.seen(image, proposals=proposals)
+
+    def _autocast(self) -> torch.autocast:
+        enabled = self.precision == "bfloat16"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
     def _box_only(self) -> tuple[BoxOnly | None, dict[str, float]]:
         """What objects without masks teach in the coming step (None: nothing), and the weight of each such loss."""

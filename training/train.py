@@ -39,10 +39,12 @@ from training.distributed import (
     refuse_processes,
     started_together,
 )
-from training.images.broken import TooManyBroken
+from training.features.kept import kept_views
+from training.images.broken import Samples, TooManyBroken
 from training.look.short import look_before_training
 from training.process import (
     Stopped,
+    StopSignals,
     keep_freed_memory,
     memory_advice,
     out_of_memory,
@@ -140,7 +142,6 @@ def train_run(run: Run, data: CocoDataset) -> Path:
         checkpoint_path(config).unlink(missing_ok=True)
     with (
         stop_on_signals(quiet=not group.first) as stop,
-        closing(batches(run, data)) as coming,
         run_log(run) as log,
         progress(range(config.schedule.total_steps), "training", unit="steps", done=run.step) as shown,
     ):
@@ -149,33 +150,34 @@ def train_run(run: Run, data: CocoDataset) -> Path:
             run.begin(stage)
             shown.say(f"stage {stage}: {config.schedule.steps(stage)} steps")
             rate = 0.0
-            while stage in run.remaining_stages():
-                stopped_by = group.largest(stop.by or 0)
-                if stopped_by:
-                    break
-                try:
-                    images, targets = next(coming)
-                except TooManyBroken as error:
-                    broken = error
-                    break
-                finally:
-                    run.broken.tell(run.step + 1, log, shown.say)
-                rate = run.set_learning_rate()
-                try:
-                    figures = run.train_on(images, targets)
-                except RuntimeError as error:
-                    if not out_of_memory(error):
-                        raise
-                    advice = memory_advice(config, processes=group.size)
-                    raise ValueError(f"step {run.step + 1}: {one_line(error)} {advice}") from error
-                if log is not None:
-                    log.add(figures, images=config.schedule.batch_size)
-                shown.note(f"{stage}, learning rate {rate:.3g}, loss {figures['loss']:.4g}")
-                shown.advance()
-                if log is not None and run.step % every.log_every == 0:
-                    log.write(run.step, stage=stage, learning_rate=rate)
-                if run.step % every.checkpoint_every == 0 and not run.finished:
-                    run.save()
+            with closing(batches(run, data_of_stage(run, data, stop), stage)) as coming:
+                while stage in run.remaining_stages():
+                    stopped_by = group.largest(stop.by or 0)
+                    if stopped_by:
+                        break
+                    try:
+                        images, targets = next(coming)
+                    except TooManyBroken as error:
+                        broken = error
+                        break
+                    finally:
+                        run.broken.tell(run.step + 1, log, shown.say)
+                    rate = run.set_learning_rate()
+                    try:
+                        figures = run.train_on(images, targets)
+                    except RuntimeError as error:
+                        if not out_of_memory(error):
+                            raise
+                        advice = memory_advice(config, processes=group.size)
+                        raise ValueError(f"step {run.step + 1}: {one_line(error)} {advice}") from error
+                    if log is not None:
+                        log.add(figures, images=config.schedule.batch_size)
+                    shown.note(f"{stage}, learning rate {rate:.3g}, loss {figures['loss']:.4g}")
+                    shown.advance()
+                    if log is not None and run.step % every.log_every == 0:
+                        log.write(run.step, stage=stage, learning_rate=rate)
+                    if run.step % every.checkpoint_every == 0 and not run.finished:
+                        run.save()
             if log is not None:
                 log.write(run.step, stage=stage, learning_rate=rate)
             if stopped_by or broken is not None:
@@ -188,6 +190,13 @@ def train_run(run: Run, data: CocoDataset) -> Path:
     if stopped_by:
         raise Stopped(signal.Signals(stopped_by), step=run.step, checkpoint=path)
     return path
+
+
+def data_of_stage(run: Run, data: CocoDataset, stop: StopSignals) -> Samples:
+    """What the run's stage trains on: the data, or where they are kept the views of it (`training.features`)."""
+    if run.stage == "mask" and run.config.data.features:
+        return kept_views(run, data, stopped=lambda: stop.by is not None)
+    return data
 
 
 def run_log(run: Run) -> AbstractContextManager[RunLog | None]:

@@ -64,6 +64,9 @@ class Batch:
     features: dict[str, Tensor]  # the pyramid's levels of the canvas
     truth: GroundTruth  # the objects on it
     total: LossDivisor
+    proposals: tuple[Tensor, Tensor] | None = (
+        None  # those kept of a frozen RPN, as `rpn_training.proposed` has them
+    )
 
 
 def ground_truth(

@@ -30,19 +30,34 @@ def augment(
     colours stay as they are, and the target says what is to be done with them (`training.data.colour`). `sides` says
     which class an object has where the image is mirrored; None: its own.
     """
-    generator = torch.Generator().manual_seed(seed)
-    # every number is drawn whether it is used or not: switching one change on leaves the others as they were
-    flip, *drawn = torch.rand(5, generator=generator, dtype=torch.float64).tolist()
-    colours = drawn_colours(config, *drawn)
+    mirrored, colours = drawn(seed, config)
     if not config.on_device:
         image = _jitter(image, config, colours)
-    if flip < config.horizontal_flip:
-        image, target = flip_horizontally(image, target)
+    if mirrored:
+        image = F.horizontal_flip(image).contiguous()
+    return image, augmented_target(target, image.shape[-1], seed, config, sides)
+
+
+def augmented_target(
+    target: Target, width: int, seed: int, config: AugmentConfig, sides: Sides | None = None
+) -> Target:
+    """The target of `augment`, of an image of `width` that is not at hand."""
+    mirrored, colours = drawn(seed, config)
+    if mirrored:
+        target = mirrored_target(target, width)
         if sides is not None:
             target = sides.mirrored(target)
     if config.on_device and config.changes_colour:
         target = {**target, "colours": colours}
-    return image, target
+    return target
+
+
+def drawn(seed: int, config: AugmentConfig) -> tuple[bool, Colours]:
+    """Whether the image of `seed` is mirrored, and how its colours are changed."""
+    generator = torch.Generator().manual_seed(seed)
+    # every number is drawn whether it is used or not: switching one change on leaves the others as they were
+    flip, *of_colours = torch.rand(5, generator=generator, dtype=torch.float64).tolist()
+    return flip < config.horizontal_flip, drawn_colours(config, *of_colours)
 
 
 def drawn_colours(
@@ -63,7 +78,11 @@ def flip_horizontally(image: Tensor, target: Target) -> tuple[Tensor, Target]:
     Boxes of the data set lie on a grid of 1/256 pixel, so that `width - x` is exact in float32 and the
     window of a mirrored box is the mirrored window.
     """
-    width = image.shape[-1]
+    return F.horizontal_flip(image).contiguous(), mirrored_target(target, image.shape[-1])
+
+
+def mirrored_target(target: Target, width: int) -> Target:
+    """The target of an image of `width` that is mirrored; see `flip_horizontally`."""
     flipped: Target = {
         "image_id": target["image_id"],
         "boxes": mirrored_boxes(target["boxes"], width),
@@ -75,7 +94,7 @@ def flip_horizontally(image: Tensor, target: Target) -> tuple[Tensor, Target]:
     if "keypoints" in target:
         flipped["keypoints"] = mirrored_keypoints(target, width)
         flipped["mirrored"] = target["mirrored"]
-    return F.horizontal_flip(image).contiguous(), flipped
+    return flipped
 
 
 def mirrored_boxes(boxes: Tensor, width: int) -> Tensor:

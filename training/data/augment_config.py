@@ -30,6 +30,11 @@ class AugmentConfig:
     """Large-scale jitter: least and largest factor by which an image is scaled; of what grows beyond its frame, a part
     is cut out (0.1, 2.0 in Ghiasi et al., arXiv:2012.07177; 0.8, 1.25 is their standard one)."""
 
+    views: int = 0
+    """How many fixed ways stage "mask" sees each image in, drawn from the run's seed; 0: another one each time. The
+    frozen detector then sees every image on a canvas of its own, as in answers, and what it sees can be kept
+    (`data.features`)."""
+
     @property
     def changes_colour(self) -> bool:
         """Whether images have other colours than in evaluation."""
@@ -63,6 +68,13 @@ class AugmentConfig:
             raise ValueError(
                 f"augment.scale_jitter = {list(self.scale_jitter)}; expected the least and the largest factor, "
                 "above 0 and at most 10, such as [0.1, 2.0]"
+            )
+        if self.views < 0:
+            raise ValueError(f"augment.views = {self.views}; give 0 (another view each time) or more")
+        if self.views and (self.changes_size or self.on_device):
+            raise ValueError(
+                f"augment.views = {self.views} keeps the views of an image, but min_sizes, scale_jitter and on_device "
+                "change it in the step; leave them out, or set views to 0"
             )
         if self.min_sizes and self.scale_jitter != (1.0, 1.0):
             raise ValueError(

@@ -19,7 +19,7 @@ from model.keypoints.layout import KeypointsConfig
 from model.targets import Target, mask_windows
 from training.config import TrainingConfig
 from training.data.annotations import read_annotations
-from training.data.augment import augment
+from training.data.augment import augment, augmented_target
 from training.data.augment_config import AugmentConfig
 from training.data.findings import Report, in_one_line, refuse
 from training.data.image_files import (
@@ -120,6 +120,13 @@ class CocoDataset(Dataset[Sample]):
         if seed is not None and self._augment is not None:
             image, target = augment(image, target, seed, self._augment, self._sides)
         return image, target
+
+    def augmented_target(self, row: int, seed: int) -> Target:
+        """The target that `self[row, seed]` has, without decoding the image."""
+        target = self.target(row)
+        if self._augment is None:
+            return target
+        return augmented_target(target, self.size(row)[1], seed, self._augment, self._sides)
 
     def target(self, row: int) -> Target:
         """The target of one image, not augmented, without decoding the image."""

@@ -11,11 +11,12 @@ from torch.utils.data import DataLoader
 from model.files import one_line
 from model.host import Layout, packed, unpacked
 from model.targets import Target
-from training.data.coco import CocoDataset, Sample
+from training.data.coco import Sample
 from training.data.sampler import SeededBatches
-from training.images.broken import Drawn, Problem, TooManyBroken, WithStandIns
+from training.images.broken import Drawn, Problem, Samples, TooManyBroken, WithStandIns
 from training.process import ignore_signals
 from training.run import Run
+from training.schedule import Stage
 
 MOST_WORKERS = 10
 PREFETCHED = 4
@@ -99,8 +100,10 @@ class _Part(int):
     """The number of a tensor in a `PackedBatch`, told apart by its type from the numbers that a target has."""
 
 
-def batches(run: Run, data: CocoDataset) -> Generator[tuple[list[Tensor], list[Target]]]:
-    """The batches that are left of a run.
+def batches(
+    run: Run, data: Samples, stage: Stage | None = None
+) -> Generator[tuple[list[Tensor], list[Target]]]:
+    """The batches that are left of a stage of a run, which has come to it; None: of all its stages.
 
     Images that cannot be read have others in their places (`training.images.broken`).
 
@@ -109,15 +112,20 @@ def batches(run: Run, data: CocoDataset) -> Generator[tuple[list[Tensor], list[T
         ValueError: a worker was killed.
     """
     config = run.config
+    schedule = config.schedule
+    left = schedule.total_steps - run.step
+    if stage is not None:
+        left = schedule.steps(stage) - schedule.steps_done(run.step)[stage]
     workers = number_of_workers(config.data.workers, run.device)
     sampler = SeededBatches(
         size=len(data),
-        batch_size=config.schedule.batch_size,
-        batches=config.schedule.total_steps - run.step,
+        batch_size=schedule.batch_size,
+        batches=left,
         seed=config.seed,
         position=run.images_seen,
         rank=run.group.rank,
         processes=run.group.size,
+        views=config.augment.views if stage == "mask" else 0,
     )
     loader = DataLoader(
         WithStandIns(data),
@@ -134,7 +142,7 @@ def batches(run: Run, data: CocoDataset) -> Generator[tuple[list[Tensor], list[T
                 batch.problems,
                 complete=batch.complete,
                 step=run.step + 1,
-                seen=run.images_seen + config.schedule.batch_size,
+                seen=run.images_seen + schedule.batch_size,
                 group=run.group,
             )
             yield batch.unpacked()

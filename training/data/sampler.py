@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-_EPOCH, _SAMPLE, _STEP, _IMAGE, _SCALE, _STAND_IN = 1, 2, 3, 4, 5, 6
+_EPOCH, _SAMPLE, _STEP, _IMAGE, _SCALE, _STAND_IN, _VIEW = 1, 2, 3, 4, 5, 6, 7
 
 
 class SeededBatches(Sampler[list[tuple[int, int]]]):
@@ -27,6 +27,7 @@ class SeededBatches(Sampler[list[tuple[int, int]]]):
         position: images already seen; 0 at the start of a run.
         rank, processes: of each batch, every image from number `rank` on in steps of `processes` is yielded: the
             share of one of several processes.
+        views: fixed ways in which an image is seen, one after the other from pass to pass; 0: another one each time.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class SeededBatches(Sampler[list[tuple[int, int]]]):
         position: int = 0,
         rank: int = 0,
         processes: int = 1,
+        views: int = 0,
     ) -> None:
         if size < 1 or batch_size < 1:
             raise ValueError(f"{size} images in batches of {batch_size}: both must be at least 1")
@@ -49,6 +51,7 @@ class SeededBatches(Sampler[list[tuple[int, int]]]):
         self.position = position
         self.rank = rank
         self.processes = processes
+        self.views = views
 
     def __len__(self) -> int:
         return self.batches
@@ -62,8 +65,14 @@ class SeededBatches(Sampler[list[tuple[int, int]]]):
                 if at // self.size != epoch:
                     epoch = at // self.size
                     order = shuffled(self.size, seed=self.seed, epoch=epoch)
-                pairs.append((int(order[at % self.size]), sample_seed(seed=self.seed, position=at)))
+                pairs.append(self._pair(int(order[at % self.size]), at))
             yield pairs[self.rank :: self.processes]
+
+    def _pair(self, row: int, position: int) -> tuple[int, int]:
+        if not self.views:
+            return row, sample_seed(seed=self.seed, position=position)
+        view = view_at(position, size=self.size, views=self.views)
+        return row, view_seed(seed=self.seed, row=row, view=view)
 
 
 def shuffled(size: int, *, seed: int, epoch: int) -> Tensor:
@@ -75,6 +84,16 @@ def shuffled(size: int, *, seed: int, epoch: int) -> Tensor:
 def sample_seed(*, seed: int, position: int) -> int:
     """The seed, 0..2^63-1, from which the augmentation of the image at `position` of the run is drawn."""
     return mixed(seed, _SAMPLE, position)
+
+
+def view_at(position: int, *, size: int, views: int) -> int:
+    """Which of its `views` the image at `position` of a run is seen in: the same for all of a pass over the data."""
+    return position // size % views
+
+
+def view_seed(*, seed: int, row: int, view: int) -> int:
+    """The seed, 0..2^63-1, from which a view of the image at `row` is drawn (`augment.views`)."""
+    return mixed(seed, _VIEW, row, view)
 
 
 def stand_in(*, sample_seed: int, attempt: int, size: int) -> int:

@@ -8,12 +8,10 @@ and is not made again; what was begun goes on. Several processes may work on one
 `results.json`, `results.md` and `results.png` in OUT hold what is there so far, of all seeds.
 """
 
-import fcntl
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,6 +43,7 @@ from training.experiments.variants import (
     train_in,
     write_json,
 )
+from training.locks import Busy, locked
 from training.process import training_status
 from training.train import train
 
@@ -244,29 +243,6 @@ def _trained_in(folder: Path, make: Callable[[], Path], *, wait: bool) -> tuple[
     with locked(folder.with_name(f"{folder.name}.lock"), wait=wait):
         begun, start = (folder / "checkpoint.pt").exists(), time.monotonic()
         return make(), None if begun else time.monotonic() - start
-
-
-class Busy(Exception):
-    """Another process holds a lock."""
-
-
-@contextmanager
-def locked(path: Path, *, wait: bool) -> Iterator[None]:
-    """Hold the lock of a file, which a process that ends gives back.
-
-    Raises:
-        Busy: another process has it, and `wait` is not asked for.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            if not wait:
-                raise Busy(str(path)) from error
-            print(f"{path}: waiting for the process that holds it", flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -7,12 +7,12 @@ place for which none of several images can be read, as where a disk is gone, sto
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from torch.utils.data import Dataset
 
 from model.files import one_line
-from training.data.coco import CocoDataset, Sample
+from training.data.coco import Sample
 from training.data.image_files import UnreadableImage, too_many
 from training.data.sampler import stand_in
 from training.distributed import Group
@@ -29,6 +29,14 @@ class Problem(NamedTuple):
     words: str
 
 
+class Samples(Protocol):
+    """A data set whose samples are asked for by (row, sample seed)."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, place: tuple[int, int], /) -> Sample: ...
+
+
 class Drawn(NamedTuple):
     """What was read for a place in a batch (None: nothing could be), and what could not be read before it."""
 
@@ -43,7 +51,7 @@ class TooManyBroken(ValueError):
 class WithStandIns(Dataset[Drawn]):
     """A data set in which other images stand in for those that cannot be read."""
 
-    def __init__(self, data: CocoDataset) -> None:
+    def __init__(self, data: Samples) -> None:
         self._data = data
 
     def __len__(self) -> int:
