@@ -69,6 +69,8 @@ def wanted_masks(annotations: Path, images_dir: Path, *, every: bool) -> Wanted:
     Raises:
         ValueError: what a training on the file would be refused for, but for images that cannot be read.
     """
+    if not images_dir.is_dir():
+        raise ValueError(f"no folder of images {images_dir}")
     document = read_annotations(annotations, Reading(names="lenient"))
     file = AnnotationFile(document, classes_of(document, "all", annotations), str(annotations))
     file.take_stated_sizes(images_dir)
