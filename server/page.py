@@ -2,8 +2,8 @@
 
     python -m server.page [--server http://127.0.0.1:8080] [--port 8000]
 
-
-
+serves it for a server that has none, such as TorchServe: what the page asks is passed on. The files are those of
+client/js/, maskx_client/js/ in the wheel. Imports nothing else of the project.
 """
 
 import argparse
