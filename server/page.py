@@ -2,13 +2,15 @@
 
     python -m server.page [--server http://127.0.0.1:8080] [--port 8000]
 
-
-
+serves it for a server that has none, such as TorchServe: what the page asks is passed on. The files are those of
+client/js/, maskx_client/js/ in the wheel. Imports nothing else of the project.
 """
 
 import argparse
 import functools
 import http.client
+import json
+import re
 import sys
 import urllib.parse
 from collections.abc import Mapping, Sequence
@@ -76,6 +78,8 @@ PASSED_ON = (
 )
 GIVEN_BACK = ("content-type", "retry-after")
 SECONDS = 300.0
+"""What one answer may take."""
+ASKED = re.compile(r"/predictions/[A-Za-z0-9_][A-Za-z0-9_.%-]{0,127}(/[0-9][A-Za-z0-9_.-]{0,31})?")
 
 
 class PageHandler(BaseHTTPRequestHandler):
@@ -94,11 +98,15 @@ class PageHandler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """A request of another page carries another Origin, and is refused: the server behind may be unguarded."""
-        host, port = self.server.server_address[:2]
-        own = {f"{name}:{port}" for name in (host, "localhost")}
-        origin = self.headers.get("Origin", "").partition("://")[2]
-        if self.headers.get("Host") not in own or (origin and origin not in own):
-            self._send(403, b"only this page may ask here", {"Content-Type": "text/plain"})
+        own = {f"{name}:{self.server.server_port}" for name in ("127.0.0.1", "localhost")}
+        origin = self.headers.get("Origin")
+        if self.headers.get("Host") not in own or (origin and origin.removeprefix("http://") not in own):
+            self._refuse(403, "Forbidden", "only the page that comes from here may ask here")
+            return
+        if not ASKED.fullmatch(self.path):
+            self._refuse(
+                404, "NotFound", "images are sent to /predictions/MODEL or /predictions/MODEL/VERSION"
+            )
             return
         length = self.headers.get("Content-Length", "")
         body = self.rfile.read(int(length)) if length.isdigit() else b""
@@ -106,10 +114,14 @@ class PageHandler(BaseHTTPRequestHandler):
         try:
             status, answer, headers = _asked(self.server.behind, self.path, body, sent)
         except OSError as error:
-            said = f'{{"error":{{"code":502,"type":"Unreachable","message":"nobody answers at {self.server.behind}"}}}}'
             self.log_error("%s: %s", self.server.behind, error)
-            status, answer, headers = 502, said.encode(), {"content-type": "application/json"}
+            self._refuse(502, "Unreachable", f"nobody answers at {self.server.behind}")
+            return
         self._send(status, answer, headers)
+
+    def _refuse(self, status: int, kind: str, message: str) -> None:
+        said = {"error": {"code": status, "type": kind, "message": message}}
+        self._send(status, json.dumps(said).encode(), {"Content-Type": "application/json"})
 
     def _send(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
         self.send_response_only(status)
@@ -156,14 +168,14 @@ def _asked(
 
 def address(text: str) -> str:
     """The value of --server. Raises ValueError: it is no address."""
-    parts = urllib.parse.urlsplit(text)
-    if (
-        parts.scheme not in ("http", "https")
-        or not parts.hostname
-        or parts.query
-        or parts.username is not None
-    ):
-        raise ValueError(f"--server is {text!r}; http://HOST:PORT is expected, http://127.0.0.1:8080 for one")
+    expected = f"--server is {text!r}; http://HOST:PORT is expected, http://127.0.0.1:8080 for one"
+    try:
+        parts = urllib.parse.urlsplit(text)
+        known = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1)
+    except ValueError as error:
+        raise ValueError(expected) from error
+    if not known or parts.query or parts.username is not None:
+        raise ValueError(expected)
     return text
 
 

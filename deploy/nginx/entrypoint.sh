@@ -68,6 +68,20 @@ render() {
     allowed > "$new/allowed.conf"
     origins > "$new/origins.conf"
     secret_map > "$new/secrets.conf"
+    page
+}
+
+# page/: the files of client/js, which lie beside this file in the image.
+page() {
+    setting PAGE 'on|off' 'on or off' on
+    test "$value" = on || return 0
+    js=$here/js
+    test -d "$js" || js=$here/../../client/js
+    test -r "$js/page/index.html" || fail "the page's files lie neither in $here/js nor in client/js; MASKX_PAGE=off goes without them"
+    mkdir -p "$new/page/js/page"
+    cp "$js/page/index.html" "$new/page/"
+    cp "$js"/*.js "$new/page/js/"
+    cp "$js"/page/*.js "$js"/page/*.css "$new/page/js/page/"
 }
 
 # listen.conf: with TLS, REST and gRPC share a port; without, HTTP/1.1 and HTTP/2 need one each.

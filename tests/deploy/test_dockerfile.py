@@ -59,10 +59,11 @@ def test_the_context_is_no_more_than_what_is_copied(root: Path) -> None:
         assert any(source == entry or source.startswith(f"{entry}/") for source in sources), entry
 
 
-def test_the_serving_image_gets_the_archive_the_server_and_its_configuration_and_nothing_else(
+def test_the_serving_image_gets_the_archive_the_server_its_configuration_and_page_and_nothing_else(
     root: Path,
 ) -> None:
     assert {source.rstrip("/") for source, _ in copied(root, "serve")} == MADE | {
+        "client/js",
         "requirements",
         "serve_config",
         "server",

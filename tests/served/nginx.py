@@ -196,6 +196,7 @@ def make_proxy(**settings: str) -> Proxy:
     folder = Path(tempfile.mkdtemp(prefix="maskx-proxy-"))
     folder.chmod(0o755)
     shutil.copytree(ROOT / "deploy" / "nginx", folder / "nginx")
+    shutil.copytree(ROOT / "client" / "js", folder / "nginx" / "js")
     if not str(nginx).startswith("/usr/"):
         shutil.copytree(nginx.parents[1] / "lib", folder / "libraries")
         nginx = Path(shutil.copy(nginx, folder / "nginx-binary"))

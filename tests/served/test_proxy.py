@@ -286,10 +286,10 @@ def test_a_server_that_is_not_there_is_502_and_one_that_is_silent_504(behind: Up
 
 
 OTHER_PATHS = """
-/ /ping /models /models/maskx /models/maskx/invoke /invocations /explanations/maskx /wfpredict/x
+/ping /models /models/maskx /models/maskx/invoke /invocations /explanations/maskx /wfpredict/x
 /workflows /metrics /api-description /token /predictions /predictions/ /predictions/maskx/1.0/extra
 /v1/models/maskx:explain /v1/models/maskx /v2/models/maskx/explain /v2/health/ready /_error
-/_grpc/401 /_own/500 /_nowhere
+/_grpc/401 /_own/500 /_nowhere /js /js/ /js/page/ /js/nothing.js /js/package.json /js/page/index.html /index.html
 /org.pytorch.serve.grpc.management.ManagementAPIsService/RegisterModel
 """
 

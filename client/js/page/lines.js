@@ -3,13 +3,17 @@ import { headersOf, predictionUrl } from "../maskx.js";
 
 const HOLDS = "photo.jpg";
 
+const GLOBBED = /[[\]{}]/; // signs by which curl -T finds several files
+
 /** curl's line. The secret is not in it: it stands in the variable MASKX_TOKEN. */
 export function curlLine(file, options) {
   const { token, ...open } = options;
-  const headers = Object.entries(headersOf(open)).map(([name, value]) => `-H ${quoted(`${name}: ${utf8(value)}`)}`);
+  const { "Content-Type": type, ...asked } = headersOf(open);
+  const named = GLOBBED.test(file) ? { "Content-Type": type, ...asked } : asked;
+  const headers = Object.entries(named).map(([name, value]) => `-H ${quoted(`${name}: ${utf8(value)}`)}`);
   if (token) headers.push('-H "Authorization: Bearer $MASKX_TOKEN"');
-  const data = `--data-binary ${quoted(`@${file || HOLDS}`)}`;
-  return ["curl", data, ...headers, quoted(predictionUrl(options))].join(" \\\n  ");
+  const data = GLOBBED.test(file) ? `--data-binary ${quoted(`@${file}`)}` : `-T ${quoted(file || HOLDS)}`;
+  return [`curl ${data}`, ...headers, quoted(predictionUrl(options))].join(" \\\n  ");
 }
 
 /** The same with Python's client, which takes the secret from MASKX_TOKEN. */

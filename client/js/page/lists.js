@@ -49,7 +49,7 @@ export function mark(entry, selected) {
 export function foundItem(detection, pinned, { point, pin }) {
   const swatch = element("i", { className: "swatch" });
   swatch.style.setProperty("--color", `rgb(${colorOf(detection.category_id).join(" ")})`);
-  swatch.classList.toggle("hatched", isTransferred(detection) && !isTaught(detection));
+  swatch.classList.toggle("hatched", isTransferred(detection));
   swatch.classList.toggle("dotted", isTaught(detection));
   const source = SOURCES[detection.mask_source] ?? SOURCES[isTransferred(detection) ? "boxes" : "masks"];
   const button = element("button", { type: "button" }, swatch,

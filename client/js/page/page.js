@@ -1,7 +1,7 @@
 // The page: images in, answers out. What is asked for stands in the form, what was answered with each image of the strip.
 import { maskWindow, predict } from "../maskx.js";
 import { camera } from "./camera.js";
-import { canvasSize, detectionAt, drawMarks, drawMasks, drawnImage, isTaught, isTransferred } from "./draw.js";
+import { canvasSize, detectionAt, drawMarks, drawMasks, drawnImage, isTaught, isTransferred, labelOf } from "./draw.js";
 import { curlLine, pythonLine } from "./lines.js";
 import { foundItem, mark, roving, stripItem } from "./lists.js";
 
@@ -125,11 +125,13 @@ function show() {
   at("error").hidden = !selected?.error;
   at("error").textContent = selected?.error ? told(selected.error) : "";
   if (selected?.error?.code === 401) at("more").open = true;
-  at("status").textContent = selected ? said(detections) : "";
+  const words = selected ? said(detections) : "";
+  if (at("status").textContent !== words) at("status").textContent = words; // else it would be read out again
   at("legend-transferred").hidden = !detections.some(isTransferred);
   at("legend-taught").hidden = !detections.some(isTaught);
   if (!detections.includes(choice.pinned)) choice.pinned = null;
   if (!detections.includes(choice.pointed)) choice.pointed = null;
+  at("picture").setAttribute("aria-label", `The image, with what was found: ${detections.map(labelOf).join(", ") || "nothing"}`);
   at("found").replaceChildren(...detections.map((one) => foundItem(one, choice.pinned === one, hands)));
   roving(at("found"));
   showLines();
@@ -144,7 +146,7 @@ function said(detections) {
   const { name, answer } = selected;
   if (asking?.entry === selected) return `${name}: asking the server`;
   if (!answer) return "";
-  const transferred = detections.filter(isTransferred).length;
+  const transferred = detections.filter((one) => isTransferred(one) && !isTaught(one)).length;
   const hidden = answer.detections.length - detections.length;
   const parts = [`${name}: ${detections.length} found in ${answer.image.width} x ${answer.image.height} pixels`];
   if (transferred) parts.push(`${transferred} with a transferred mask`);
@@ -153,10 +155,13 @@ function said(detections) {
   return parts.join("; ");
 }
 
+/** The form's words without those that change nothing. */
 function showLines() {
+  const asked = options();
+  if (asked.maskFormat === "rle") asked.maskFormat = "";
   const server = new URL(".", document.baseURI).href;
-  at("curl").textContent = curlLine(selected?.file.name, { ...options(), server });
-  at("python").textContent = pythonLine(selected?.file.name, { ...options(), server });
+  at("curl").textContent = curlLine(selected?.file.name, { ...asked, server });
+  at("python").textContent = pythonLine(selected?.file.name, { ...asked, server });
 }
 
 function showImage() {

@@ -1,0 +1,114 @@
+"""A browser, and the page before a server that answers by the handler's service, without TorchServe."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+import torch
+
+from export.archive import ROOT
+from maskx_model import ServedModel
+from maskx_service import Service
+from maskx_settings import Limits
+from server.page import PageServer
+from tests.served.upstream import Answer, Seen, Upstream, upstream
+
+FETCHED = ROOT / "build" / "tools" / "chromium"
+
+
+@dataclass
+class Site:
+    """The page's address, and the server behind it. `change` may change an answer before it is sent."""
+
+    url: str
+    behind: Upstream
+    change: Callable[[dict[str, Any]], None]
+
+
+def programs() -> tuple[str, str]:
+    """chromium and its driver: this machine's, else those in build/tools, else a skip."""
+    found = [shutil.which(name) for name in ("chromium", "chromedriver")]
+    if all(found):
+        return str(found[0]), str(found[1])
+    fetched = [FETCHED / name for name in ("chromium", "chromedriver")]
+    if not all(one.is_file() for one in fetched):
+        pytest.skip("no chromium on the path nor in build/tools; make tools fetches it (Debian)")
+    return str(fetched[0]), str(fetched[1])
+
+
+@pytest.fixture(scope="session")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Chromium without a window, of 1280 x 900 pixels, with a camera that is none."""
+    selenium = pytest.importorskip(
+        "selenium.webdriver", reason="selenium of requirements/dev.txt is not installed"
+    )
+    chromium, chromedriver = programs()
+    options = selenium.ChromeOptions()
+    options.binary_location = chromium
+    profile = tmp_path_factory.mktemp("chromium")
+    for word in (
+        "--headless=new",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--force-color-profile=srgb",
+        "--window-size=1280,900",
+        "--use-fake-ui-for-media-stream",
+        "--use-fake-device-for-media-stream",
+        f"--user-data-dir={profile}",
+        *(["--no-sandbox"] if os.geteuid() == 0 else []),
+    ):
+        options.add_argument(word)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    service = selenium.ChromeService(chromedriver, log_output=str(profile / "driver.log"))
+    browser = selenium.Chrome(options=options, service=service)
+    browser.set_script_timeout(60)
+    try:
+        yield browser
+    finally:
+        browser.quit()
+
+
+@pytest.fixture(scope="session")
+def service(standin: Path) -> Service:
+    """What answers with the stand-in, by the default limits."""
+    model = ServedModel(standin, torch.device("cpu"), precision="float32")
+    return Service(model, Limits(), name="maskx", version="1.0")
+
+
+@pytest.fixture(scope="session")
+def whole_site(service: Service) -> Iterator[Site]:
+    with upstream() as behind, PageServer(0, f"http://{behind.address}") as page:
+        thread = Thread(target=page.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield Site(f"http://127.0.0.1:{page.server_port}/", behind, lambda _: None)
+        page.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def site(whole_site: Site, service: Service, driver: Any) -> Iterator[Site]:
+    """The page, opened anew; afterwards the browser must not have complained of anything but refused requests."""
+
+    def answer(seen: Seen) -> Answer:
+        (made,) = service.answer([{"body": bytearray(seen.body)}], [seen.headers])
+        body = made.body
+        if made.content_type == "application/json" and made.status == 200:
+            content = json.loads(body)
+            whole_site.change(content)
+            body = json.dumps(content).encode()
+        return Answer(made.status, body, {"content-type": made.content_type})
+
+    whole_site.change = lambda _: None
+    whole_site.behind.answer = answer
+    whole_site.behind.seen.clear()
+    driver.get_log("browser")
+    driver.get(whole_site.url)
+    yield whole_site
+    complaints = [one["message"] for one in driver.get_log("browser")]
+    assert [one for one in complaints if "Failed to load resource" not in one] == []
