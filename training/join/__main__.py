@@ -41,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with training_status(again) as status:
         refuse_processes("training.join")
         config = config_of_run(options.run, options.changes)
+        if options.out.resolve() == Path(config.data.train_annotations).resolve():
+            raise ValueError(f"--out is {options.out}, the run's training set itself; write to another file")
         joined = join(config, _segmenter(options.segmenter, config.device), train)
         write_whole(options.out, json.dumps(document_with_masks(joined)))
         print(summary(joined))

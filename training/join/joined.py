@@ -4,7 +4,7 @@ Everything is kept in the run's folder join/: mask branches, and the masks of ev
 goes on there, to the same bytes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from training.join.objects import Objects, load_objects, require_truth
 from training.join.sources import Said, Segmenter, SegmenterMasks, Source, asked
 from training.join.trust import Evidence, Judged, Trust, fit_trust, mask_weights, true_ious
 from training.train import saved_config
+
+_KEYS = ("mask_source", "mask_quality", "mask_weight")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,27 +133,19 @@ def document_with_masks(joined: Join) -> dict[str, Any]:
         found = run_lengths(taken[wanted], objects.boxes[wanted], *objects.sizes[image])
         for position, mask in zip(wanted, found, strict=True):
             number = objects.objects[position].annotation
-            annotations[number] = _with_mask(
-                annotations[number], mask, masks.chosen[position], masks.quality[position], weights[position]
-            )
+            quality, weight = (round(float(share[position]), 4) for share in (masks.quality, weights))
+            says = dict(zip(_KEYS, (masks.chosen[position], quality, weight), strict=True))
+            annotations[number] = _with_mask(annotations[number], mask, says)
     return {**objects.document, "annotations": annotations}
 
 
-def _with_mask(
-    entry: dict[str, Any], mask: RunLengths, source: str, quality: float, weight: float
-) -> dict[str, Any]:
+def _with_mask(entry: Mapping[str, Any], mask: RunLengths, says: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in entry.items() if key not in ("segmentation", *_KEYS)}
     area = int(mask_utils.area(mask))
-    kept = {key: value for key, value in entry.items() if key not in ("segmentation", "area")}
     if not area:
-        return {**kept, "area": entry["bbox"][2] * entry["bbox"][3]}
-    return {
-        **kept,
-        "segmentation": {"size": list(mask["size"]), "counts": mask["counts"].decode()},
-        "area": area,
-        "mask_source": source,
-        "mask_quality": round(float(quality), 4),
-        "mask_weight": round(float(weight), 4),
-    }
+        return kept
+    segmentation = {"size": list(mask["size"]), "counts": mask["counts"].decode()}
+    return {**kept, "segmentation": segmentation, "area": area, **says}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from training.evaluate.report import aligned, percent
 from training.join.features import Features, Floats
 from training.join.joined import Checked, Join
 from training.join.rule import Labels
-from training.join.trust import mask_weights
+from training.join.trust import choice, mask_weights
 
 BINS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Of predicted IoU, by which calibration is told."""
@@ -45,36 +45,33 @@ def summary(joined: Join) -> str:
 def by_class(joined: Join) -> str:
     """The table of `--explain`: for each class and each source the predicted IoU, of set A the true one behind it."""
     objects, judged, evidence = joined.objects, joined.judged, joined.evidence
+    labels, known = objects.labels, evidence.known
     predicted, true = judged.predicted.copy(), np.full_like(judged.predicted, np.nan)
-    predicted[evidence.known], true[evidence.known] = evidence.fitted.left_out, evidence.true
-    chosen = joined.trust.chosen(judged, objects.labels)
-    rows = [["class", "set", "objects", *judged.sources, "chosen", "because"]]
-    for label in np.unique(objects.labels).tolist():
-        for known in (True, False):
-            mine = (objects.labels == label) & (evidence.known == known)
-            if not mine.any():
-                continue
-            shown = [
-                percent(expected) + (f" ({percent(seen)})" if known else "")
-                for expected, seen in zip(predicted[mine].mean(axis=0), true[mine].mean(axis=0), strict=True)
-            ]
-            source, share = Counter(chosen[mine].tolist()).most_common(1)[0]
-            name = judged.sources[source]
-            words = name if share == mine.sum() else f"{name} ({100 * share / mine.sum():.0f} %)"
-            rows.append(
-                [
-                    joined.classes.name_of_label(label),
-                    "masks" if known else "boxes",
-                    str(mine.sum()),
-                    *shown,
-                    words,
-                    _because(joined, judged.features, mine, name),
-                ]
-            )
+    predicted[known], true[known] = evidence.fitted.left_out, evidence.true
+    as_unseen = choice(joined.trust.way, judged.sources, predicted, labels)
+    taken = np.where(known, as_unseen, joined.trust.chosen(judged, labels))
+    rows = [["class", "has", "objects", *judged.sources, "taken", "because"]]
+    for label in np.unique(labels).tolist():
+        for has, those in (("masks", known), ("boxes", ~known)):
+            mine = (labels == label) & those
+            if mine.any():
+                shown = _expected(predicted[mine].mean(axis=0), true[mine].mean(axis=0))
+                source, share = Counter(taken[mine].tolist()).most_common(1)[0]
+                name = judged.sources[source]
+                words = name if share == mine.sum() else f"{name} ({100 * share / mine.sum():.0f} %)"
+                about = [joined.classes.name_of_label(label), has, str(mine.sum())]
+                rows.append([*about, *shown, words, _because(joined, mine, name)])
     return (
         f"{aligned(rows)}\n\npredicted mask IoU, in brackets the true one; objects with masks are predicted without "
         "the truth of their class"
     )
+
+
+def _expected(predicted: Floats, true: Floats) -> list[str]:
+    return [
+        percent(expected) + ("" if np.isnan(seen) else f" ({percent(seen)})")
+        for expected, seen in zip(predicted.tolist(), true.tolist(), strict=True)
+    ]
 
 
 def checked_table(found: Checked, judged: Collection[int]) -> str:
@@ -99,7 +96,8 @@ def checked_table(found: Checked, judged: Collection[int]) -> str:
     return "\n\n".join([aligned(rows), *lines])
 
 
-def _because(joined: Join, features: Features, mine: NDArray[np.bool_], name: str) -> str:
+def _because(joined: Join, mine: NDArray[np.bool_], name: str) -> str:
+    features = joined.judged.features
     some = Features(names=features.names, values=features.values[mine])
     reasons = joined.trust.rule.reasons(some, joined.objects.labels[mine], name)
     return ", ".join(f"{what} {100 * moved:+.0f}" for what, moved in reasons)

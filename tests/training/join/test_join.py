@@ -189,6 +189,14 @@ def test_a_mistake_on_the_command_line_is_named(
     assert words in capsys.readouterr().err and not (tmp_path / "out.json").exists()
 
 
+def test_the_training_set_itself_is_not_written_over(
+    run: TrainingConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["--run", run.output.dir, "--segmenter", str(tmp_path), "--out", run.data.train_annotations]
+    assert command_line.main(command) == 2
+    assert "the run's training set itself" in capsys.readouterr().err
+
+
 def test_the_command_writes_the_file_and_explains_it(
     run: TrainingConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,6 @@ from tests.training.join.made_sources import (
     true_radius,
 )
 from training.join import fusion
-from training.join.sources import Said
 from training.join.trust import (
     BY_OBJECT,
     FUSED,
@@ -55,17 +54,24 @@ def test_true_masks_of_classes_without_masks_would_change_nothing_if_they_were_t
     assert np.array_equal(judged.predicted, trust.judge(said, known).predicted)
 
 
-def test_a_source_that_is_best_everywhere_is_taken_everywhere() -> None:
-    objects = made_objects(6, each=8, known=lambda label: True)
+@pytest.mark.parametrize("best", ["transfer", "segmenter"])
+def test_of_drawn_objects_the_transfers_masks_are_taken_and_of_photographs_the_segmenters(best: str) -> None:
+    """Whichever claims more: the segmenter claims .95 of everything, the other nothing."""
+    objects = made_objects(8, each=8, known=lambda label: label <= 5)
+    radii = {name: true_radius if name == best else (lambda label: 1.3) for name in ("transfer", "segmenter")}
     said = {
-        "transfer": made_source(objects, true_radius, noise=0.0),
-        "segmenter": made_source(objects, lambda label: 1.3, claims=0.99),
-        "box": Said(np.stack([disc(3.0)] * len(objects.objects)), np.zeros(len(objects.objects))),
+        name: made_source(objects, radius, claims=0.95 if name == "segmenter" else 0.0, noise=0.02)
+        for name, radius in radii.items()
     }
-    trust, evidence = fit_trust(said, objects, no_likeness(6))
-    chosen = trust.chosen(trust.judge(said, objects), objects.labels)
-    right = evidence.true[:, 0].mean()
-    assert np.take_along_axis(evidence.true, chosen[:, None], axis=1).mean() > right - 0.005
+    trust, _ = fit_trust(said, objects, no_likeness(8))
+    judged = trust.judge(said, objects)
+    truth = made_objects(8, each=8, known=lambda label: True)
+    unseen = np.flatnonzero(objects.labels > 5)
+    true = np.stack([true_ious(one.maps[unseen], truth, unseen) for one in judged.said.values()], axis=1)
+    chosen = trust.chosen(judged, objects.labels)[unseen]
+    right = true[:, judged.sources.index(best)]
+    assert right.mean() > 0.9 > 0.5 > true[:, 1 - judged.sources.index(best)].mean()
+    assert np.take_along_axis(true, chosen[:, None], axis=1).mean() > right.mean() - 0.01
 
 
 def test_fused_masks_are_better_than_any_source_where_each_errs_by_itself() -> None:
