@@ -22,9 +22,9 @@ from training.evaluate import __main__ as evaluate
 from training.experiments import __main__ as experiments
 from training.experiments import transfer_form as validate_transfer
 from training.experiments.__main__ import Experiments
-from training.locks import locked
 from training.experiments.grid import DrawingConfig, GridConfig, RowConfig, drawn_data
 from training.experiments.variants import detector_digest
+from training.locks import locked
 from training.train import Stopped
 from training.train import train as real_train
 
