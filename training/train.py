@@ -192,10 +192,10 @@ def train_run(run: Run, data: CocoDataset) -> Path:
     return path
 
 
-def data_of_stage(run: Run, data: CocoDataset, stop: StopSignals) -> Samples:
+def data_of_stage(run: Run, data: CocoDataset, stop: StopSignals | None = None) -> Samples:
     """What the run's stage trains on: the data, or where they are kept the views of it (`training.features`)."""
     if run.stage == "mask" and run.config.data.features:
-        return kept_views(run, data, stopped=lambda: stop.by is not None)
+        return kept_views(run, data, stopped=lambda: stop is not None and stop.by is not None)
     return data
 
 

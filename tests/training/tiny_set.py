@@ -32,21 +32,27 @@ SMALLEST = [
 """Overrides that make the network of a preset as small as can be, on a CPU."""
 
 
-def write_tiny_set(folder: Path, *, images: int = 6, side: int = SIDE) -> None:
-    """`folder`/images and `folder`/train.json: rectangles of three classes on noise, one to three to a picture."""
+def write_tiny_set(
+    folder: Path, *, images: int = 6, side: int = SIDE, sides: tuple[tuple[int, int], ...] = ()
+) -> None:
+    """`folder`/images and `folder`/train.json: rectangles of three classes on noise, one to three to a picture.
+
+    The pictures are squares, or take turns in the heights and widths of `sides`.
+    """
     random = np.random.default_rng(0)
     (folder / "images").mkdir(parents=True)
     entries: list[dict[str, object]] = []
     annotations: list[dict[str, object]] = []
     for number in range(images):
-        pixels = random.integers(0, 80, (side, side, 3), dtype=np.uint8)
+        height, width = sides[number % len(sides)] if sides else (side, side)
+        pixels = random.integers(0, 80, (height, width, 3), dtype=np.uint8)
         for category in range(number % 3 + 1):
-            x, y = (int(v) for v in random.integers(0, side // 2, 2))
-            w, h = (int(v) for v in random.integers(12, side // 2, 2))
+            x, y = (int(v) for v in random.integers(0, min(height, width) // 2, 2))
+            w, h = (int(v) for v in random.integers(12, min(height, width) // 2, 2))
             pixels[y : y + h, x : x + w, category] = 255
             annotations.append(annotation(len(annotations) + 1, number + 100, category + 1, [x, y, w, h]))
         Image.fromarray(pixels).save(folder / "images" / f"{number}.png")
-        entries.append({"id": number + 100, "file_name": f"{number}.png", "width": side, "height": side})
+        entries.append({"id": number + 100, "file_name": f"{number}.png", "width": width, "height": height})
     categories = [{"id": i + 1, "name": name} for i, name in enumerate(NAMES)]
     (folder / "train.json").write_text(
         json.dumps({"images": entries, "annotations": annotations, "categories": categories})

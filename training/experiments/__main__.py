@@ -3,7 +3,8 @@
     python -m training.experiments shapes [--seeds 3] [--rows box,exact] [--dry-run] [key=value ...]
 
 A grid is a name in training/experiments/grids or a TOML file (see `grid`). Rows that are trained stage by stage
-(Sec. 3.3) share one detector per seed and detector settings. Each finished row is a file under OUT/seed<k>/rows
+(Sec. 3.3) share one detector per seed and detector settings, and with `augment.views` what it sees of the images,
+which is kept in OUT/seed<k>/features until you remove it. Each finished row is a file under OUT/seed<k>/rows
 and is not made again; what was begun goes on. Several processes may work on one OUT: each takes rows that nobody is at.
 `results.json`, `results.md` and `results.png` in OUT hold what is there so far, of all seeds.
 """
@@ -41,6 +42,7 @@ from training.experiments.variants import (
     digest,
     mask_branch_alone,
     train_in,
+    with_features,
     write_json,
 )
 from training.locks import Busy, locked
@@ -200,6 +202,7 @@ class Experiments:
             checkpoint, seconds["detector"] = self._detector(cell, runs, wait=wait)
             if not cell.row.box:
                 config = mask_branch_alone(config, checkpoint, steps=config.schedule.mask_steps)
+                config = with_features(config, self.out / f"seed{cell.seed}" / "features")
         if not cell.row.box:
             make = partial(train_in, runs, config, self.train)
             checkpoint, seconds["training"] = _trained_in(runs / digest(config), make, wait=wait)

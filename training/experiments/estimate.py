@@ -1,4 +1,7 @@
-"""How long a grid will take: seconds of the rows that are there, and a few timed steps of what is not."""
+"""How long a grid will take: seconds of the rows that are there, and a few timed steps of what is not.
+
+To keep what a detector sees (`augment.views`), once a seed, is not reckoned in.
+"""
 
 import io
 import json
@@ -21,9 +24,9 @@ from training.drawn.shapes import ShapesConfig, write_shapes
 from training.evaluate.predictions import predict
 from training.evaluate.truth import load_ground_truth
 from training.experiments.grid import Cell, DrawingConfig, drawn_data, stage_wise
-from training.experiments.variants import detector_alone, detector_digest, digest
+from training.experiments.variants import detector_alone, detector_digest, digest, with_features
 from training.schedule import STAGES
-from training.train import prepared
+from training.train import data_of_stage, prepared
 
 STEPS = 3
 """Timed at most for each kind of training; the first, which is slower, counts only where it is alone."""
@@ -171,24 +174,26 @@ def _time_steps(config: TrainingConfig, folder: Path, *, drawn: DrawingConfig | 
             of_all = write_some(Path(getattr(config.data, f"{part}_annotations")), path, count)
             data[f"data.{part}_annotations"] = str(path)
     config = changed(config, data)
+    if stage_wise(config):
+        config = with_features(config, folder / "features")
     # The steps need not learn, and random weights must not run away.
     unlearning = {"optimiser.learning_rate": 1e-9, "optimiser.mask_learning_rate": None}
     quiet = {"output.dir": str(folder / "run"), "model.backbone.weights": "none"}
     run, images_of_run = prepared(changed(config, unlearning | quiet), ALONE, resume=False, restart=True)
     training = 0.0
-    with closing(batches(run, images_of_run)) as coming:
-        for stage in STAGES:
-            steps = config.schedule.steps(stage)
-            if not steps:
-                continue
-            run.begin(stage)
-            seconds: list[float] = []
+    for stage in STAGES:
+        steps = config.schedule.steps(stage)
+        if not steps:
+            continue
+        run.begin(stage)
+        seconds: list[float] = []
+        with closing(batches(run, data_of_stage(run, images_of_run), stage)) as coming:
             while len(seconds) < min(STEPS, steps) and sum(seconds) < PATIENCE:
                 start = time.monotonic()
                 run.train_on(*next(coming))
                 seconds.append(time.monotonic() - start)
-            counted = seconds[1:] or seconds
-            training += sum(counted) / len(counted) * steps
+        counted = seconds[1:] or seconds
+        training += sum(counted) / len(counted) * steps
     start = time.monotonic()
     truth = load_ground_truth(
         Path(config.data.val_annotations),

@@ -53,6 +53,7 @@ def detector_alone(config: TrainingConfig) -> TrainingConfig:
     changes: dict[str, Any] = {f"schedule.{stage}_steps": 0 for stage in STAGES}
     changes |= {"schedule.detector_steps": steps}
     changes |= {"optimiser.mask_learning_rate": None, "optimiser.transfer_weight_decay": None}
+    changes |= {"augment.views": 0, "data.features": ""}  # the mask stage's
     changes |= {"box_losses": {}, "teacher": {}}  # nor anything else that the mask branch alone learns by
     changes |= {"model.transfer": {"kind": "class_agnostic"}, "model.mask": {}}
     return changed(config, changes)
@@ -80,6 +81,13 @@ def mask_branch_alone(config: TrainingConfig, detector: Path, *, steps: int) -> 
     """The stage-wise training's second part: the mask branch and T on the frozen detector of a checkpoint."""
     stages = {f"schedule.{stage}_steps": steps if stage == "mask" else 0 for stage in STAGES}
     return changed(config, {**stages, "data.detector_from": str(detector)})
+
+
+def with_features(config: TrainingConfig, folder: Path) -> TrainingConfig:
+    """A mask branch's training that keeps what the detector sees in `folder`, where its images have fixed views."""
+    if not config.augment.views or config.data.features:
+        return config
+    return changed(config, {"data.features": str(folder)})
 
 
 def detector_in(folder: Path, config: TrainingConfig, train: Train) -> Path:

@@ -34,7 +34,7 @@ def write_view(path: Path, records: Iterable[list[Tensor]], settings: dict[str, 
     with whole(path) as file:
         for tensors in records:
             buffer, layouts = packed(tensors)
-            file.write(memoryview(buffer.numpy()))
+            file.write(buffer.numpy().tobytes())
             rows.append((start, [(str(dtype).removeprefix("torch."), *rest) for dtype, *rest in layouts]))
             start += buffer.numel()
         index = json.dumps({"settings": settings, "rows": rows, "bytes": start}).encode()

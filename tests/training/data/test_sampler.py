@@ -54,3 +54,13 @@ def test_the_order_for_a_seed_stays_what_it_was_in_earlier_versions() -> None:
 def test_an_empty_set_or_batch_is_refused(changes: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         batches(**changes)
+
+
+def test_with_views_an_image_is_seen_in_so_many_ways_one_after_the_other_from_pass_to_pass() -> None:
+    pairs = [pair for batch in batches(views=2, batches=10) for pair in batch]
+    passes = [dict(pairs[start : start + 5]) for start in range(0, 20, 5)]
+    assert passes[0] == passes[2] and passes[1] == passes[3]
+    assert not set(passes[0].values()) & set(passes[1].values())
+    assert len({seed for _, seed in pairs}) == 10
+    assert [row for row, _ in pairs] == [row for batch in batches() for row, _ in batch]
+    assert batches(views=2, position=6, batches=7) == batches(views=2)[3:]

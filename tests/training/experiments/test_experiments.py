@@ -22,9 +22,9 @@ from training.evaluate import __main__ as evaluate
 from training.experiments import __main__ as experiments
 from training.experiments import transfer_form as validate_transfer
 from training.experiments.__main__ import Experiments
-from training.locks import locked
 from training.experiments.grid import DrawingConfig, GridConfig, RowConfig, drawn_data
-from training.experiments.variants import detector_digest
+from training.experiments.variants import detector_digest, digest
+from training.locks import locked
 from training.train import Stopped
 from training.train import train as real_train
 
@@ -151,6 +151,22 @@ def test_an_end_to_end_row_is_trained_whole_and_without_a_detector(grid: GridCon
     made(replace(grid, rows=(RowConfig(name="whole", set=whole),), between=()), train, tmp_path / "out")
     (config,) = train.configs
     assert config.schedule.end_to_end_steps == 30 and not config.data.detector_from
+
+
+def test_rows_of_a_seed_share_what_their_detector_sees_of_fixed_views_and_are_the_same_rows(
+    grid: GridConfig, tmp_path: Path
+) -> None:
+    train = NotingTrain()
+    made(grid, train, tmp_path / "out", overrides=["augment.views=3"], names="class_agnostic,exact")
+    detector, *masks = train.configs
+    assert detector.augment.views == 0 and not detector.data.features
+    folder = str(tmp_path / "out" / "seed0" / "features")
+    assert [one.data.features for one in masks] == [folder, folder]
+    assert digest(masks[0]) == digest(changed(masks[0], {"data.features": ""}))
+    plain = NotingTrain()
+    made(grid, plain, tmp_path / "plain", names="exact")
+    assert not any(one.data.features for one in plain.configs)
+    assert digest(plain.configs[0]) == digest(changed(detector, {"output.dir": "elsewhere"}))
 
 
 def test_finished_rows_are_kept_and_changed_ones_made_anew(grid: GridConfig, tmp_path: Path) -> None:
