@@ -16,7 +16,7 @@ from ..command import parser_of
 from .coco_set import write_coco_set
 from .corrected import read_cvat, read_label_studio
 from .cvat import write_cvat
-from .label_studio import write_label_studio
+from .label_studio import unserved, write_label_studio
 from .shapes import KINDS, read_results
 
 TOOLS = ("cvat", "labelstudio")
@@ -55,6 +55,8 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = f"python -m {MOD
             told_there = {"url_prefix": options.url_prefix, "model_version": options.model_version}
             configuration = write_label_studio(results, options.out, **told_there)
             beside = f" and {configuration} (the labelling interface)"
+            if doubt := unserved(results, options.url_prefix):
+                print(f"warning: {doubt}", file=sys.stderr)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -20,6 +20,12 @@ from maskx_draw import Window
 
 from .shapes import Picture, Results, Shape
 
+SERVED = re.compile(
+    r"https?://|(s3|gs|azure-blob|azure[_-]spi)://|(/[^?]*)?/data/(upload/|local-files/\?(.*&)?d=)"
+)
+"""Addresses that Label Studio shows images by (its guide, "Tasks with local storage file references", "Sync data from
+external storage"): on the web, in a bucket of one of its storages, or on its own server, perhaps below a path."""
+
 LENGTH_BITS = (3, 4, 8, 16)
 VALUE_BITS = 8
 CHANNELS = 4
@@ -43,6 +49,20 @@ def write_label_studio(results: Results, path: Path, *, url_prefix: str, model_v
     configuration = path.with_suffix(".config.xml")
     configuration.write_text(_configuration(results, used), encoding="utf-8")
     return configuration
+
+
+def unserved(results: Results, url_prefix: str) -> str:
+    """What to say of images that Label Studio would not show by their addresses; empty where it shows all."""
+    addresses = [address_of(str(image["file_name"]), url_prefix) for image in results.images]
+    wrong = [address for address in addresses if not SERVED.match(address)]
+    if not wrong:
+        return ""
+    return (
+        f"Label Studio does not serve {wrong[0]!r} ({len(wrong)} of {len(addresses)} images have such an address); "
+        "it shows /data/local-files/?d=..., /data/upload/..., http://, https://, and with a storage of the project "
+        "s3://, gs:// and azure-blob://. For files beside it give --url-prefix '/data/local-files/?d=FOLDER/', FOLDER "
+        "counted from LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT, and add that folder under Settings, Cloud Storage"
+    )
 
 
 def brush_rle(window: Window, *, height: int, width: int) -> list[int]:

@@ -216,6 +216,48 @@ def test_the_labelling_interface_has_a_control_for_each_kind_of_region_and_all_l
         assert one.attrib["toName"] == "image"
 
 
+@pytest.mark.parametrize(
+    "prefix", ["C:/photos/", "C:\\photos\\", "/root/photos/", "file:///photos/", "photos/", ""]
+)
+def test_a_path_that_label_studio_does_not_serve_is_warned_of_and_written(
+    folder: Path, prefix: str, capsys: Said
+) -> None:
+    tasks = json.loads(run(folder, "labelstudio", "--url-prefix", prefix).read_text())
+    said = capsys.readouterr().err
+    first = tasks[0]["data"]["image"]
+    assert first.startswith(prefix)
+    assert said.startswith(f"warning: Label Studio does not serve {first!r} (2 of 2 images ")
+    for allowed in ("/data/local-files/?d=", "/data/upload/", "http://", "s3://", "gs://", "azure-blob://"):
+        assert allowed in said
+    assert "--url-prefix '/data/local-files/?d=FOLDER/'" in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "/data/local-files/?d=photos/",
+        "/annotate/data/local-files/?d=",
+        "/data/upload/3/",
+        "http://host/photos/",
+        "https://host/photos?name=",
+        "s3://bucket/",
+        "gs://bucket/photos/",
+        "azure-blob://container/",
+    ],
+)
+def test_of_what_label_studio_serves_nothing_is_said(folder: Path, prefix: str, capsys: Said) -> None:
+    run(folder, "labelstudio", "--url-prefix", prefix)
+    assert capsys.readouterr().err == ""
+
+
+def test_names_that_are_addresses_themselves_need_no_prefix(folder: Path, capsys: Said) -> None:
+    images = json.loads((folder / "results.images.json").read_text())
+    images["images"][0]["file_name"] = "https://host/a.jpg"
+    (folder / "results.images.json").write_text(json.dumps(images))
+    run(folder, "labelstudio")
+    assert "does not serve 'empty.jpg' (1 of 2 images " in capsys.readouterr().err
+
+
 # ---- both
 
 
