@@ -19,10 +19,11 @@ from typing import Any
 
 from model.checkpoint import load_network
 from model.files import command, write_whole
+from training.config import changed
 from training.data.splits import split_classes
 from training.distributed import chosen_device, refuse_processes
 from training.drawn.shapes import ShapesConfig, write_shapes
-from training.evaluate.measure import evaluate_network
+from training.evaluate.measure import Results, evaluate_network
 from training.experiments.estimate import estimate, kinds, report
 from training.experiments.grid import (
     Cell,
@@ -33,6 +34,7 @@ from training.experiments.grid import (
     stage_wise,
     with_rows,
 )
+from training.experiments.joined import Joins
 from training.experiments.plot import write_plot
 from training.experiments.table import figures_of, markdown, summary
 from training.experiments.variants import (
@@ -60,6 +62,7 @@ class Experiments:
         train: trains a configuration, as `training.train.train`.
         out: folder of all that is made.
         rows: those of the grid that are wanted.
+        segmenter: folder of a promptable segmenter, for rows that join sources of masks.
         overrides: changes to the grid's configuration, as on the command line.
     """
 
@@ -71,8 +74,10 @@ class Experiments:
         out: Path,
         rows: Sequence[RowConfig],
         overrides: Sequence[str] = (),
+        segmenter: Path | None = None,
     ) -> None:
         self.grid, self.train, self.out = grid, train, out
+        self.joins = Joins(segmenter, train)
         self.rows, self.overrides = tuple(rows), tuple(overrides)
         self._cells: dict[tuple[int, str], list[Cell]] = {}
 
@@ -82,6 +87,9 @@ class Experiments:
         Raises:
             ValueError: see `cells_of_seed`.
         """
+        for row in self.rows:
+            if row.join:
+                self.joins.require_segmenter(row.name)
         return [cell for seed in seeds for row in self.rows for cell in self._cells_of(seed, row)]
 
     def _cells_of(self, seed: int, row: RowConfig) -> list[Cell]:
@@ -92,8 +100,11 @@ class Experiments:
 
     def row_file(self, cell: Cell) -> Path:
         """Where a cell's row is kept: the same file for all rows of the same settings, another for any others."""
+        row = cell.row
+        joined = {"join": (row.join, row.source, row.student, self.joins.segmenter)} if row.join else {}
         name = digest(
             cell.config,
+            **joined,
             filled=cell.row.box,
             judged_by=cell.judged_by,
             val=f"{cell.config.data.val_images} {cell.config.data.val_annotations}",
@@ -195,28 +206,18 @@ class Experiments:
 
     def _trained_and_evaluated(self, cell: Cell, *, wait: bool) -> Row:
         self._draw(cell.seed, wait=wait)
-        config = cell.config
-        runs = self.out / f"seed{cell.seed}" / "runs"
+        of_join = self.grid.joined_row(cell.row)
         seconds: dict[str, float | None] = {"detector": None, "training": None}
-        if cell.row.box or stage_wise(config):
-            checkpoint, seconds["detector"] = self._detector(cell, runs, wait=wait)
-            if not cell.row.box:
-                config = mask_branch_alone(config, checkpoint, steps=config.schedule.mask_steps)
-                config = with_features(config, self.out / f"seed{cell.seed}" / "features")
-        if not cell.row.box:
-            make = partial(train_in, runs, config, self.train)
-            checkpoint, seconds["training"] = _trained_in(runs / digest(config), make, wait=wait)
+        if of_join is None:
+            checkpoint = self._trained(cell, seconds, wait=wait)
+        else:
+            like = next(one for one in self._cells_of(cell.seed, of_join) if one.split == cell.split)
+            checkpoint = self._trained(like, seconds, wait=wait)
+            if cell.row.student:
+                taught = self.joins.training_file(checkpoint.parent, cell.row.source)
+                checkpoint = self._trained(cell, seconds, taught=taught, wait=wait)
         start = time.monotonic()
-        network, classes, _ = load_network(checkpoint)
-        categories = [{"id": i, "name": name} for i, name in zip(classes.ids, classes.names, strict=True)]
-        device = chosen_device(config.device)
-        results = evaluate_network(
-            network.to(device),
-            split_classes(categories, cell.judged_by),
-            Path(config.data.val_images),
-            Path(config.data.val_annotations),
-            device=device,
-        )
+        results = self._judged(cell, checkpoint)
         seconds["evaluation"] = time.monotonic() - start
         return {
             "seed": cell.seed,
@@ -226,6 +227,34 @@ class Experiments:
             "checkpoint": str(checkpoint),
             "results": results.to_dict(),
         }
+
+    def _trained(
+        self, cell: Cell, seconds: dict[str, float | None], *, taught: Path | None = None, wait: bool
+    ) -> Path:
+        """The checkpoint of a cell, trained to its end; of a filled box that of the detector. `taught`: what its mask
+        branch learns from in place of the training set's own annotations."""
+        config, runs = cell.config, self.out / f"seed{cell.seed}" / "runs"
+        if cell.row.box or stage_wise(config):
+            checkpoint, seconds["detector"] = self._detector(cell, runs, wait=wait)
+            if cell.row.box:
+                return checkpoint
+            config = mask_branch_alone(config, checkpoint, steps=config.schedule.mask_steps)
+            config = with_features(config, self.out / f"seed{cell.seed}" / "features")
+        if taught is not None:
+            config = changed(config, {"data.train_annotations": str(taught)})
+        make = partial(train_in, runs, config, self.train)
+        checkpoint, seconds["training"] = _trained_in(runs / digest(config), make, wait=wait)
+        return checkpoint
+
+    def _judged(self, cell: Cell, checkpoint: Path) -> Results:
+        network, classes, _ = load_network(checkpoint)
+        categories = [{"id": i, "name": name} for i, name in zip(classes.ids, classes.names, strict=True)]
+        judged_by = split_classes(categories, cell.judged_by)
+        if cell.row.join and not cell.row.student:
+            return self.joins.results(checkpoint.parent, cell.row.source, judged_by)
+        data, device = cell.config.data, chosen_device(cell.config.device)
+        images, annotations = Path(data.val_images), Path(data.val_annotations)
+        return evaluate_network(network.to(device), judged_by, images, annotations, device=device)
 
     def _draw(self, seed: int, *, wait: bool) -> None:
         if self.grid.data == "drawn":
@@ -263,6 +292,9 @@ def main(arguments: list[str] | None = None) -> int:
         action="store_true",
         help="no timed steps first: the estimate knows finished rows alone",
     )
+    add(
+        "--segmenter", type=Path, help="folder of a promptable segmenter, for rows that join sources of masks"
+    )
     add("overrides", nargs="*", metavar="key=value", help="changes to the configuration")
     options = parser.parse_intermixed_args(arguments)
     with training_status("the same command goes on from there") as status:
@@ -275,7 +307,12 @@ def main(arguments: list[str] | None = None) -> int:
             )
         out = options.out or Path("build/experiments") / Path(options.grid).stem
         experiments = Experiments(
-            grid, train, out=out, rows=with_rows(grid, options.rows), overrides=options.overrides
+            grid,
+            train,
+            out=out,
+            rows=with_rows(grid, options.rows),
+            overrides=options.overrides,
+            segmenter=options.segmenter,
         )
         seeds = range(options.first_seed, options.first_seed + count)
         print(experiments.plan(seeds, timed=not options.no_timing), flush=True)

@@ -67,7 +67,7 @@ def parts(cell: Cell) -> dict[str, TrainingConfig]:
     if not cell.row.box and not stage_wise(config):
         return {"training": config}
     found = {} if config.data.detector_from else {"detector": detector_alone(cell.detector)}
-    if not cell.row.box:
+    if not cell.row.box and cell.row.student:
         found["training"] = changed(config, {"schedule.detector_steps": 0, "data.detector_from": ""})
     return found
 

@@ -34,6 +34,12 @@ class RowConfig:
     """Changes to the grid's configuration, as on the command line: "model.mask.convolutions=8"."""
     box: bool = False
     """No mask branch: every detection's box, filled, is its mask."""
+    join: str = ""
+    """A row above, on whose run sources of masks are joined (`training.join`): masks of set B come from them."""
+    source: str = "chosen"
+    """Of a row with `join`: whose masks, a source's or those that the rule of trust takes."""
+    student: bool = True
+    """Of a row with `join`: whether a mask branch learns from these masks; if not, they are judged themselves."""
     splits: tuple[str, ...] = ()
     """Sets A that it is trained for (see `data.mask_classes`); empty: the grid's."""
     evaluate: str = ""
@@ -85,10 +91,21 @@ class GridConfig:
                 raise ValueError(f"two rows are called {row.name}; names differ")
             if row.after and row.after not in names[:position]:
                 raise ValueError(f"row {row.name}: after is {row.after!r}, which is no row above it")
+            if row.join and (row.join not in names[:position] or self._row(row.join).box):
+                raise ValueError(
+                    f"row {row.name}: join is {row.join!r}, which is no row above it that has a mask branch"
+                )
         for name in {*self.between, *(name for row in self.rows for name in row.between)}:
             if name not in names:
                 raise ValueError(f"between names {name!r}, which is no row; there are {', '.join(names)}")
         _require_two(self.between)
+
+    def joined_row(self, row: RowConfig) -> RowConfig | None:
+        """The row on whose run the sources of `row` are joined."""
+        return self._row(row.join) if row.join else None
+
+    def _row(self, name: str) -> RowConfig:
+        return next(row for row in self.rows if row.name == name)
 
     def overrides(self, row: RowConfig) -> tuple[str, ...]:
         """The changes of a row: those of the rows it comes after, then its own."""
