@@ -155,6 +155,7 @@ def ask(
     headers = {"Content-Type": "application/octet-stream"} if body is not None else {}
     if key:
         headers["Authorization"] = f"Bearer {key}"
+    connection: http.client.HTTPConnection
     if trusted:
         context = ssl.create_default_context(cafile=trusted)
         context.check_hostname = False

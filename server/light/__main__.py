@@ -127,7 +127,7 @@ def write_log(file: Path) -> None:
     handler = logging.FileHandler(file)
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
 
 
 async def front(state: Path, running: Running) -> None:

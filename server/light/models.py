@@ -132,4 +132,5 @@ def with_changes(batching: Batching, **asked: int | None) -> Batching:
     for name, value in asked.items():
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}; a whole number of at least 1 is expected")
-    return replace(batching, **{name: value for name, value in asked.items() if value is not None})
+    changes: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    return replace(batching, **changes)

@@ -83,7 +83,7 @@ class Predict:
 
     async def _answer(self, scope: Any, receive: Any) -> Answered:
         headers = headers_of(scope)
-        if scope["method"] in ("HEAD", "OPTIONS"):
+        if scope["method"] in ("HEAD", "OPTIONS", "CONNECT"):
             raise Refusal(405, "MethodNotAllowed", "POST the image")
         query = dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True))
         path = scope["path_params"]

@@ -31,7 +31,7 @@ STATUS_OF = {
 ELEMENT = 4
 """Bytes of the length before each element of BYTES."""
 
-Context = grpc.aio.ServicerContext
+Context = grpc.aio.ServicerContext[Any, Any]
 Call = Callable[[Any, Context], Any]
 
 

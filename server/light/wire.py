@@ -51,7 +51,9 @@ class Protocol(H11Protocol):
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        self.conn = connection = _Connection(h11.SERVER, max_incomplete_event_size=HEAD_BYTES)
+        self.conn = self._connection = connection = _Connection(
+            h11.SERVER, max_incomplete_event_size=HEAD_BYTES
+        )
         self._head: asyncio.TimerHandle | None = None
         inner = self.app
 
@@ -83,7 +85,7 @@ class Protocol(H11Protocol):
             501: Refusal(501, "NotImplemented", "this Transfer-Encoding is not known; chunked is"),
         }
         other = Refusal(400, "BadRequest", "this is not HTTP/1.1 as it should be")
-        self._refuse(known.get(self.conn.hint, other))
+        self._refuse(known.get(self._connection.hint, other))
 
     def timeout_keep_alive_handler(self) -> None:
         """As uvicorn has it; who has not even taken the last answer is not waited for."""
@@ -145,6 +147,7 @@ def listener(app: Any, host: str, port: int, *, tls: tuple[Path, Path] | None = 
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         timeout_keep_alive=IDLE_SECONDS,
         backlog=1024,
         **files,  # type: ignore[arg-type]
