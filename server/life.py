@@ -161,6 +161,8 @@ def require_possible(running: Running) -> None:
                 "TorchServe is reached on loopback, without TLS: --host, --tls-cert and --tls-key are for --engine "
                 "light; or put the proxy in front (deploy/nginx)"
             )
+        if importlib.util.find_spec("ts") is None:
+            raise ValueError(f"TorchServe is not installed; run {SETUP}, or take --engine light")
         return
     if running.tokens:
         raise ValueError(
