@@ -13,7 +13,8 @@ from typing import Any
 
 from ..processes import Batching
 from ..settings import MODEL, read_contents
-from .pool import Pool, PoolSettings, Refusal, Sample, ending
+from .answers import Refusal, Sample, ending
+from .pool import Pool, PoolSettings
 
 RESPONSE_TIMEOUT = STARTUP_TIMEOUT = 120.0
 """Seconds, where the archive's model-config.yaml says nothing else; those of the shipped config.properties."""

@@ -25,8 +25,9 @@ from starlette.routing import Route
 
 from ..processes import Batching
 from ..settings import MODEL
+from .answers import Refusal, Sample
 from .models import Models, with_changes
-from .pool import Pool, Refusal, Sample
+from .pool import Pool
 
 NUMBERS = {"batch_size": "batch_size", "max_batch_delay": "batch_delay", "initial_workers": "workers"}
 """Of a registration, by what they are here."""

@@ -10,6 +10,8 @@ import contextlib
 import json
 import logging
 import marshal
+import os
+import signal
 import socket
 import sys
 import time
@@ -17,7 +19,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+from .answers import Answered, Refusal, Sample, ending
 
 WORKER = Path(__file__).with_name("worker.py")
 LENGTH = 8
@@ -27,52 +31,10 @@ MOST_DEATHS = 2
 """Workers that may die with one request before it is refused."""
 BACK_OFF = (0.0, 0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 """Seconds to wait before the first, second, ... start of a worker that has answered nothing since."""
-PARTING = 5.0
-"""Seconds that a worker has to end by itself once its socket is closed."""
+PARTING, HURRY = 5.0, 0.5
+"""Seconds that a worker has to end by itself once its socket is closed; and one that another waits to replace."""
 
 logger = logging.getLogger("maskx.light")
-
-
-class Refusal(Exception):
-    """What is answered in place of a prediction, in the form and by the names that the proxy has for it.
-
-    `retry_after`: seconds after which to ask again, None where that is of no use.
-    """
-
-    def __init__(self, status: int, kind: str, message: str, *, retry_after: int | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.kind = kind
-        self.message = message
-        self.retry_after = retry_after
-
-    def body(self) -> bytes:
-        """`{"error": {"code", "type", "message"}}`, as compact as the handler's."""
-        content = {"error": {"code": self.status, "type": self.kind, "message": self.message}}
-        return json.dumps(content, separators=(",", ":")).encode()
-
-
-def ending() -> Refusal:
-    """What is told to who comes too late."""
-    return Refusal(503, "Busy", "the server, or this version, is ending; send it again later", retry_after=1)
-
-
-class Answered(NamedTuple):
-    """What a worker answered to one request."""
-
-    status: int
-    content_type: str
-    kind: str
-    headers: dict[str, str]
-    body: bytes
-
-
-class Sample(NamedTuple):
-    """A value of a metric, and the values of its own labels."""
-
-    name: str
-    value: float
-    labels: tuple[str, ...]
 
 
 @dataclass(kw_only=True, eq=False)
@@ -148,7 +110,9 @@ class _Process:
         self._writer.close()
         await asyncio.wait({self.gone}, timeout=patience)
         if not self.gone.done():
-            self.process.kill()
+            # not process.kill(), which looks for the end of the process, and takes it from whom waits for it
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.process.pid, signal.SIGKILL)
             await self.gone
 
 
@@ -253,7 +217,7 @@ class Pool:
             except Exception:  # a fault of this program's own must not leave the version without a worker
                 logger.exception("worker failed", extra={"version": self.version})
             worker.ready = False
-            await worker.end(0.0 if not worker.gone.done() else PARTING)
+            await worker.end(HURRY)
             attempt = 1 if worker.answered else attempt + 1
             self.restarts += 1
             told = {"version": self.version, "pid": worker.process.pid, "status": worker.process.returncode}

@@ -23,9 +23,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ..settings import CORS_HEADERS, CORS_METHODS, MODEL
+from .answers import Answered, Refusal
 from .models import Models
 from .operators import Meters, metrics_app
-from .pool import Answered, Refusal
 from .wire import HEAD_BYTES, SPELLED, fields_of, head_too_long, is_form
 
 BODY_SECONDS = 10.0

@@ -13,8 +13,8 @@ import grpc
 import grpc.aio
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
+from .answers import Answered, Refusal
 from .models import Models
-from .pool import Answered, Refusal
 from .rest import model_metadata, server_metadata
 
 MESSAGES = Path(__file__).with_name("generated") / "messages.bin"

@@ -16,7 +16,7 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from .pool import Refusal
+from .answers import Refusal
 
 HEAD_SECONDS = 10.0
 """That the whole head of a request may take."""

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 
+from benchmarks.load.server import WORKERS
 from export.archive import ROOT
 from server.management import Management
 from server.processes import LIGHT, Ports, Running, load_running, server_processes
@@ -119,8 +120,7 @@ class Machine:
 
     def workers(self) -> list[psutil.Process]:
         """The processes that run the handler."""
-        programs = "model_service_worker.py", "light/worker.py"
-        return [p for p in self.processes() if any(part.endswith(programs) for part in p.cmdline())]
+        return [p for p in self.processes() if any(part.endswith(WORKERS) for part in p.cmdline())]
 
     def worker(self) -> psutil.Process:
         """The one process that runs the handler."""

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from server.light.pool import Answered, Pool, PoolSettings, Refusal
+from server.light.answers import Answered, Refusal
+from server.light.pool import Pool, PoolSettings
 from tests.served.light.fake import fake_archive
 
 Case = Callable[[Pool], Awaitable[None]]
