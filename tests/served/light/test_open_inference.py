@@ -159,7 +159,7 @@ def test_every_message_has_the_fields_numbers_and_types_of_tritons(root: Path) -
                 known = other.fields_by_name[field.name]
                 assert (field.number, field.type) == (known.number, known.type), field.full_name
                 seen += 1
-    assert seen > 60
+    assert seen >= 60
 
 
 def test_an_inference_becomes_the_body_that_rest_has_for_it() -> None:

@@ -89,11 +89,9 @@ WAYS: dict[str, tuple[str, bytes, dict[str, str]]] = {
     "columns": ("/v1/models/maskx:predict", json.dumps({"inputs": {"x": [{"b64": TEXT}]}}).encode(), AS_JSON),
     "v2": ("/v2/models/maskx/infer", json.dumps(V2).encode(), AS_JSON),
     "form": ("/predictions/maskx", FORM, {"Content-Type": FORM_TYPE}),
-    "form cut": ("/predictions/maskx", FORM[:-20], {"Content-Type": FORM_TYPE}),
     "gzip": ("/predictions/maskx/1.0", gzip.compress(THREE), {"Content-Encoding": "gzip"}),
     "urlencoded": ("/predictions/maskx", b"a=1", {"Content-Type": "application/x-www-form-urlencoded"}),
     "spelled": ("/predictions/maskx", THREE, {"Score-THRESHOLD": "2"}),
-    "twice": ("/predictions/maskx", THREE, {"Mask-Format": "png", "mask_format": "png"}),
     "latin": ("/predictions/maskx", THREE, {"categories": "bleu \u00e9"}),
     "query": ("/models/maskx/invoke?max_detections=1", THREE, {"Content-Type": "image/png"}),
     "invocations": ("/invocations?model_name=maskx", THREE, {"Content-Type": "image/png"}),
@@ -112,6 +110,23 @@ def test_every_way_to_ask_over_rest_gives_the_same_status_headers_and_bytes(
     assert (first.status, first.body) == (other.status, other.body)
     for name in OF_THE_ANSWER:
         assert first.headers.get(name) == other.headers.get(name), name
+
+
+ALIKE: dict[str, tuple[bytes, dict[str, str]]] = {
+    "a form cut off": (FORM[:-20], {"Content-Type": FORM_TYPE}),
+    "a parameter in two headers": (THREE, {"Mask-Format": "png", "mask_format": "png"}),
+}
+"""What both refuse, each in words of its own: of a form that is cut off TorchServe keeps the fields that were whole,
+and headers it hands over in an order of its own."""
+
+
+@pytest.mark.parametrize("what", ALIKE)
+def test_what_differs_in_words_is_refused_with_the_same_status_and_name(
+    both: tuple[Machine, Machine], what: str
+) -> None:
+    first, other = (one.ask(*ALIKE[what]) for one in both)
+    assert first.status == other.status == 400
+    assert first.error()["type"] == other.error()["type"] == "InvalidRequest"
 
 
 def test_both_describe_the_model_alike(both: tuple[Machine, Machine]) -> None:
