@@ -73,6 +73,13 @@ class Protocol(H11Protocol):
         super().data_received(data)
         self._watch()
 
+    def on_response_complete(self) -> None:
+        """As uvicorn has it; where the next head has begun already, it must end in time."""
+        super().on_response_complete()
+        if self.conn.trailing_data[0] and not self.transport.is_closing():
+            self._unset_keepalive_if_required()
+            self._watch()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """As uvicorn has it."""
         super().connection_lost(exc)
