@@ -75,9 +75,10 @@ class Front:
             listener(operations.app(), loopback, ports.management),
             listener(metrics_app(self._meters, self._models), loopback, ports.metrics),
         ]
+        at = f"[{running.host}]" if ":" in running.host else running.host
         self._grpc, _ = server(
             self._models,
-            f"{running.host}:{ports.grpc}",
+            f"{at}:{ports.grpc}",
             version=version,
             max_request_size=request_size,
             tls=tls,
