@@ -64,7 +64,7 @@ class Messages:
         return grpc.method_handlers_generic_handler(service, calls)
 
 
-class Inference:
+class InferenceApis:
     """TorchServe's service: Ping, Predictions, and StreamPredictions, which answers in one part."""
 
     def __init__(self, models: Models, messages: Messages) -> None:
@@ -214,7 +214,7 @@ def server(
     ]
     made = grpc.aio.server(options=options)
     for handlers in (
-        Inference(models, messages).handlers(),
+        InferenceApis(models, messages).handlers(),
         OpenInference(models, messages, version).handlers(),
     ):
         made.add_generic_rpc_handlers(handlers)
