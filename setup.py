@@ -14,13 +14,15 @@ ROOT = Path(__file__).resolve().parent
 
 
 class BuildWithGrpc(build_py):
-    """Also makes maskx_client/generated; in the tree that folder is not committed and imports by another name."""
+    """Also makes maskx_client/generated and maskx_server/light/generated; in the tree they are not committed, and the
+    first imports by another name."""
 
     def run(self) -> None:
-        """Copies the modules, then compiles client/inference.proto beside them."""
+        """Copies the modules, then compiles the .proto files beside them."""
         super().run()
-        compile_proto = runpy.run_path(str(ROOT / "client" / "compile_proto.py"))["compile_proto"]
-        compile_proto(Path(self.build_lib), "maskx_client")
+        compiler = runpy.run_path(str(ROOT / "client" / "compile_proto.py"))
+        compiler["compile_proto"](Path(self.build_lib), "maskx_client")
+        compiler["describe_protos"](Path(self.build_lib), "maskx_server")
 
 
 with tempfile.TemporaryDirectory() as scratch:

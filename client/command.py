@@ -32,10 +32,10 @@ VERBS = {
     ),
     "label-studio": Verb("answer Label Studio as its model backend", "client.annotation.backend"),
     "serve": Verb(
-        "start TorchServe with an archive and wait until the model answers",
+        "start TorchServe, or the light server, with an archive and wait until the model answers",
         SERVER,
         ("start",),
-        (*ALL_SERVERS_NEED, "torch", "torchvision", "ts"),
+        (*ALL_SERVERS_NEED, "torch", "torchvision"),
     ),
     "stop": Verb("stop that server", SERVER, ("stop",), ALL_SERVERS_NEED),
     "ready": Verb("say whether it answers a prediction now", SERVER, ("ready",), ALL_SERVERS_NEED),

@@ -3,32 +3,24 @@
 It opens no network connection and writes no file. TorchServe wants exactly one class here.
 """
 
-import json
 import logging
 import os
 import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-import torch
 from ts.metrics.metric_cache_errors import MetricsCacheKeyError
 from ts.metrics.metric_type_enum import MetricTypes
 from ts.utils.util import PredictionException
 
-from maskx_answer import LEAST_COMPRESSED, compressed
-from maskx_image import FORMATS
 from maskx_metrics import KINDS, MEMORY_EVERY, memory_sample, samples_of
-from maskx_model import ServedModel
-from maskx_parameters import MASK_FORMATS, MAX_DETECTIONS, OUTPUTS
-from maskx_request import accepts_gzip, queue_seconds, traced
-from maskx_service import JSON, Answer, Service
-from maskx_settings import Settings, read_settings
-from maskx_warm_up import choose_decoding, warm_up_network, warm_up_service
+from maskx_request import queue_seconds
+from maskx_served import load, sent
+from maskx_service import Answer
 
 logger = logging.getLogger(__name__)
 
@@ -45,33 +37,18 @@ class MaskXHandler:
         Raises:
             ValueError: a setting or a file that is not as it should be, or a GPU that was asked for and is not there.
         """
-        settings = read_settings(context.model_yaml_config)
         properties = context.system_properties
-        device = choose_device(settings.device_type, properties.get("gpu_id"), torch.cuda.is_available())
-        manifest = context.manifest["model"]
-        path = Path(properties["model_dir"]) / manifest["serializedFile"]
-        self._model = ServedModel(path, device, precision=settings.precision)
-        batch_size = int(properties.get("batch_size") or 1)
-        self._service = Service(
-            self._model, settings.limits, name=context.model_name, version=str(manifest["modelVersion"])
+        served = load(
+            Path(properties["model_dir"]),
+            context.manifest["model"],
+            context.model_yaml_config,
+            name=context.model_name,
+            gpu_id=properties.get("gpu_id"),
+            batch_size=int(properties.get("batch_size") or 1),
         )
-        decoding = choose_decoding(self._service, self._model, settings.decode, together=batch_size)
-        begin = time.monotonic()
-        runs = warm_up_network(self._model, batch_size)
-        warm_up_service(self._service)
-        self._description = description(self._model, settings, decoding)
+        self._model, self._service, self._description = served.model, served.service, served.description
         self._metrics = declared_metrics(context.metrics)
         self._memory_due = 0.0
-        logger.info(
-            "%s is ready on %s in %s, %d categories; warmed up by %d runs in %.1f s; JPEGs decoded by %s",
-            context.model_name,
-            device,
-            self._model.precision,
-            len(self._model.categories),
-            runs,
-            time.monotonic() - begin,
-            decoding,
-        )
 
     def handle(self, requests: list[dict[str, Any]], context: Any) -> list[bytes]:
         """One answer per request, in order; to the describe call, what runs here.
@@ -110,15 +87,10 @@ class MaskXHandler:
             context.set_response_status(
                 code=answer.status, phrase=HTTPStatus(answer.status).phrase, idx=index
             )
-            # For the proxy, which must tell it from TorchServe's own error of the same status.
-            context.set_response_header(index, "x-error-type", answer.kind)
-        for name, value in traced(headers).items():
+        body, others = sent(answer, headers)
+        for name, value in others.items():
             context.set_response_header(index, name, value)
-        if answer.content_type != JSON or len(answer.body) < LEAST_COMPRESSED or not accepts_gzip(headers):
-            return answer.body
-        context.set_response_header(index, "content-encoding", "gzip")
-        context.set_response_header(index, "vary", "accept-encoding")
-        return compressed(answer.body)
+        return body
 
     def _report(
         self,
@@ -139,22 +111,6 @@ class MaskXHandler:
             metric = self._metrics.get(sample.name)
             if metric is not None:
                 metric.add_or_update(sample.value, [*sample.labels, model_name, "Model"])
-
-
-def description(model: ServedModel, settings: Settings, decoding: Mapping[str, Any]) -> bytes:
-    """The answer to the describe call, in JSON: what runs here, and what a request may ask of it.
-
-    `decoding` is what `maskx_warm_up.choose_decoding` found.
-    """
-    content = model.description() | {
-        "decode": dict(decoding),
-        "precision_asked": settings.precision,
-        "limits": asdict(settings.limits) | {"max_detections": MAX_DETECTIONS},
-        "mask_formats": MASK_FORMATS,
-        "outputs": OUTPUTS,
-        "image_formats": FORMATS,
-    }
-    return json.dumps(content).encode()
 
 
 def declared_metrics(cache: Any) -> dict[str, Any]:
@@ -205,36 +161,3 @@ def came_by_grpc(headers: Mapping[str, Any]) -> bool:
         name.lower() in ("host", "content-length") and isinstance(value, str)
         for name, value in headers.items()
     )
-
-
-def choose_device(device_type: str, gpu_id: int | None, cuda: bool) -> torch.device:
-    """The device to serve on; never silently another one than was asked for.
-
-    Args:
-        device_type: "cpu", "gpu" or "" as in model-config.yaml.
-        gpu_id: the GPU that TorchServe assigned to this worker; None where it assigned none.
-        cuda: whether PyTorch can use a GPU here.
-
-    Raises:
-        ValueError: a GPU was asked for and cannot be used, or one is there and TorchServe does not see it.
-    """
-    if device_type == "cpu":
-        return torch.device("cpu")
-    if gpu_id is None:
-        if device_type == "gpu":
-            raise ValueError(
-                "model-config.yaml asks for deviceType gpu, but TorchServe found no GPU; it looks for one with "
-                "nvidia-smi. Put nvidia-smi on the PATH, or set deviceType: cpu"
-            )
-        if cuda:
-            raise ValueError(
-                "PyTorch can use a GPU here, but TorchServe found none (is nvidia-smi on the PATH?) and would serve on "
-                "the CPU; set deviceType: cpu in model-config.yaml if that is what you want"
-            )
-        return torch.device("cpu")
-    if not cuda:
-        raise ValueError(
-            f"TorchServe assigned GPU {gpu_id}, but PyTorch cannot use a GPU here; install a PyTorch that fits the "
-            "driver, or set deviceType: cpu in model-config.yaml"
-        )
-    return torch.device("cuda", gpu_id)

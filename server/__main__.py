@@ -1,6 +1,7 @@
-"""Starts, watches, changes and stops TorchServe on this machine, on loopback.
+"""Starts, watches, changes and stops TorchServe, or the light server, on this machine, on loopback.
 
     python -m server start [--archive build/maskx.mar] [--ports free] [--tokens] [--model-api] [--cors-origin ORIGIN]
+    python -m server start --engine light [the same] [--host 0.0.0.0] [--tls-cert FILE --tls-key FILE]
     python -m server run   [the same] [--probes 127.0.0.1:8083] [--linger 2] [--drain 150]
     python -m server ready
     python -m server stop
@@ -30,19 +31,20 @@ import psutil
 from .drain import run
 from .life import ARCHIVE, STATE, ready, start, stop
 from .management import KEY_FILE
-from .processes import HOST, Ports, Running, ports_of
+from .processes import ENGINES, HOST, LIGHT, TORCHSERVE, Ports, Running, ports_of
 from .settings import INSTALLED, MODEL, PROGRAM
 from .versions import register, set_default, table, unregister
 
 
 def report(running: Running, state: Path, archive: Path, seconds: float) -> str:
     """What whoever starts a server wants to know: its addresses, logs and batches, and how to end it."""
-    url = f"http://{HOST}:{running.ports.inference}/predictions/{MODEL}"
+    scheme = "https" if running.certificate else "http"
+    url = f"{scheme}://{running.host}:{running.ports.inference}/predictions/{MODEL}"
     header = ' -H "Authorization: Bearer $TOKEN"' if running.tokens else ""
     batching = running.batching
     end = "make stop" if state == STATE and not INSTALLED else f"{PROGRAM} stop --state {state}"
     lines = [
-        f"{MODEL} answers after {seconds:.1f} s: REST {url}, gRPC {HOST}:{running.ports.grpc}",
+        f"{MODEL} answers after {seconds:.1f} s: REST {url}, gRPC {running.host}:{running.ports.grpc}",
         f"  try   curl{header} -T photo.jpg {url}",
         f"  logs  {state / 'logs'}",
         f"  end   {end}",
@@ -52,8 +54,10 @@ def report(running: Running, state: Path, archive: Path, seconds: float) -> str:
     if running.tokens:
         key = state / KEY_FILE
         lines.append(f"  token of the inference API: {key} (changes every hour and at every start)")
-    else:
+    elif running.host == HOST:
         lines.append("  no tokens: only this machine can reach it, and every program on it can")
+    else:
+        lines.append(f"  no tokens: whoever reaches {running.host} can ask")
     if running.model_api:
         lines.append(f"  versions can be registered and removed: {PROGRAM} --help")
     if not archive.with_name(archive.name + ".sha256").is_file():
@@ -69,7 +73,27 @@ def probes_of(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
-STARTS_WITH = ("archive", "state", "ports", "with_tokens", "timeout", "model_api", "cors_origin")
+def tls_of(certificate: Path | None, key: Path | None) -> tuple[Path, Path] | None:
+    """The files of --tls-cert and --tls-key, None without them. Raises ValueError: one without the other."""
+    if certificate is None and key is None:
+        return None
+    if certificate is None or key is None:
+        raise ValueError("--tls-cert and --tls-key go together: the files of a certificate and of its key")
+    return certificate, key
+
+
+STARTS_WITH = (
+    "archive",
+    "state",
+    "ports",
+    "with_tokens",
+    "timeout",
+    "model_api",
+    "cors_origin",
+    "engine",
+    "host",
+)
+NAMES = {TORCHSERVE: "TorchServe", LIGHT: "the light server"}
 BATCHED_BY = ("batch_size", "batch_delay", "workers")
 """The options that are arguments of `start`, by their names."""
 
@@ -77,8 +101,9 @@ BATCHED_BY = ("batch_size", "batch_delay", "workers")
 def _start(options: argparse.Namespace) -> tuple[Running, psutil.Popen]:
     """Starts the server that the options ask for, and prints the report of it."""
     begin = time.monotonic()
-    print(f"starting TorchServe with {options.archive} ...", flush=True)
-    running, process = start(**{name: getattr(options, name) for name in STARTS_WITH + BATCHED_BY})
+    print(f"starting {NAMES[options.engine]} with {options.archive} ...", flush=True)
+    tls = tls_of(options.tls_cert, options.tls_key)
+    running, process = start(**{name: getattr(options, name) for name in STARTS_WITH + BATCHED_BY}, tls=tls)
     print(report(running, options.state, options.archive, time.monotonic() - begin), flush=True)
     return running, process
 
@@ -121,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
         added.add_argument("--state", type=Path, default=STATE, help=told)
         return added
 
-    starts = command("start", "start TorchServe and wait until the model answers")
+    starts = command("start", "start the server and wait until the model answers")
     runs = command("run", "the same in the foreground, until SIGTERM; for containers")
     for each in (starts, runs):
         _add_start_options(each)
@@ -132,7 +157,7 @@ def _parser() -> argparse.ArgumentParser:
     told = "seconds it then waits for answers, at most (default: %(default)g)"
     runs.add_argument("--drain", type=float, default=150.0, help=told)
     command("ready", "exit status 0 if a prediction is answered now, else 1")
-    command("stop", "stop TorchServe at once")
+    command("stop", "stop the server at once")
     command("versions", "the versions of the model that are loaded")
     registers = command("register", "load an archive's version beside the others")
     registers.add_argument("--archive", type=Path, required=True)
@@ -159,6 +184,12 @@ def _add_start_options(parser: argparse.ArgumentParser) -> None:
     add("--timeout", type=float, default=180.0, help="seconds until the model must answer")
     told = "the origin of a web page that may ask from a browser, such as http://localhost:3000, or * (default: none)"
     add("--cors-origin", default="", metavar="ORIGIN", help=told)
+    told = "torchserve, or light: the same answers without Java (docs/servers.md) (default: %(default)s)"
+    add("--engine", choices=ENGINES, default=TORCHSERVE, help=told)
+    told = "address that the light server answers predictions at; whoever reaches it may ask (default: %(default)s)"
+    add("--host", default=HOST, metavar="ADDRESS", help=told)
+    for name, what in (("cert", "certificate"), ("key", "key")):
+        add(f"--tls-{name}", type=Path, metavar="FILE", help=f"PEM of the light server's {what}")
 
 
 def _do(options: argparse.Namespace) -> int:

@@ -128,7 +128,7 @@ def run(
             watch.begin(Readiness(Management(state, running, timeout=5.0)))
             say(f"ready; probes on http://{probes[0]}:{listener.server_address[1]}/ready and /live")
             if not _serve(signals, process):
-                say(f"error: TorchServe ended by itself (logs: {state / 'logs'})")
+                say(f"error: the server ended by itself (logs: {state / 'logs'})")
                 return 1
             watch.withdraw("the server is to end")
             say(f"told to end: not ready; goes on answering for {linger:g} s")
@@ -197,7 +197,7 @@ def _drain(
         if signals.count >= 2:
             return "told again: stops at once"
         if process.poll() is not None:
-            return "error: TorchServe ended by itself"
+            return "error: the server ended by itself"
         waiting.join(0.1)
     return "every request is answered" if idle == [True] else f"error: requests are left after {drain:g} s"
 

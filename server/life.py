@@ -1,7 +1,11 @@
-"""Starting TorchServe from a state folder until the model answers, and stopping it so that nothing is left."""
+"""Starting a server from a state folder until the model answers, and stopping it so that nothing is left.
+
+The server is TorchServe, or the light one (server/light/).
+"""
 
 import contextlib
 import importlib
+import importlib.util
 import os
 import re
 import shutil
@@ -19,7 +23,9 @@ import psutil
 from .hardware import core_count, gpu_count, gpu_memory
 from .management import KEY_FILE, not_ready_because
 from .processes import (
+    HOST,
     STATE_FILE,
+    TORCHSERVE,
     Ports,
     Running,
     end_processes,
@@ -30,6 +36,8 @@ from .processes import (
 )
 from .settings import (
     CONFIG,
+    HERE,
+    LIGHT_SETUP,
     LOGGING,
     MAKE,
     METRICS,
@@ -51,6 +59,9 @@ CLAIM = ".maskx-server"
 STORE = "model-store"
 LONGEST_SOCKET_FOLDER = 80
 """Workers listen on Unix sockets, whose whole path may have 107 bytes."""
+LIGHT_LOG, LIGHT_OUT = "light.log", "light.out"
+"""Among the logs of the light server: what its front says, and what ended it."""
+LIGHT_NEEDS = ("uvicorn", "starlette", "prometheus_client", "grpc")
 OLDEST_JAVA = 11
 """TorchServe 0.12 is compiled for Java 8 but calls what came with 11."""
 
@@ -67,6 +78,9 @@ def start(
     batch_delay: int | None = None,
     workers: int | None = None,
     cors_origin: str = "",
+    engine: str = TORCHSERVE,
+    host: str = HOST,
+    tls: tuple[Path, Path] | None = None,
 ) -> tuple[Running, psutil.Popen]:
     """Starts a server and waits until it answers; one that runs from the same state folder is stopped first.
 
@@ -81,6 +95,8 @@ def start(
         model_api: whether versions can be registered and removed while it runs.
         batch_size, batch_delay (ms), workers: None for what suits the machine, see `batching_for`.
         cors_origin: of the web page that may ask from a browser, "*" for any, "" for none.
+        engine: one of ENGINES.
+        host, tls: of the light server alone: the address for predictions, and the files of certificate and key.
 
     Raises:
         ValueError: what is wrong and what to do; nothing is left running.
@@ -88,14 +104,25 @@ def start(
     if not archive.is_file():
         raise ValueError(f"there is no {archive}; make it with {MAKE}, or name one with --archive")
     ports = ports or Ports()
+    certificate, key = map(str, (one.resolve() for one in tls)) if tls else ("", "")
+    running = Running(
+        ports=ports,
+        temporary="",
+        tokens=with_tokens,
+        model_api=model_api,
+        engine=engine,
+        host=host,
+        cors_origin=cors_origin,
+        certificate=certificate,
+        key=key,
+    )
+    require_possible(running)
     claim(state)
     stop(state=state)
     require_free(ports)
-    java_home = find_java_home()
+    java_home = find_java_home() if engine == TORCHSERVE else None
     shutil.rmtree(state / "logs", ignore_errors=True)
-    running = Running(
-        ports=ports, temporary=str(_temporary_folder(state)), tokens=with_tokens, model_api=model_api
-    )
+    running = replace(running, temporary=str(_temporary_folder(state)))
     save_running(state, running)
     try:
         (state / STORE).mkdir()
@@ -118,12 +145,35 @@ def start(
         }
         config = effective_config(CONFIG.read_text(), ports, state=state, batching=batching, **apis)
         (state / CONFIG.name).write_text(config)
-        process = _launch(state, running, java_home)
+        process = _launch(state, running, java_home) if java_home else _launch_light(state, running)
         _wait_until_ready(state, running, process, timeout)
     except BaseException:  # Ctrl-C too must leave nothing running
         stop(state=state)
         raise
     return running, process
+
+
+def require_possible(running: Running) -> None:
+    """Raises ValueError: what is asked for is not to be had of this engine, or is not installed."""
+    if running.engine == TORCHSERVE:
+        if running.certificate or running.host != HOST:
+            raise ValueError(
+                "TorchServe is reached on loopback, without TLS: --host, --tls-cert and --tls-key are for --engine "
+                "light; or put the proxy in front (deploy/nginx)"
+            )
+        if importlib.util.find_spec("ts") is None:
+            raise ValueError(f"TorchServe is not installed; run {SETUP}, or take --engine light")
+        return
+    if running.tokens:
+        raise ValueError(
+            "--tokens is TorchServe's own; for --engine light, the proxy asks for a secret (deploy/nginx)"
+        )
+    for path in filter(None, (running.certificate, running.key)):
+        if not Path(path).is_file():
+            raise ValueError(f"there is no {path}; --tls-cert and --tls-key name files in PEM's form")
+    missing = [name for name in LIGHT_NEEDS if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(f"the light server needs {', '.join(missing)}; run {LIGHT_SETUP}")
 
 
 def stop(*, state: Path = STATE) -> bool:
@@ -156,6 +206,7 @@ def failure_reason(logs: Path) -> str:
     for name, pattern in (
         ("model_log.log", r"MODEL_LOG - ((?:\w+\.)*\w+(?:Error|Exception)\b.*)"),
         ("ts_log.log", r"(?:\[ERROR\].* - |^)((?:\w+\.)*\w*(?:Error|Exception): .*)"),
+        (LIGHT_OUT, r"^((?:\w+\.)*\w+(?:Error|Exception)\b.*)"),
         (
             "torchserve.out",
             r"^(?:Caused by: |Exception in thread \S+ )?((?:\w+\.)*\w*(?:Error|Exception)\b.*)",
@@ -192,6 +243,18 @@ def _launch(state: Path, running: Running, java_home: Path) -> psutil.Popen:
         return psutil.Popen(command, cwd=state, env=environment, start_new_session=True, **streams)
 
 
+def _launch_light(state: Path, running: Running) -> psutil.Popen:
+    """Starts the light server's front in a session of its own, with little of the environment."""
+    logs = state / "logs"
+    logs.mkdir()
+    environment = handed_down(os.environ) | mark_of(state) | threads_of(running.batching, os.environ)
+    environment |= {"PYTHONUNBUFFERED": "1", "TMPDIR": running.temporary}
+    command = [sys.executable, "-m", f"{__package__}.light", "--state", str(state.resolve())]
+    with open(logs / LIGHT_OUT, "wb") as out:
+        streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": subprocess.STDOUT}
+        return psutil.Popen(command, cwd=HERE.parent, env=environment, start_new_session=True, **streams)
+
+
 def _wait_until_ready(state: Path, running: Running, process: psutil.Popen, timeout: float) -> None:
     """Returns when the model has answered; raises ValueError with the reason where it cannot."""
     logs = state / "logs"
@@ -206,7 +269,7 @@ def _wait_until_ready(state: Path, running: Running, process: psutil.Popen, time
             raise ValueError(f"the model cannot be served: {failure} (logs: {logs})")
         failure = failure_reason(logs)
         if process.poll() is not None:
-            raise ValueError(f"TorchServe ended at once: {failure or 'no reason given'} (logs: {logs})")
+            raise ValueError(f"the server ended at once: {failure or 'no reason given'} (logs: {logs})")
         if time.monotonic() > deadline:
             raise ValueError(f"not ready after {timeout:.0f} s: {failure or reason} (logs: {logs})")
         time.sleep(0.1)
@@ -214,10 +277,12 @@ def _wait_until_ready(state: Path, running: Running, process: psutil.Popen, time
 
 def failed_loads(logs: Path) -> int:
     """How often the log says that a worker could not load the model, or TorchServe the archive."""
-    with contextlib.suppress(FileNotFoundError):
-        text = (logs / "ts_log.log").read_text(errors="replace")
-        return len(re.findall(r"Load model failed|Failed to load model", text))
-    return 0
+    found = 0
+    for name in ("ts_log.log", LIGHT_LOG):
+        with contextlib.suppress(FileNotFoundError):
+            text = (logs / name).read_text(errors="replace")
+            found += len(re.findall(r"Load model failed|Failed to load model", text))
+    return found
 
 
 def _temporary_folder(state: Path) -> Path:

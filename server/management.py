@@ -1,5 +1,7 @@
 """TorchServe's management API, as far as it is needed: who answers, what waits, and versions beside each other.
 
+The light server has the same (server/light/operators.py).
+
 Measured with TorchServe 0.12: this API is answered by Java alone, within milliseconds under any load. It calls a worker
 that was stopped (SIGSTOP) READY, so its process is looked at too. The describe call alone goes through the worker; it
 stands in the same queue as every request, so under load it takes as long as they do (3 s with 8 clients whose
@@ -10,6 +12,7 @@ import contextlib
 import http.client
 import io
 import json
+import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +70,7 @@ class Refused(ValueError):
     """What TorchServe answered in place of doing it."""
 
     def __init__(self, status: int, message: str) -> None:
-        super().__init__(f"TorchServe answers {status}: {message}")
+        super().__init__(f"the server answers {status}: {message}")
         self.status = status
 
 
@@ -138,13 +141,27 @@ class Management:
 
 
 def ask(
-    port: int, method: str, path: str, *, key: str = "", timeout: float, body: bytes | None = None
+    port: int,
+    method: str,
+    path: str,
+    *,
+    key: str = "",
+    timeout: float,
+    body: bytes | None = None,
+    trusted: str = "",
 ) -> tuple[int, bytes]:
-    """One HTTP request to one of the server's ports: status and body."""
+    """One HTTP request to one of the server's ports: status and body; with TLS where `trusted`, its certificate's file,
+    is given, whatever name it was made for."""
     headers = {"Content-Type": "application/octet-stream"} if body is not None else {}
     if key:
         headers["Authorization"] = f"Bearer {key}"
-    connection = http.client.HTTPConnection(HOST, port, timeout=timeout)
+    connection: http.client.HTTPConnection
+    if trusted:
+        context = ssl.create_default_context(cafile=trusted)
+        context.check_hostname = False
+        connection = http.client.HTTPSConnection(HOST, port, timeout=timeout, context=context)
+    else:
+        connection = http.client.HTTPConnection(HOST, port, timeout=timeout)
     try:
         connection.request(method, path, body=body, headers=headers)
         answer = connection.getresponse()
@@ -180,7 +197,8 @@ def not_ready_because(state: Path, running: Running, *, timeout: float = 30.0) -
             return none_ready(workers)
         key = tokens(state)["inference"] if running.tokens else ""
         port, path = running.ports.inference, f"/predictions/{MODEL}"
-        status, body = ask(port, "POST", path, key=key, timeout=timeout, body=tiny_png())
+        trusted = running.certificate
+        status, body = ask(port, "POST", path, key=key, timeout=timeout, body=tiny_png(), trusted=trusted)
     except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: a key file half written
         return f"it does not answer: {type(error).__name__}: {error}"
     with contextlib.suppress(ValueError):

@@ -19,11 +19,13 @@ import psutil
 HOST = "127.0.0.1"
 MARK = "MASKX_SERVER_STATE"
 STATE_FILE = "server.json"
+TORCHSERVE, LIGHT = ENGINES = ("torchserve", "light")
+"""What answers: TorchServe, or the light server of server/light/."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ports:
-    """The five ports of TorchServe, all on loopback."""
+    """The five ports of TorchServe, all on loopback; the light server leaves the last one alone."""
 
     inference: int = 8080
     management: int = 8081
@@ -100,7 +102,9 @@ class Running:
     """A server that was started.
 
     temporary: folder of sockets and extracted models. tokens: whether it asks for tokens. model_api: whether models can
-    be registered and removed. batching: of the model, and of versions registered later.
+    be registered and removed. batching: of the model, and of versions registered later. engine: one of ENGINES.
+    Of the light server alone: host, that predictions are answered at; cors_origin, as `start` has it; certificate and
+    key, files for TLS, "" for none.
     """
 
     ports: Ports
@@ -108,6 +112,15 @@ class Running:
     tokens: bool
     model_api: bool = False
     batching: Batching = Batching(batch_size=1, batch_delay=1, workers=1)
+    engine: str = TORCHSERVE
+    host: str = HOST
+    cors_origin: str = ""
+    certificate: str = ""
+    key: str = ""
+
+    def tls_files(self) -> tuple[Path, Path] | None:
+        """The files of certificate and key; None where it speaks plain HTTP."""
+        return (Path(self.certificate), Path(self.key)) if self.certificate else None
 
 
 def save_running(state: Path, running: Running) -> None:

@@ -44,7 +44,7 @@ def third_party(root: Path, folder: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "name", ["serve", "train", "client", "offline", "timm", "dev", "docs", "constraints"]
+    "name", ["serve", "train", "client", "light", "offline", "timm", "dev", "docs", "constraints"]
 )
 def test_every_requirement_is_pinned_and_names_no_registry(root: Path, name: str) -> None:
     path = root / "requirements" / f"{name}.txt"
@@ -64,13 +64,13 @@ def test_a_package_has_one_version_in_all_files(root: Path) -> None:
     ("folder", "files"),
     [
         ("handler", ["serve", "heif"]),
-        ("server", ["serve"]),
+        ("server", ["serve", "light"]),
         ("client", ["client"]),
         ("offline", ["serve", "offline"]),
         ("model", ["train"]),
         ("training", ["train"]),
         ("export", ["train"]),
-        ("tests", ["serve", "train", "client", "dev"]),
+        ("tests", ["serve", "train", "client", "light", "dev"]),
     ],
 )
 def test_a_folder_imports_only_what_its_requirement_file_installs(

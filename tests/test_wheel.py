@@ -52,6 +52,7 @@ def test_it_holds_client_server_configuration_and_handler_under_names_of_its_own
         assert {f"{package}/{module}" for module in modules} <= names
     shipped = {f"maskx_server/serve_config/{path.name}" for path in (root / "serve_config").iterdir()}
     assert shipped <= names and "maskx_client/generated/inference_pb2_grpc.py" in names
+    assert "maskx_server/light/generated/messages.bin" in names
 
 
 def test_building_leaves_nothing_in_the_tree(root: Path, wheel: Path) -> None:
@@ -63,10 +64,16 @@ def test_what_it_asks_for_admits_what_is_pinned_in_a_clone(root: Path) -> None:
     project: dict[str, Any] = tomllib.loads((root / "pyproject.toml").read_text())
     extras = project["project"]["optional-dependencies"]
     base = project["project"]["dependencies"]
-    for file, asked in (("client", [*base, *extras["grpc"]]), ("serve", extras["serve"])):
+    for file, asked in (
+        ("client", [*base, *extras["grpc"]]),
+        ("serve", extras["serve"]),
+        ("light", extras["light"]),
+    ):
         pins = pinned(root / "requirements" / f"{file}.txt")
         for requirement in map(Requirement, asked):
-            assert requirement.specifier.contains(pins[requirement.name.lower()]), requirement
+            assert requirement.specifier.contains(pins[requirement.name.lower().replace("_", "-")]), (
+                requirement
+            )
     for requirement in map(Requirement, project["build-system"]["requires"]):
         pins = pinned(root / "requirements" / "constraints.txt")
         assert requirement.specifier.contains(pins[requirement.name]), requirement
@@ -91,7 +98,7 @@ def test_the_command_and_each_verb_say_what_they_take(full: Environment, verb: s
     [
         ([], "error: a verb is missing"),
         (["ask"], "error: there is no verb 'ask'"),
-        (["serve"], 'maskx serve needs psutil, yaml, torch, torchvision, ts; run pip install "maskx[serve]"'),
+        (["serve"], 'maskx serve needs psutil, yaml, torch, torchvision; run pip install "maskx[serve]"'),
         (["ready"], 'maskx ready needs psutil, yaml; run pip install "maskx[serve]"'),
         (["predict", "PHOTO", "--grpc", "127.0.0.1:1"], 'run pip install "maskx[grpc]"'),
         (["predict", "PHOTO", "--url", "http://127.0.0.1:1", "--retries", "0"], "start one with maskx serve"),

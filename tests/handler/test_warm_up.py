@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import maskx_handler
+import maskx_served
 import maskx_warm_up
 from maskx_cuda_decode import CudaDecoder, cuda_decoder
 from maskx_model import ServedModel
@@ -126,7 +127,7 @@ def test_the_handler_warms_up_for_the_batches_that_torchserve_was_started_with(
         asked.append(batch_size)
         return 0
 
-    monkeypatch.setattr(maskx_handler, "warm_up_network", warmed)
+    monkeypatch.setattr(maskx_served, "warm_up_network", warmed)
     maskx_handler.MaskXHandler().initialize(context_of(standin.parent, {"deviceType": "cpu"}))
     assert asked == [8]
 

@@ -1,5 +1,7 @@
-"""Two TorchServes with the stand-in for all tests that only ask them."""
+"""Two servers with the stand-in for all tests that only ask them: TorchServe's, and for tests with the marker `engines`
+the light server's too."""
 
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,8 +10,17 @@ import pytest
 import yaml
 
 from export.archive import ROOT, build_archive
+from server.processes import TORCHSERVE
 from tests.served.machine import Machine, serving
 from tests.served.upstream import Answer, Upstream, upstream
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test runs with TorchServe, or with each of the engines that its marker names, of the test or of its file."""
+    if "engine" in metafunc.fixturenames:
+        marker = metafunc.definition.get_closest_marker("engines")
+        engines = marker.args if marker is not None else (TORCHSERVE,)
+        metafunc.parametrize("engine", engines, scope="session")
 
 
 @pytest.fixture(scope="session")
@@ -19,10 +30,10 @@ def standin_archive(standin: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
     def pack(name: str, *, version: str = "1.0", **changes: Any) -> Path:
         config = yaml.safe_load((ROOT / "serve_config" / "model-config.yaml").read_text())
-        (folder / name).mkdir()
-        configuration = folder / name / "model-config.yaml"
+        made = Path(tempfile.mkdtemp(prefix=name, dir=folder))
+        configuration = made / "model-config.yaml"
         configuration.write_text(yaml.safe_dump({**config, **changes}))
-        archive = folder / name / "maskx.mar"
+        archive = made / "maskx.mar"
         build_archive(standin, archive, version=version, configuration=configuration)
         return archive
 
@@ -31,21 +42,21 @@ def standin_archive(standin: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="session")
 def server(
-    standin_archive: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+    standin_archive: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory, engine: str
 ) -> Iterator[Machine]:
     """The stand-in, served with batches of what there is, so that nobody waits for more."""
     archive = standin_archive("quick", batchSize=4, maxBatchDelay=1)
-    with serving(tmp_path_factory.mktemp("machine"), archive) as machine:
+    with serving(tmp_path_factory.mktemp("machine"), archive, "--engine", engine) as machine:
         yield machine
 
 
 @pytest.fixture(scope="session")
 def batched(
-    standin_archive: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+    standin_archive: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory, engine: str
 ) -> Iterator[Machine]:
     """The stand-in, served with batches of 8 that are waited for."""
     archive = standin_archive("batched", batchSize=8, maxBatchDelay=300)
-    with serving(tmp_path_factory.mktemp("batched"), archive) as machine:
+    with serving(tmp_path_factory.mktemp("batched"), archive, "--engine", engine) as machine:
         yield machine
 
 

@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,9 +14,10 @@ from pathlib import Path
 
 import psutil
 
+from benchmarks.load.server import WORKERS
 from export.archive import ROOT
 from server.management import Management
-from server.processes import Ports, Running, load_running, server_processes
+from server.processes import LIGHT, Ports, Running, load_running, server_processes
 from tests.served.asking import Once
 from tests.served.nginx import Reply, reply_of
 
@@ -118,7 +120,7 @@ class Machine:
 
     def workers(self) -> list[psutil.Process]:
         """The processes that run the handler."""
-        return [p for p in self.processes() if any("model_service_worker" in part for part in p.cmdline())]
+        return [p for p in self.processes() if any(part.endswith(WORKERS) for part in p.cmdline())]
 
     def worker(self) -> psutil.Process:
         """The one process that runs the handler."""
@@ -127,6 +129,10 @@ class Machine:
 
     def batches(self) -> int:
         """How many batches the worker was given so far."""
+        if self.running.engine == LIGHT:
+            series = rb"^maskx_batch_size_count{.*} ([0-9.]+)$"
+            found = re.search(series, self.ask(path="/metrics", method="GET").body, re.MULTILINE)
+            return int(float(found[1])) if found else 0
         return (self.state / "logs" / "model_log.log").read_text().count("Backend received inference")
 
     def key(self) -> str:

@@ -1,4 +1,4 @@
-"""Batches of the real TorchServe: what is wrong with one request stays its own, and order and parameters are kept."""
+"""Batches of a real server: what is wrong with one request stays its own, and order and parameters are kept."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -13,6 +13,7 @@ import pytest
 
 from client.errors import ServerRefused
 from server.life import ready
+from server.processes import ENGINES
 from tests.served.machine import Machine, serving
 from tests.served.nginx import wait_until
 from tests.served.standin import (
@@ -24,6 +25,8 @@ from tests.served.standin import (
     png,
     scene,
 )
+
+pytestmark = pytest.mark.engines(*ENGINES)
 
 
 def at_once(machine: Machine, asks: Sequence[Callable[[], Any]]) -> list[Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from server.processes import ENGINES
 from server.settings import CONFIG, effective_config
 from tests.served.machine import Machine, serving
 from tests.served.nginx import Proxy, proxy
@@ -43,6 +44,7 @@ def test_a_start_sets_what_torchserve_reads_and_leaves_it_empty_else(tmp_path: P
             effective_config(shipped, PORTS, state=tmp_path, with_tokens=False, cors_origin=wrong)
 
 
+@pytest.mark.engines(*ENGINES)
 def test_a_server_says_nothing_of_origins_as_it_is(server: Machine) -> None:
     for method in ("OPTIONS", "POST"):
         assert cors_of(server.ask(IMAGE if method == "POST" else b"", ASKS, method=method).headers) == {}
@@ -50,13 +52,16 @@ def test_a_server_says_nothing_of_origins_as_it_is(server: Machine) -> None:
 
 @pytest.fixture(scope="module")
 def open_server(
-    standin_archive: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+    standin_archive: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory, engine: str
 ) -> Iterator[Machine]:
     archive = standin_archive("cors", batchSize=4, maxBatchDelay=1)
-    with serving(tmp_path_factory.mktemp("cors"), archive, "--cors-origin", "*") as machine:
+    with serving(
+        tmp_path_factory.mktemp("cors"), archive, "--cors-origin", "*", "--engine", engine
+    ) as machine:
         yield machine
 
 
+@pytest.mark.engines(*ENGINES)
 @pytest.mark.parametrize("path", PATHS)
 def test_a_page_may_ask_where_the_start_allows_it(open_server: Machine, path: str) -> None:
     before = open_server.ask(b"", ASKS, path, method="OPTIONS")

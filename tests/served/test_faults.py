@@ -9,7 +9,7 @@ import pytest
 from benchmarks.load.faults import Traffic, strike, traffic
 from benchmarks.load.server import Served
 from client import Client, Retries, ServerFailed, ServerUnreachable
-from server.processes import server_processes
+from server.processes import ENGINES, LIGHT, server_processes
 from tests.served.machine import serving
 from tests.served.nginx import wait_until
 from tests.served.standin import png, scene
@@ -19,16 +19,17 @@ IMAGE = png(scene(width=61, height=47, red=(3, 2, 20, 11), green=(30, 4, 13, 21)
 
 @pytest.fixture(scope="module")
 def served(
-    standin_archive: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+    standin_archive: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory, engine: str
 ) -> Iterator[Served]:
     """A stopped worker is ended after 3 seconds, not after 2 minutes."""
     archive = standin_archive("faults", responseTimeout=3, batchSize=4, maxBatchDelay=1)
-    with serving(tmp_path_factory.mktemp("faults"), archive) as machine:
+    with serving(tmp_path_factory.mktemp("faults"), archive, "--engine", engine) as machine:
         served = Served(archive, machine.state)
         served.ports = machine.ports
         yield served
 
 
+@pytest.mark.engines(*ENGINES)
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_no_request_is_lost_when_the_worker_dies_under_load(served: Served, how: signal.Signals) -> None:
     """TorchServe answers 500 to the batch that the worker had; a stopped one is ended after responseTimeout."""
@@ -63,6 +64,19 @@ def test_without_retries_the_same_fault_is_seen(served: Served) -> None:
         strike(served, made, signal.SIGKILL)
     assert 0 < sum(made.lost.values()) <= 8
     assert all(what.startswith((ServerFailed.__name__, ServerUnreachable.__name__)) for what in made.lost)
+
+
+@pytest.mark.engines(LIGHT)
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_the_light_server_asks_again_itself_so_clients_need_no_retries(
+    served: Served, how: signal.Signals
+) -> None:
+    with (
+        Client(served.url, token="", timeout=60, retries=Retries(attempts=1)) as client,
+        traffic(lambda: _predicted(client)) as made,
+    ):
+        recovery = strike(served, made, how)["recovery"]
+    assert made.lost == {} and recovery > 0
 
 
 def test_when_java_dies_torchserves_starter_ends(served: Served) -> None:

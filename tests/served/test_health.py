@@ -167,7 +167,7 @@ def test_when_torchserve_ends_by_itself_run_says_so_and_ends_with_1(tmp_path: Pa
     state = tmp_path / "state"
     assert run(begin, state=state, probes=("127.0.0.1", 0), linger=0.0, drain=0.0, say=said.append) == 1
     assert said[0].startswith("ready; probes on") and said[1:] == [
-        f"error: TorchServe ended by itself (logs: {state / 'logs'})"
+        f"error: the server ended by itself (logs: {state / 'logs'})"
     ]
 
 

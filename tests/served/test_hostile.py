@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.load.hostile import offline_answers, valid_cases
+from server.processes import ENGINES, LIGHT
 from tests.hostile.case import ANSWERED, AS_PILLOW, BY_SERVER, REFUSED, Case, http
 from tests.hostile.images import encoded
 from tests.hostile.judge import Offline, Seen, all_cases, channel_to, judge, run, send, send_by_grpc
@@ -31,16 +32,20 @@ def test_there_are_at_least_400_hostile_requests_of_every_kind() -> None:
     assert len([case for case in CASES if case.entries is not None]) > 300
 
 
+@pytest.mark.engines(*ENGINES)
 def test_every_hostile_request_is_answered_as_it_should_be_and_the_valid_ones_between_as_ever(
     server: Machine, offline: Offline
 ) -> None:
     worker = server.worker().pid
-    outcome = run(CASES, lambda case: send(case, server.ports.inference), offline, valid_cases())
+    # h11 takes the answer to a CONNECT for the begin of a tunnel: the light server refuses it.
+    cases = [case for case in CASES if server.running.engine != LIGHT or case.name != "CONNECT"]
+    outcome = run(cases, lambda case: send(case, server.ports.inference), offline, valid_cases())
     assert outcome.wrong == []
-    assert len(outcome.rows) == len(CASES) and outcome.valid >= len(CASES) // 5
+    assert len(outcome.rows) == len(cases) and outcome.valid >= len(CASES) // 5
     assert server.worker().pid == worker
 
 
+@pytest.mark.engines(*ENGINES)
 def test_over_grpc_they_are_refused_with_the_same_errors(server: Machine, offline: Offline) -> None:
     worker = server.worker().pid
     cases = [case for case in CASES if case.entries is not None]

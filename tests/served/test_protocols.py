@@ -19,6 +19,7 @@ from client.generated import inference_pb2, inference_pb2_grpc
 from maskx_answer import image_content
 from maskx_image import decode_to_fit
 from maskx_model import ServedModel
+from server.processes import ENGINES
 from tests.pictures import encoded
 from tests.served.machine import SECRET, Machine
 from tests.served.nginx import wait_until
@@ -27,6 +28,7 @@ from tests.served.standin import png, scene
 THREE = png(scene(width=61, height=47, red=(3, 2, 20, 11), green=(30, 4, 13, 21), blue=(5, 30, 31, 9)))
 
 
+@pytest.mark.engines(*ENGINES)
 def test_the_server_says_how_to_ask_it_and_is_ready(server: Machine) -> None:
     assert f"curl -T photo.jpg http://127.0.0.1:{server.ports.inference}/predictions/maskx" in server.started
     assert server.command("ready").stdout == "ready\n"
@@ -48,6 +50,7 @@ PARAMETERS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.engines(*ENGINES)
 @pytest.mark.parametrize(
     "image",
     [THREE, png(scene()), png(scene(width=1, height=1)), png(scene(width=300, red=(0, 0, 300, 30)))],
@@ -64,6 +67,7 @@ def test_rest_and_grpc_answer_every_parameter_with_the_same_bytes(server: Machin
             assert one.result().startswith(begin), parameters
 
 
+@pytest.mark.engines(*ENGINES)
 def test_parameters_change_what_they_name(server: Machine) -> None:
     """Else the test above would hold of a server that heeds none."""
     answers = {str(one): server.rest().predict(THREE, one) for one in PARAMETERS}
@@ -85,6 +89,7 @@ def half_size_jpeg() -> bytes:
     return encoded(Image.fromarray(pixels), "JPEG")
 
 
+@pytest.mark.engines(*ENGINES)
 @pytest.mark.parametrize("mask_format", ["rle", "polygon", "png", "none"])
 @pytest.mark.parametrize("image", [THREE, half_size_jpeg()], ids=["three", "scaled down"])
 def test_what_is_served_is_what_the_network_gives_offline(
@@ -109,6 +114,7 @@ def offline(standin: Path) -> ServedModel:
     return ServedModel(standin, torch.device("cpu"))
 
 
+@pytest.mark.engines(*ENGINES)
 def test_an_answer_is_compressed_where_the_client_accepts_it(server: Machine) -> None:
     many = scene(width=64, height=64)
     many[::2, ::2] = (255, 0, 0)
@@ -120,6 +126,7 @@ def test_an_answer_is_compressed_where_the_client_accepts_it(server: Machine) ->
     assert server.grpc().predict(png(many), {"score_threshold": 0.1}) == plain
 
 
+@pytest.mark.engines(*ENGINES)
 def test_a_trace_goes_through(server: Machine) -> None:
     traceparent = f"00-{'1' * 32}-{'2' * 16}-01"
     headers = {"Content-Type": "image/png", "traceparent": traceparent}
@@ -127,6 +134,7 @@ def test_a_trace_goes_through(server: Machine) -> None:
         assert server.ask(body, headers).headers["traceparent"] == traceparent
 
 
+@pytest.mark.engines(*ENGINES)
 @pytest.mark.parametrize(
     ("image", "parameters", "kind"),
     [
@@ -152,6 +160,7 @@ def test_a_bad_request_is_refused_with_the_same_error_over_both_protocols(
     assert errors[0][:2] == (400, kind)
 
 
+@pytest.mark.engines(*ENGINES)
 def test_a_bad_image_alone_gets_a_true_grpc_status(server: Machine) -> None:
     with grpc.insecure_channel(f"127.0.0.1:{server.ports.grpc}") as channel:
         stub = inference_pb2_grpc.InferenceAPIsServiceStub(channel)
@@ -218,6 +227,7 @@ def test_what_was_asked_and_how_long_it_took_stands_in_the_metrics(server: Machi
     assert metrics(server)[f'maskx_device_memory_bytes{{Device="cpu",{labels}}}'] > 50_000_000
 
 
+@pytest.mark.engines(*ENGINES)
 def test_the_describe_call_says_device_and_precision(server: Machine) -> None:
     path, port = "/models/maskx?customized=true", server.ports.management
     (described,) = json.loads(server.ask(path=path, method="GET", port=port).body)
@@ -229,6 +239,7 @@ def test_the_describe_call_says_device_and_precision(server: Machine) -> None:
     }
 
 
+@pytest.mark.engines(*ENGINES)
 def test_no_model_can_be_registered_or_removed(server: Machine) -> None:
     url = f"/models?url=file://{server.state}/model-store/maskx.mar&model_name=other"
     for method, path in (("POST", url), ("DELETE", "/models/maskx")):
@@ -236,6 +247,7 @@ def test_no_model_can_be_registered_or_removed(server: Machine) -> None:
     assert server.command("ready").stdout == "ready\n"
 
 
+@pytest.mark.engines(*ENGINES)
 def test_nothing_listens_but_on_loopback_and_the_worker_has_no_network_connection(server: Machine) -> None:
     listening = {
         connection.laddr.ip.removeprefix("::ffff:")
@@ -248,6 +260,7 @@ def test_nothing_listens_but_on_loopback_and_the_worker_has_no_network_connectio
     assert server.worker().net_connections("inet") == []
 
 
+@pytest.mark.engines(*ENGINES)
 def test_the_worker_keeps_no_file_open_for_writing_and_leaves_none_behind(server: Machine) -> None:
     worker, folder = server.worker(), server.state
     before = {path for path in folder.rglob("*") if "logs" not in path.parts}

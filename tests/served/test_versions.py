@@ -10,9 +10,12 @@ from urllib.parse import quote
 import pytest
 
 from server.management import ask
+from server.processes import ENGINES
 from tests.served.machine import Machine, serving
 from tests.served.nginx import wait_until
 from tests.served.standin import png, scene
+
+pytestmark = pytest.mark.engines(*ENGINES)
 
 IMAGE = png(scene(red=(3, 2, 20, 11)))
 SLOW = png(scene(width=1600, height=1200, red=(3, 2, 500, 400)))
@@ -20,10 +23,10 @@ SLOW = png(scene(width=1600, height=1200, red=(3, 2, 500, 400)))
 
 @pytest.fixture(scope="module")
 def machine(
-    standin_archive: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+    standin_archive: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory, engine: str
 ) -> Iterator[Machine]:
     """Serves version 1.0, and lets others be registered."""
-    arguments = ("--model-api", "--batch-size", "3")
+    arguments = ("--model-api", "--batch-size", "3", "--engine", engine)
     with serving(tmp_path_factory.mktemp("versions"), standin_archive("first"), *arguments) as machine:
         yield machine
 

@@ -1,4 +1,4 @@
-"""Every way in which the real TorchServe takes a request: what it does to forms, headers, queries and packed bodies."""
+"""Every way in which a real server takes a request: what it does to forms, headers, queries and packed bodies."""
 
 import base64
 import gzip
@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
+from server.processes import ENGINES
 from tests.served.asking import multipart
 from tests.served.machine import Machine
 from tests.served.standin import png, scene
+
+pytestmark = pytest.mark.engines(*ENGINES)
 
 IMAGE = png(scene(width=61, height=47, red=(3, 2, 20, 11), green=(30, 4, 13, 21), blue=(5, 30, 31, 9)))
 OTHER = png(scene(width=50, height=40, green=(6, 7, 8, 9)))

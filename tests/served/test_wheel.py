@@ -4,15 +4,19 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from server.processes import load_running
+import pytest
+
+from server.processes import ENGINES, LIGHT, TORCHSERVE, load_running
 from tests.served.standin import png, scene
 from tests.wheel import Environment, build_wheel
 
 
+@pytest.mark.engines(*ENGINES)
 def test_what_the_wheel_serves_the_wheel_asks(
-    root: Path, standin_archive: Callable[..., Path], tmp_path: Path
+    root: Path, standin_archive: Callable[..., Path], tmp_path: Path, engine: str
 ) -> None:
-    environment = Environment(tmp_path / "env", build_wheel(root, tmp_path), "grpc", "serve")
+    extra = "serve" if engine == TORCHSERVE else LIGHT
+    environment = Environment(tmp_path / "env", build_wheel(root, tmp_path), "grpc", extra)
     (environment.packages / "maskx_service.py").write_text(
         "raise ImportError('not the one in the archive')\n"
     )
@@ -20,7 +24,9 @@ def test_what_the_wheel_serves_the_wheel_asks(
     archive, state = standin_archive("for-the-wheel"), ["--state", tmp_path / "state"]
     assert environment.maskx("ready", *state).returncode == 1
     try:
-        started = environment.maskx("serve", "--archive", archive, "--ports", "free", *state)
+        started = environment.maskx(
+            "serve", "--archive", archive, "--ports", "free", "--engine", engine, *state
+        )
         assert started.returncode == 0, started.stderr
         running = load_running(tmp_path / "state")
         assert running is not None

@@ -1,0 +1,46 @@
+"""What a request is answered with: what a worker made of it, or a refusal of the front's own; and what is counted."""
+
+import json
+from typing import NamedTuple
+
+
+class Refusal(Exception):
+    """What is answered in place of a prediction, in the form and by the names that the proxy has for it.
+
+    `retry_after`: seconds after which to ask again, None where that is of no use.
+    """
+
+    def __init__(self, status: int, kind: str, message: str, *, retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.kind = kind
+        self.message = message
+        self.retry_after = retry_after
+
+    def body(self) -> bytes:
+        """`{"error": {"code", "type", "message"}}`, as compact as the handler's."""
+        content = {"error": {"code": self.status, "type": self.kind, "message": self.message}}
+        return json.dumps(content, separators=(",", ":")).encode()
+
+
+def ending() -> Refusal:
+    """What is told to who comes too late."""
+    return Refusal(503, "Busy", "the server, or this version, is ending; send it again later", retry_after=1)
+
+
+class Answered(NamedTuple):
+    """What a worker answered to one request."""
+
+    status: int
+    content_type: str
+    kind: str
+    headers: dict[str, str]
+    body: bytes
+
+
+class Sample(NamedTuple):
+    """A value of a metric, and the values of its own labels."""
+
+    name: str
+    value: float
+    labels: tuple[str, ...]

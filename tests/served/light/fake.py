@@ -1,0 +1,81 @@
+"""An archive without a network: its answer to a body is that body, and some bodies are orders.
+
+A server of it starts within a moment. What it is asked: any bytes; "slow", answered after 0.4 seconds; "die", over
+which its process ends; "hang", never answered; "lost", as a device that computes nothing more would answer.
+"""
+
+import json
+import zipfile
+from pathlib import Path
+
+MANIFEST = {"model": {"modelName": "maskx", "serializedFile": "maskx.pt", "configFile": "model-config.yaml"}}
+
+SERVED = """
+import json, os, time
+from types import SimpleNamespace
+
+class Service:
+    lost = False
+
+    def answer(self, requests, headers):
+        answers = [self.one(fields) for fields in requests]
+        for answer in answers:
+            answer.body = answer.body.replace(b"TOGETHER", str(len(answers)).encode())
+        return answers
+
+    def one(self, fields):
+        body = bytes(fields.get("body", fields.get("data", b"")))
+        if body == b"die":
+            os._exit(1)
+        if body == b"hang":
+            time.sleep(3600)
+        if body == b"slow":
+            time.sleep(0.4)
+        self.lost = self.lost or body == b"lost"
+        if self.lost:
+            return SimpleNamespace(status=503, content_type="application/json", kind="Restarting", body=b"{}")
+        asked = {"pid": os.getpid(), "asked": body.decode("latin-1")}
+        text = json.dumps({"detections": [], "together": "TOGETHER", **asked})
+        return SimpleNamespace(status=200, content_type="application/json", kind="", body=text.encode())
+
+def load(folder, manifest, config, *, name, gpu_id, batch_size):
+    if (config or {}).get("broken"):
+        raise ValueError("this archive is broken")
+    model = SimpleNamespace(device="cpu", memory_taken=lambda: 1)
+    return SimpleNamespace(model=model, service=Service(), description=b'{"fake": true}')
+
+def sent(answer, headers):
+    return answer.body, {"x-error-type": answer.kind} if answer.kind else {}
+"""
+
+METRICS = """
+from types import SimpleNamespace
+
+MEMORY_EVERY = 5.0
+
+def samples_of(answers, protocols, queued):
+    return [SimpleNamespace(name="maskx_batch_size", value=len(answers), labels=())]
+
+def memory_sample(device, taken):
+    return SimpleNamespace(name="maskx_device_memory_bytes", value=taken, labels=(device,))
+"""
+
+REQUEST = """
+def queue_seconds(headers, now):
+    return None
+"""
+
+
+def fake_archive(path: Path, *, version: str = "1.0", config: str = "{}") -> Path:
+    """Writes the archive; `config` is its model-config.yaml."""
+    manifest = {"model": {**MANIFEST["model"], "modelVersion": version}}
+    with zipfile.ZipFile(path, "w") as file:
+        for name, text in (
+            ("MAR-INF/MANIFEST.json", json.dumps(manifest)),
+            ("model-config.yaml", config),
+            ("maskx_served.py", SERVED),
+            ("maskx_metrics.py", METRICS),
+            ("maskx_request.py", REQUEST),
+        ):
+            file.writestr(name, text)
+    return path

@@ -1,0 +1,263 @@
+"""The queue, the batches and the workers of one version, with real processes that compute nothing."""
+
+import asyncio
+import json
+import os
+import signal
+import zipfile
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.light.answers import Answered, Refusal
+from server.light.pool import Pool, PoolSettings
+from tests.served.light.fake import fake_archive
+
+Case = Callable[[Pool], Awaitable[None]]
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> PoolSettings:
+    return PoolSettings(
+        batch_size=4,
+        delay=0.2,
+        workers=1,
+        queue=20,
+        gpus=0,
+        response_timeout=20.0,
+        startup_timeout=60.0,
+        answer_timeout=60.0,
+        log=tmp_path / "model_log.log",
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    with zipfile.ZipFile(fake_archive(tmp_path / "maskx.mar")) as file:
+        file.extractall(tmp_path / "archive")
+    return tmp_path / "archive"
+
+
+def run(folder: Path, settings: PoolSettings, case: Case) -> list[Any]:
+    """Runs the case with a pool whose workers are started, and ends them; returns what was counted."""
+    counted: list[Any] = []
+
+    async def whole() -> None:
+        pool = Pool("maskx", "1.0", folder, settings, counted.extend)
+        pool.start()
+        try:
+            await case(pool)
+        finally:
+            await pool.close()
+
+    asyncio.run(whole())
+    return counted
+
+
+async def ready(pool: Pool) -> None:
+    while not pool.ready:
+        await asyncio.sleep(0.01)
+
+
+def asked(pool: Pool, body: bytes) -> "asyncio.Task[Answered]":
+    return asyncio.create_task(pool.ask({"body": body}, {}, by_grpc=False))
+
+
+def content(answer: Answered) -> dict[str, Any]:
+    return json.loads(answer.body)
+
+
+async def outcome(task: "asyncio.Task[Answered]") -> str:
+    """What was asked, as the answer says it; or the refusal's name and status."""
+    try:
+        return str(content(await task)["asked"])
+    except Refusal as refusal:
+        return f"{refusal.status} {refusal.kind}"
+
+
+def test_requests_that_come_together_are_answered_together_and_in_their_order(
+    folder: Path, settings: PoolSettings
+) -> None:
+    async def case(pool: Pool) -> None:
+        await ready(pool)
+        answers = [content(await task) for task in [asked(pool, b"%d" % i) for i in range(6)]]
+        assert [one["asked"] for one in answers] == list("012345")
+        assert [one["together"] for one in answers] == ["4"] * 4 + ["2"] * 2
+
+    counted = run(folder, settings, case)
+    assert [one.value for one in counted if one.name == "maskx_batch_size"] == [4, 2]
+
+
+def test_a_lone_request_is_answered_though_no_other_comes(folder: Path, settings: PoolSettings) -> None:
+    async def case(pool: Pool) -> None:
+        assert content(await asked(pool, b"a"))["together"] == "1"
+
+    run(folder, settings, case)
+
+
+def test_a_full_queue_refuses_at_once_with_when_to_ask_again(folder: Path, settings: PoolSettings) -> None:
+    async def case(pool: Pool) -> None:
+        await ready(pool)
+        first = asked(pool, b"slow")
+        await asyncio.sleep(0.3)
+        waiting = [asked(pool, b"a"), asked(pool, b"b")]
+        await asyncio.sleep(0)
+        with pytest.raises(Refusal) as raised:
+            await pool.ask({"body": b"c"}, {}, by_grpc=False)
+        assert (raised.value.status, raised.value.kind, raised.value.retry_after) == (503, "Busy", 1)
+        assert [await outcome(one) for one in [first, *waiting]] == ["slow", "a", "b"]
+
+    run(folder, replace(settings, queue=2, batch_size=1), case)
+
+
+def test_who_hangs_up_while_he_waits_is_never_computed(folder: Path, settings: PoolSettings) -> None:
+    async def case(pool: Pool) -> None:
+        await ready(pool)
+        first = asked(pool, b"slow")
+        await asyncio.sleep(0.1)
+        gone, stays = asked(pool, b"die"), asked(pool, b"b")
+        await asyncio.sleep(0)
+        assert pool.pending == 3
+        gone.cancel()
+        await asyncio.sleep(0)
+        assert pool.pending == 2
+        assert [await outcome(first), await outcome(stays)] == ["slow", "b"]
+        assert pool.restarts == 0
+
+    run(folder, replace(settings, batch_size=1), case)
+
+
+def test_a_killed_worker_costs_nobody_an_answer(folder: Path, settings: PoolSettings) -> None:
+    async def case(pool: Pool) -> None:
+        await ready(pool)
+        ((pid, _),) = pool.workers()
+        tasks = [asked(pool, body) for body in (b"slow", b"a", b"b", b"c", b"d")]
+        await asyncio.sleep(0.3)
+        os.kill(pid, signal.SIGKILL)
+        assert [await outcome(one) for one in tasks] == ["slow", "a", "b", "c", "d"]
+        assert pool.workers()[0][0] != pid and pool.restarts == 1
+
+    run(folder, settings, case)
+
+
+def test_a_worker_that_died_with_nothing_to_do_is_replaced_and_no_request_is_charged_with_it(
+    folder: Path, settings: PoolSettings
+) -> None:
+    async def case(pool: Pool) -> None:
+        for _ in range(3):
+            await ready(pool)
+            ((pid, _),) = pool.workers()
+            os.kill(pid, signal.SIGKILL)
+            assert content(await asked(pool, b"a"))["pid"] != pid
+
+    run(folder, settings, case)
+
+
+def test_a_request_that_kills_its_worker_twice_is_refused_alone(folder: Path, settings: PoolSettings) -> None:
+    async def case(pool: Pool) -> None:
+        await ready(pool)
+        tasks = [asked(pool, body) for body in (b"a", b"die", b"b", b"c")]
+        assert [await outcome(one) for one in tasks] == ["a", "503 WorkerDied", "b", "c"]
+        assert await outcome(asked(pool, b"after")) == "after"
+        assert pool.restarts == 2
+
+    run(folder, settings, case)
+
+
+def test_a_worker_that_hangs_is_ended_and_its_other_requests_answered(
+    folder: Path, settings: PoolSettings
+) -> None:
+    async def case(pool: Pool) -> None:
+        await ready(pool)
+        tasks = [asked(pool, body) for body in (b"a", b"hang")]
+        assert [await outcome(one) for one in tasks] == ["a", "503 WorkerDied"]
+
+    run(folder, replace(settings, response_timeout=0.5), case)
+
+
+def test_a_lost_device_costs_only_the_request_that_loses_it_again(
+    folder: Path, settings: PoolSettings
+) -> None:
+    async def case(pool: Pool) -> None:
+        await ready(pool)
+        tasks = [asked(pool, body) for body in (b"a", b"lost", b"b")]
+        answers = [await one for one in tasks]
+        assert [one.kind for one in answers] == ["", "Restarting", ""]
+        assert answers[1].status == 503
+        assert await outcome(asked(pool, b"after")) == "after"
+        assert pool.restarts == 2
+
+    run(folder, settings, case)
+
+
+def test_two_workers_compute_at_once_and_one_dead_leaves_the_other(
+    folder: Path, settings: PoolSettings
+) -> None:
+    async def case(pool: Pool) -> None:
+        while sum(is_ready for _, is_ready in pool.workers()) < 2:
+            await asyncio.sleep(0.01)
+        tasks = [asked(pool, b"slow") for _ in range(4)]
+        pids = {content(await one)["pid"] for one in tasks}
+        assert pids == {pid for pid, _ in pool.workers()} and len(pids) == 2
+        os.kill(min(pids), signal.SIGKILL)
+        while pool.restarts == 0:
+            await asyncio.sleep(0.01)
+        assert pool.ready and await outcome(asked(pool, b"a")) == "a"
+
+    run(folder, replace(settings, workers=2, batch_size=1), case)
+
+
+def test_who_waits_too_long_is_told_so(folder: Path, settings: PoolSettings) -> None:
+    async def case(pool: Pool) -> None:
+        await ready(pool)
+        assert await outcome(asked(pool, b"hang")) == "504 Timeout"
+        assert pool.pending == 1  # its worker still has it
+
+    run(folder, replace(settings, answer_timeout=0.3), case)
+
+
+def test_an_archive_that_cannot_be_loaded_says_why_and_is_tried_again(
+    folder: Path, settings: PoolSettings
+) -> None:
+    (folder / "model-config.yaml").write_text("broken: true")
+
+    async def case(pool: Pool) -> None:
+        while not pool.failure:
+            await asyncio.sleep(0.01)
+        assert pool.failure == "ValueError: this archive is broken" and not pool.ready
+        (folder / "model-config.yaml").write_text("{}")
+        assert await outcome(asked(pool, b"a")) == "a"
+
+    run(folder, settings, case)
+    assert "MODEL_LOG - ValueError: this archive is broken" in settings.log.read_text()
+
+
+def test_an_archive_of_before_is_refused_with_what_to_do(folder: Path, settings: PoolSettings) -> None:
+    (folder / "maskx_served.py").unlink()
+
+    async def case(pool: Pool) -> None:
+        while not pool.failure:
+            await asyncio.sleep(0.01)
+        assert "lacks maskx_served.py" in pool.failure and "make it again" in pool.failure
+
+    run(folder, settings, case)
+
+
+def test_closing_ends_the_workers_and_refuses_who_still_waits(folder: Path, settings: PoolSettings) -> None:
+    pids: list[int] = []
+
+    async def case(pool: Pool) -> None:
+        await ready(pool)
+        pids.extend(pid for pid, _ in pool.workers())
+        tasks = [asked(pool, b"hang"), asked(pool, b"a")]
+        await asyncio.sleep(0.3)
+        await pool.close(patience=0.1)
+        assert [await outcome(one) for one in tasks] == ["503 Busy"] * 2
+
+    run(folder, replace(settings, batch_size=1), case)
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
