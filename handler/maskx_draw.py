@@ -27,6 +27,8 @@ KEYPOINT_SHOWN = 0.1
 """Least score of a keypoint that is drawn."""
 
 LEGEND = "* hatched, dashed: no mask of this class was seen in training"
+MIXED_LEGEND = "* hatched, dashed: few or no true masks of this class were seen in training"
+"""Where such a class had some, or was taught masks that no human made (`mask_source`)."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def draw_detections(
     for one in reversed(order):
         _label(pen, one, _corners(one, scale, drawn.size), font, drawn.size, taken)
     if legend and any(not _supervised(one) for one in detections):
-        _text(pen, (4, drawn.height - 6), LEGEND, font, (255, 255, 255), anchor="ls")
+        _text(pen, (4, drawn.height - 6), _legend(detections), font, (255, 255, 255), anchor="ls")
     return drawn
 
 
@@ -235,6 +237,11 @@ def _scaled(window: Window, size: tuple[int, int], drawn: tuple[int, int]) -> Wi
         firsts.append(begin)
         places.append((2 * np.arange(begin, end) + 1) * side // (2 * new) - first)
     return Window(firsts[1], firsts[0], window.pixels[np.ix_(*places)])
+
+
+def _legend(detections: Sequence[Mapping[str, Any]]) -> str:
+    sources = {one.get("mask_source", "boxes") for one in detections if not _supervised(one)}
+    return LEGEND if sources == {"boxes"} else MIXED_LEGEND
 
 
 def _supervised(detection: Mapping[str, Any]) -> bool:

@@ -80,6 +80,7 @@ class ServedModel:
                 id=entry["id"],
                 name=entry["name"],
                 mask_supervised=entry["mask_supervised"],
+                mask_source=entry.get("mask_source"),
                 keypoints=entry["label"] in keypoints.get("labels", ()),
             )
             for entry in metadata["categories"]

@@ -1,4 +1,4 @@
-"""The target of one training image and the window of an object's mask (Sec. 3.1: masks for set A only)."""
+"""The target of one training image and the window of an object's mask (Sec. 3.1: of set A, or taught)."""
 
 from typing import NotRequired, TypedDict
 
@@ -12,8 +12,9 @@ Colours = tuple[float, float, float, float]
 class Target(TypedDict):
     """What is known about one image: N objects and M crowd regions, boxes XYXY in pixels.
 
-    An object has a mask only where its class belongs to set A and its segmentation was sound; `masks[i]` is
-    then the part of the mask inside `mask_windows(boxes)[i]`, and a [0, 0] tensor otherwise.
+    An object has a mask only where its class belongs to set A, or its mask is one that a class may learn from besides
+    (`training.data.splits`), and its segmentation was sound; `masks[i]` is then the part of the mask inside
+    `mask_windows(boxes)[i]`, and a [0, 0] tensor otherwise.
     """
 
     image_id: int
@@ -26,6 +27,9 @@ class Target(TypedDict):
     colours: NotRequired[Colours]  # how its colours are still to be changed; absent: not at all
     keypoints: NotRequired[Tensor]  # float32 [N, K, 3]: x, y (first pixel 0 to 1), COCO's visibility
     mirrored: NotRequired[Tensor]  # int64 [K], with keypoints: whose place each takes in a mirrored image
+    mask_weights: NotRequired[
+        Tensor
+    ]  # float32 [N] in (0, 1], of each object's mask in the mask loss; absent: 1
 
 
 def mask_windows(boxes: Tensor, height: int | Tensor, width: int | Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from typing import Any
 
 from model.checkpoint import load_network
 from model.files import command, write_whole
-from training.data.splits import split_classes
+from training.data.splits import judged_classes
 from training.distributed import chosen_device, refuse_processes
 from training.drawn.shapes import ShapesConfig, write_shapes
 from training.evaluate.measure import evaluate_network
@@ -206,11 +206,10 @@ class Experiments:
             checkpoint, seconds["training"] = _trained_in(runs / digest(config), make, wait=wait)
         start = time.monotonic()
         network, classes, _ = load_network(checkpoint)
-        categories = [{"id": i, "name": name} for i, name in zip(classes.ids, classes.names, strict=True)]
         device = chosen_device(config.device)
         results = evaluate_network(
             network.to(device),
-            split_classes(categories, cell.judged_by),
+            judged_classes(classes, cell.judged_by),
             Path(config.data.val_images),
             Path(config.data.val_annotations),
             device=device,
