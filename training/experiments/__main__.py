@@ -20,7 +20,9 @@ from typing import Any
 
 from model.checkpoint import load_network
 from model.files import command, write_whole
+from training.config import TrainingConfig, changed
 from training.data.splits import judged_classes
+from training.datasets.thin import write_thinned
 from training.distributed import chosen_device, refuse_processes
 from training.drawn.shapes import ShapesConfig, write_shapes
 from training.evaluate.measure import evaluate_network
@@ -97,6 +99,7 @@ class Experiments:
             judged_by=cell.judged_by,
             val=f"{cell.config.data.val_images} {cell.config.data.val_annotations}",
             drawing=str(self.grid.drawing) if self.grid.data == "drawn" else "",
+            **({"mask_share": cell.row.mask_share} if cell.row.mask_share < 1 else {}),
         )
         return self.out / f"seed{cell.seed}" / "rows" / f"{name}.json"
 
@@ -194,7 +197,7 @@ class Experiments:
 
     def _trained_and_evaluated(self, cell: Cell, *, wait: bool) -> Row:
         self._draw(cell.seed, wait=wait)
-        config = cell.config
+        config = self._with_its_masks(cell)
         runs = self.out / f"seed{cell.seed}" / "runs"
         seconds: dict[str, float | None] = {"detector": None, "training": None}
         if cell.row.box or stage_wise(config):
@@ -229,6 +232,15 @@ class Experiments:
             folder, drawing = self.out / f"seed{seed}", self.grid.drawing
             with locked(folder / "data.lock", wait=wait):
                 write_shapes(folder / "data", ShapesConfig(train=drawing.train, val=drawing.val, seed=seed))
+
+    def _with_its_masks(self, cell: Cell) -> TrainingConfig:
+        """The configuration of a cell, with the annotations of which its row trains on a part of the masks."""
+        share, before = cell.row.mask_share, Path(cell.config.data.train_annotations)
+        if share == 1:
+            return cell.config
+        path = self.out / f"seed{cell.seed}" / f"masks_{share:g}_{digest(cell.config)}.json"
+        write_thinned(before, path, share=share, seed=cell.seed)
+        return changed(cell.config, {"data.train_annotations": str(path)})
 
     def _detector(self, cell: Cell, runs: Path, *, wait: bool) -> tuple[Path, float | None]:
         """The detector a cell stands on; the seconds of its training where all of it was now, else None."""
