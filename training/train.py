@@ -263,8 +263,8 @@ def config_of_command(file: Path | None, changes: Sequence[str], *, resume: bool
 
 
 def classes_of_run(config: TrainingConfig, data: CocoDataset, saved: dict[str, Any] | None) -> ClassTable:
-    """Those of the data; where no masks are learned, their sources are those of the network it starts from."""
-    if needs_masks(config) or not config.data.start_from:
+    """Those of the data; where further classes alone are learned, with the sources of the network it starts from."""
+    if needs_masks(config) or not config.schedule.classes_steps:
         return data.classes
     before = (
         read_start(config.data.start_from).classes

@@ -37,7 +37,7 @@ def test_weights_of_1_give_the_losses_and_gradients_without_weights_to_the_last_
     known = target(4, with_masks=[True, False, True, True])
     one, other = losses(plain, known), losses(ones, weighted(known, [1, 1, 1, 1]))
     assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
-    for network, found in ((plain, one), (ones, other)):
+    for found in (one, other):
         sum(found.values(), torch.zeros(())).backward()
     for mine, theirs in zip(plain.parameters(), ones.parameters(), strict=True):
         assert (mine.grad is None) == (theirs.grad is None)
