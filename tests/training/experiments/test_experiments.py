@@ -77,7 +77,7 @@ def known_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(path: Path) -> tuple[KnowingNetwork, ClassTable, dict[str, Any]]:
         config = config_from_dict(json.loads(path.read_text()))
         if config.data.mask_classes == "all":
-            return KnowingNetwork(SCENE, rows=0), replace(CLASSES, has_mask=(True,) * 4), {}
+            return KnowingNetwork(SCENE, rows=0), CLASSES.with_sources(["masks"] * 4), {}
         agnostic = config.model.transfer.kind == "class_agnostic"
         return KnowingNetwork(SCENE, rows=2 if agnostic else 1), CLASSES, {}
 
