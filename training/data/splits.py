@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from model.classes import MASK_SOURCES, ClassTable, class_table
 from model.files import first_few
-from training.data.findings import Outcome, Tally
+from training.data.findings import Outcome, Tally, in_one_line
 
 TRIALS = 5
 SEED = 3
@@ -174,7 +174,9 @@ def source_lines(
         masks = f" ({true[mine].sum()} with a true mask{of_others})" if source != "boxes" else ""
         count = f"{len(mine)} class{'es' if len(mine) > 1 else ''}"
         names = first_few([classes.names[at] for at in mine])
-        lines.append(f"{_IN_WORDS[source]}: {count}, {objects[mine].sum()} objects{masks}: {names}")
+        lines.append(
+            in_one_line(f"{_IN_WORDS[source]}: {count}, {objects[mine].sum()} objects{masks}: {names}")
+        )
     return tuple(lines)
 
 
