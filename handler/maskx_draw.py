@@ -11,7 +11,7 @@ code. No mask is drawn larger than the window that holds it.
 import base64
 import colorsys
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,8 +90,9 @@ def draw_detections(
     taken: list[tuple[float, float, float, float]] = []
     for one in reversed(order):
         _label(pen, one, _corners(one, scale, drawn.size), font, drawn.size, taken)
-    if legend and any(not _supervised(one) for one in detections):
-        _text(pen, (4, drawn.height - 6), _legend(detections), font, (255, 255, 255), anchor="ls")
+    marked = [one.get("mask_source", "boxes") for one in detections if not _supervised(one)]
+    if legend and marked:
+        _text(pen, (4, drawn.height - 6), legend_of(marked), font, (255, 255, 255), anchor="ls")
     return drawn
 
 
@@ -239,9 +240,9 @@ def _scaled(window: Window, size: tuple[int, int], drawn: tuple[int, int]) -> Wi
     return Window(firsts[1], firsts[0], window.pixels[np.ix_(*places)])
 
 
-def _legend(detections: Sequence[Mapping[str, Any]]) -> str:
-    sources = {one.get("mask_source", "boxes") for one in detections if not _supervised(one)}
-    return LEGEND if sources == {"boxes"} else MIXED_LEGEND
+def legend_of(sources: Iterable[str]) -> str:
+    """What explains the marks where classes of these `mask_source` are drawn."""
+    return LEGEND if {"masks", "boxes"}.issuperset(sources) else MIXED_LEGEND
 
 
 def _supervised(detection: Mapping[str, Any]) -> bool:
