@@ -15,9 +15,11 @@ from maskx_draw import Window, draw_detections, mask_window
 class Detection:
     """One object. `bbox` is [x, y, width, height] in pixels of the upright image, of `height` x `width`.
 
-    `area` is the mask's in pixels, or the box's where no mask was asked for. `mask_supervised` is false where the
-    category had no masks in training. `segmentation` is as the server gave it, None without masks. `keypoints` are
-    [x, y, score] of each one after the other, in pixels counted from 0; None where the category has none.
+    `area` is the mask's in pixels, or the box's where no mask was asked for. `mask_supervised` is true where the
+    category had masks in training, of enough objects; `mask_source` says what its masks were learned from: "masks",
+    "some_masks" (too few), "taught" (masks that no human made) or "boxes"; None: the model does not say.
+    `segmentation` is as the server gave it, None without masks. `keypoints` are [x, y, score] of each one after the
+    other, in pixels counted from 0; None where the category has none.
     """
 
     category_id: int
@@ -30,6 +32,7 @@ class Detection:
     height: int
     width: int
     keypoints: tuple[float, ...] | None = None
+    mask_source: str | None = None
 
     @property
     def window(self) -> Window | None:
@@ -53,6 +56,8 @@ class Detection:
         found: dict[str, Any] = {"category_id": self.category_id, "category": self.category}
         found |= {"bbox": list(self.bbox), "score": self.score, "area": self.area}
         found["mask_supervised"] = self.mask_supervised
+        if self.mask_source is not None:
+            found["mask_source"] = self.mask_source
         if self.segmentation is not None:
             found["segmentation"] = self.segmentation
         return found if self.keypoints is None else {**found, "keypoints": list(self.keypoints)}
@@ -107,6 +112,7 @@ def prediction_of(content: Mapping[str, Any], model: Mapping[str, Any]) -> Predi
                 height=height,
                 width=width,
                 keypoints=tuple(map(float, one["keypoints"])) if "keypoints" in one else None,
+                mask_source=str(one["mask_source"]) if "mask_source" in one else None,
             )
             for one in content["detections"]
         )
@@ -142,6 +148,9 @@ def coco_results(content: Mapping[str, Any], image_id: int) -> list[dict[str, An
     return [{"image_id": image_id, **one} for one in content["detections"]]
 
 
+_LEARNED = {"some_masks": "some masks*", "taught": "taught*", "boxes": "transferred*"}
+
+
 def _four(values: Any) -> tuple[float, float, float, float]:
     x, y, width, height = values
     return x, y, width, height
@@ -157,7 +166,7 @@ def table(prediction: Prediction) -> str:
     rows: list[tuple[str, ...]] = [head]
     for one in prediction.detections:
         box = [f"{value:.1f}" for value in one.bbox]
-        learned = "supervised" if one.mask_supervised else "transferred*"
+        learned = "supervised" if one.mask_supervised else _LEARNED[one.mask_source or "boxes"]
         area = str(one.area) if isinstance(one.area, int) else f"{one.area:.1f}"
         rows.append((one.category, f"{one.score:.3f}", *box, area, learned))
     if len(rows) == 1:
@@ -171,6 +180,10 @@ def table(prediction: Prediction) -> str:
         ).rstrip()
         for row in rows
     ]
-    if any(not one.mask_supervised for one in prediction.detections):
-        lines.append("* the class never had a mask in training")
+    starred = {one.mask_source or "boxes" for one in prediction.detections if not one.mask_supervised}
+    if starred:
+        never = "the class never had a mask in training"
+        lines.append(
+            f"* {never if starred == {'boxes'} else 'the class had few or no true masks in training'}"
+        )
     return "\n".join([*lines, about])

@@ -35,7 +35,8 @@ def build_metadata(
     """What a server must know of a model beside its weights.
 
     Args:
-        classes: dataset ids, names, and which classes had masks in training (set A).
+        classes: dataset ids, names, and what the masks of each were learned from (`model.classes.MASK_SOURCES`); set A
+            is `mask_supervised`.
         mask_size: M, the side of a mask before it is seen at its box.
         max_detections: detections per image where a request does not say.
         min_size, max_size: the network's shorter side and bound of the longer, in pixels; a decoder may shrink a
@@ -55,6 +56,7 @@ def build_metadata(
                 "id": classes.id_of_label(label),
                 "name": classes.name_of_label(label),
                 "mask_supervised": classes.has_mask[label - 1],
+                "mask_source": classes.mask_sources[label - 1],
             }
             for label in range(1, classes.num_classes + 1)
         ],

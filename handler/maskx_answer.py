@@ -96,6 +96,7 @@ def image_content(
                 "score": round(score, 6),
                 "area": round(w * h, 4),  # hundredths by hundredths; no sum of powers of two shows
                 "mask_supervised": category.mask_supervised,
+                **({} if category.mask_source is None else {"mask_source": category.mask_source}),
             }
         )
     if mask_format != "none":

@@ -11,7 +11,7 @@ code. No mask is drawn larger than the window that holds it.
 import base64
 import colorsys
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,8 @@ KEYPOINT_SHOWN = 0.1
 """Least score of a keypoint that is drawn."""
 
 LEGEND = "* hatched, dashed: no mask of this class was seen in training"
+MIXED_LEGEND = "* hatched, dashed: few or no true masks of this class were seen in training"
+"""Where such a class had some, or was taught masks that no human made (`mask_source`)."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,9 @@ def draw_detections(
     taken: list[tuple[float, float, float, float]] = []
     for one in reversed(order):
         _label(pen, one, _corners(one, scale, drawn.size), font, drawn.size, taken)
-    if legend and any(not _supervised(one) for one in detections):
-        _text(pen, (4, drawn.height - 6), LEGEND, font, (255, 255, 255), anchor="ls")
+    marked = [one.get("mask_source", "boxes") for one in detections if not _supervised(one)]
+    if legend and marked:
+        _text(pen, (4, drawn.height - 6), legend_of(marked), font, (255, 255, 255), anchor="ls")
     return drawn
 
 
@@ -235,6 +238,11 @@ def _scaled(window: Window, size: tuple[int, int], drawn: tuple[int, int]) -> Wi
         firsts.append(begin)
         places.append((2 * np.arange(begin, end) + 1) * side // (2 * new) - first)
     return Window(firsts[1], firsts[0], window.pixels[np.ix_(*places)])
+
+
+def legend_of(sources: Iterable[str]) -> str:
+    """What explains the marks where classes of these `mask_source` are drawn."""
+    return LEGEND if {"masks", "boxes"}.issuperset(sources) else MIXED_LEGEND
 
 
 def _supervised(detection: Mapping[str, Any]) -> bool:

@@ -9,6 +9,7 @@ file's own metadata.json says what its labels mean.
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -80,6 +81,7 @@ class ServedModel:
                 id=entry["id"],
                 name=entry["name"],
                 mask_supervised=entry["mask_supervised"],
+                mask_source=entry.get("mask_source"),
                 keypoints=entry["label"] in keypoints.get("labels", ()),
             )
             for entry in metadata["categories"]
@@ -161,9 +163,13 @@ class ServedModel:
         return pages * os.sysconf("SC_PAGE_SIZE")
 
     def description(self) -> dict[str, Any]:
-        """What runs here, for whoever operates it."""
-        keypoints = {"keypoints": list(self.keypoint_names)} if self.keypoint_names else {}
-        return keypoints | {
+        """What runs here, for whoever operates it: `mask_sources` says of how many categories the masks were learned
+        from what."""
+        more: dict[str, Any] = {"keypoints": list(self.keypoint_names)} if self.keypoint_names else {}
+        sources = Counter(one.mask_source for one in self.categories.values() if one.mask_source is not None)
+        if sources:
+            more["mask_sources"] = dict(sources)
+        return more | {
             "device": str(self.device),
             "precision": self.precision,
             "fusers": fusers(),

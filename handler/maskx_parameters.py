@@ -36,12 +36,13 @@ class Tiling:
 
 @dataclass(frozen=True, kw_only=True)
 class Category:
-    """A class of the model: its id and name in the data set, whether it had masks in training (set A), and whether
-    its objects have keypoints."""
+    """A class of the model: its id and name in the data set, whether it had masks in training (set A), what its masks
+    were learned from (None: the model does not say), and whether its objects have keypoints."""
 
     id: int
     name: str
     mask_supervised: bool
+    mask_source: str | None = None
     keypoints: bool = False
 
 

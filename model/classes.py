@@ -1,4 +1,5 @@
-"""The classes of a data set: id <-> label <-> name, and sets A (masks) and B (boxes only) of Sec. 3.1."""
+"""The classes of a data set: id <-> label <-> name, sets A (masks) and B (boxes only) of Sec. 3.1, and what taught the
+masks of each."""
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +17,10 @@ VOC_NAMES: tuple[str, ...] = (
 _VOC_SPELLINGS = {"motorbike", "aeroplane", "sofa", "pottedplant", "diningtable", "tvmonitor"}
 _WORDS = ("all", "voc", "nonvoc")
 
+MASK_SOURCES = ("masks", "some_masks", "taught", "boxes")
+"""What the masks of a class are learned from: true masks, of enough objects (set A); true masks of fewer; masks that
+something else than a human made; boxes alone."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClassTable:
@@ -24,8 +29,13 @@ class ClassTable:
     ids: tuple[int, ...]  # category ids of the data set, ascending, holes allowed
     names: tuple[str, ...]
     has_mask: tuple[bool, ...]  # true for set A
+    mask_sources: tuple[str, ...] = ()
+    """One of `MASK_SOURCES` to a class, "masks" exactly in set A. Not given: "masks" there, elsewhere "boxes"."""
 
     def __post_init__(self) -> None:
+        if not self.mask_sources:
+            sources = tuple("masks" if mask else "boxes" for mask in self.has_mask)
+            object.__setattr__(self, "mask_sources", sources)
         if not len(self.ids) == len(self.names) == len(self.has_mask):
             raise ValueError(
                 f"{len(self.ids)} ids, {len(self.names)} names and {len(self.has_mask)} mask marks; "
@@ -35,6 +45,13 @@ class ClassTable:
             raise ValueError("a class table needs at least one class")
         if list(self.ids) != sorted(set(self.ids)):
             raise ValueError(f"category ids must ascend without repeats, seen {_few(self.ids)}")
+        if strangers := set(self.mask_sources) - set(MASK_SOURCES):
+            raise ValueError(f"a mask source is {strangers.pop()!r}; there are {', '.join(MASK_SOURCES)}")
+        if self.has_mask != tuple(source == "masks" for source in self.mask_sources):
+            raise ValueError(
+                f"mask sources {_few(self.mask_sources)} of classes with mask marks {_few(self.has_mask)}; there must "
+                'be one to a class, "masks" exactly where the mark is true'
+            )
 
     @property
     def num_classes(self) -> int:
@@ -70,9 +87,28 @@ class ClassTable:
         """Labels of the classes with boxes only."""
         return tuple(label for label, mask in enumerate(self.has_mask, start=1) if not mask)
 
+    def true_masks_are_read(self, label: int) -> bool:
+        """Whether training reads the masks that humans made of a label's objects."""
+        return self.mask_sources[self._position(label)] in ("masks", "some_masks")
+
+    def with_sources(self, mask_sources: Sequence[str]) -> Self:
+        """The table with these sources, and set A where they are "masks"."""
+        return replace(
+            self,
+            has_mask=tuple(source == "masks" for source in mask_sources),
+            mask_sources=tuple(mask_sources),
+        )
+
+    def with_sources_of(self, other: "ClassTable") -> Self:
+        """The table with the sources that classes of the same name have in another; those it does not know: "boxes"."""
+        known = dict(zip(other.names, other.mask_sources, strict=True))
+        return self.with_sources([known.get(name, "boxes") for name in self.names])
+
     def require_masks(self) -> None:
-        """ValueError that names the classes of set B, where there are any."""
-        if without := [name for name, mask in zip(self.names, self.has_mask, strict=True) if not mask]:
+        """ValueError that names the classes of boxes alone, where there are any."""
+        if without := [
+            n for n, source in zip(self.names, self.mask_sources, strict=True) if source == "boxes"
+        ]:
             raise ValueError(
                 f"model.transfer.kind class_specific learns each class's masks from masks of that class, and "
                 f"{len(without)} of {self.num_classes} have none ({_few(without)}): set data.mask_classes=all, or "
@@ -90,22 +126,35 @@ class ClassTable:
             raise ValueError(f"labels {sorted(strangers)} are not in set A ({_few(self.set_a_labels())})")
         if held_out == set(self.set_a_labels()):
             raise ValueError("all classes of set A held out: none is left to learn masks from")
-        marks = tuple(mask and label not in held_out for label, mask in enumerate(self.has_mask, start=1))
-        return replace(self, has_mask=marks)
+        return self.with_sources(
+            [
+                "boxes" if label in held_out else source
+                for label, source in enumerate(self.mask_sources, start=1)
+            ]
+        )
 
     def to_dict(self) -> dict[str, list[Any]]:
         """Lists of plain ints, strings and bools, for a checkpoint or JSON."""
-        return {"ids": list(self.ids), "names": list(self.names), "has_mask": list(self.has_mask)}
+        return {
+            "ids": list(self.ids),
+            "names": list(self.names),
+            "has_mask": list(self.has_mask),
+            "mask_sources": list(self.mask_sources),
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Sequence[Any]]) -> Self:
-        """Inverse of `to_dict`; ValueError where keys are missing or unknown."""
-        if set(values) != {"ids", "names", "has_mask"}:
-            raise ValueError(f"a class table has the keys ids, names, has_mask; seen {sorted(values)}")
+        """Inverse of `to_dict`, or of one from before there were `mask_sources`; ValueError where keys are missing or
+        unknown."""
+        if set(values) - {"mask_sources"} != {"ids", "names", "has_mask"}:
+            raise ValueError(
+                f"a class table has the keys ids, names, has_mask, mask_sources; seen {sorted(values)}"
+            )
         return cls(
             ids=tuple(int(v) for v in values["ids"]),
             names=tuple(str(v) for v in values["names"]),
             has_mask=tuple(bool(v) for v in values["has_mask"]),
+            mask_sources=tuple(str(v) for v in values.get("mask_sources", ())),
         )
 
     @cached_property

@@ -76,23 +76,36 @@ def box_loss(deltas: Tensor, targets: Tensor, sampled: float | Tensor, beta: flo
     return F.smooth_l1_loss(deltas, targets, beta=beta, reduction="sum") / sampled
 
 
-def mask_loss(logits_RMM: Tensor, targets_RMM: Tensor, rois: float | Tensor) -> Tensor:
-    """Per-pixel binary cross-entropy over RoIs of set A, the only ones that get here (Sec. 3.2), divided by `rois`.
+def mask_loss(
+    logits_RMM: Tensor, targets_RMM: Tensor, rois: float | Tensor, weights_R: Tensor | None = None
+) -> Tensor:
+    """Per-pixel binary cross-entropy over the RoIs with a mask, the only ones that get here (Sec. 3.2), times the
+    weight of each one's mask (None: 1), divided by `rois`: by their number, so that a mask of less weight teaches less.
 
     With no RoI here the loss is a zero that still reaches every mask parameter, so that distributed workers
     do not wait for a gradient that never comes.
     """
     pixels = targets_RMM.shape[1] * targets_RMM.shape[2]
-    return F.binary_cross_entropy_with_logits(logits_RMM, targets_RMM, reduction="sum") / (rois * pixels)
+    weights = None if weights_R is None else weights_R[:, None, None]
+    loss = F.binary_cross_entropy_with_logits(logits_RMM, targets_RMM, weights, reduction="sum")
+    return loss / (rois * pixels)
 
 
 def mask_softmax_loss(
-    logits_RCMM: Tensor, targets_RMM: Tensor, labels_R: Tensor, rois: float | Tensor
+    logits_RCMM: Tensor,
+    targets_RMM: Tensor,
+    labels_R: Tensor,
+    rois: float | Tensor,
+    weights_R: Tensor | None = None,
 ) -> Tensor:
-    """Per-pixel softmax over the background and all classes (Mask R-CNN, Table 2b), divided as `mask_loss` is.
+    """Per-pixel softmax over the background and all classes (Mask R-CNN, Table 2b), weighted and divided as `mask_loss`
+    is.
 
     A pixel of the object is of its RoI's class, any other background: classes compete for the pixel.
     """
     pixels = targets_RMM.shape[1] * targets_RMM.shape[2]
     goal = labels_R[:, None, None] * (targets_RMM >= 0.5)
-    return F.cross_entropy(logits_RCMM, goal, reduction="sum") / (rois * pixels)
+    if weights_R is None:
+        return F.cross_entropy(logits_RCMM, goal, reduction="sum") / (rois * pixels)
+    of_pixels = F.cross_entropy(logits_RCMM, goal, reduction="none")
+    return (of_pixels * weights_R[:, None, None]).sum() / (rois * pixels)

@@ -176,11 +176,11 @@ class MaskXRCNN(Detector):
             if on_objects:
                 rois = on_ground_truth(batch.truth, self.sampling.mask_box_jitter)
             logits, goal, labels = self.masks_of_set_a(batch, rois)
-            count = total(labels.numel())
+            count, weights = total(labels.numel()), batch.truth.weights_of(rois.objects[rois.with_mask])
             if self.mask_softmax:
-                losses["loss_mask"] = mask_softmax_loss(logits, goal, labels, count)
+                losses["loss_mask"] = mask_softmax_loss(logits, goal, labels, count, weights)
             else:
-                losses["loss_mask"] = mask_loss(logits, goal, count)
+                losses["loss_mask"] = mask_loss(logits, goal, count, weights)
             if self.keypoint_branch is not None:
                 losses["loss_keypoint"] = self.keypoint_branch.loss(batch, rois)
             if box_only is not None:

@@ -1,4 +1,4 @@
-"""The target of one training image and the window of an object's mask (Sec. 3.1: masks for set A only)."""
+"""The target of one training image and the window of an object's mask (Sec. 3.1: of set A, or taught)."""
 
 from typing import NotRequired, TypedDict
 
@@ -12,8 +12,9 @@ Colours = tuple[float, float, float, float]
 class Target(TypedDict):
     """What is known about one image: N objects and M crowd regions, boxes XYXY in pixels.
 
-    An object has a mask only where its class belongs to set A and its segmentation was sound; `masks[i]` is
-    then the part of the mask inside `mask_windows(boxes)[i]`, and a [0, 0] tensor otherwise.
+    An object has a mask only where its class belongs to set A, or its mask is one that a class may learn from besides
+    (`training.data.splits`), and its segmentation was sound; `masks[i]` is then the part of the mask inside
+    `mask_windows(boxes)[i]`, and a [0, 0] tensor otherwise.
     """
 
     image_id: int
@@ -27,6 +28,9 @@ class Target(TypedDict):
     keypoints: NotRequired[Tensor]  # float32 [N, K, 3]: x, y (first pixel 0 to 1), COCO's visibility
     seen: NotRequired[list[Tensor]]  # what a frozen detector sees of the image, see `model.boxes.seen`
     mirrored: NotRequired[Tensor]  # int64 [K], with keypoints: whose place each takes in a mirrored image
+    mask_weights: NotRequired[
+        Tensor
+    ]  # float32 [N] in (0, 1], of each object's mask in the mask loss; absent: 1
 
 
 def without_objects() -> Target:

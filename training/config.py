@@ -29,9 +29,10 @@ class DataConfig:
     train_annotations: str = "build/shapes/train.json"
     val_images: str = "build/shapes/val"
     val_annotations: str = "build/shapes/val.json"
-    mask_classes: str = "all"
-    """Set A: "all", "voc", "nonvoc", names with commas between, the path of a file of names, or a random split of
-    Figure 3 such as "random:E3_A40B40" (see `training.data.splits`). Others are set B."""
+    mask_classes: str = "auto"
+    """Set A: "auto", the classes of which enough objects have masks, and every other mask is read too; or "all", "voc",
+    "nonvoc", names with commas between, the path of a file of names, or a random split of Figure 3 such as
+    "random:E3_A40B40" (see `training.data.splits`): then no mask that a human made of another class, set B, is read."""
     skip_empty: bool = False
     """Whether images without an object, crowd regions aside, are left out of training (Detectron)."""
     crowd_as_objects: bool = False

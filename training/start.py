@@ -211,6 +211,7 @@ def read_archive(path: Path) -> tuple[dict[str, Tensor], ClassTable]:
             ids=tuple(one["id"] for one in categories),
             names=tuple(one["name"] for one in categories),
             has_mask=tuple(one["mask_supervised"] for one in categories),
+            mask_sources=tuple(one["mask_source"] for one in categories if "mask_source" in one),
         )
     except (OSError, zipfile.BadZipFile, RuntimeError, KeyError, TypeError, ValueError) as error:
         first_line = str(error).strip().split("\n")[0]
@@ -221,8 +222,8 @@ def read_archive(path: Path) -> tuple[dict[str, Tensor], ClassTable]:
 def as_trained(network: MaskXRCNN, served: dict[str, Tensor], classes: ClassTable) -> dict[str, Tensor]:
     """Weights of an archive under the names, and in the form, of `network`; those of T are missing.
 
-    The mask weights that all classes share are the mean of the table's rows of set A; class-specific ones are
-    the rows themselves.
+    The mask weights that all classes share are the mean of the table's rows of set A, without one of all;
+    class-specific ones are the rows themselves.
 
     Raises:
         ValueError: the network's normalisations use statistics of batches, which an archive does not have.
@@ -239,7 +240,7 @@ def as_trained(network: MaskXRCNN, served: dict[str, Tensor], classes: ClassTabl
     if network.mask_weights.specific is not None:
         weights |= {"mask_weights.specific": table, "mask_weights.bias": bias_C}
     elif network.mask_weights.agnostic is not None:
-        of_a = list(classes.set_a_labels())
+        of_a = list(classes.set_a_labels() or classes.set_b_labels())
         weights |= {
             "mask_weights.agnostic": table[of_a].mean(dim=0),
             "mask_weights.bias": bias_C[of_a].mean(),

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from model.checkpoint import load_checkpoint
+from model.classes import ClassTable
 from model.files import command, one_line, remove_unfinished
 from model.keypoints.layout import keypoint_labels
 from training.config import (
@@ -108,14 +109,15 @@ def prepared(config: TrainingConfig, group: Group, *, resume: bool, restart: boo
     print(data.report)
     if said := hint(config.augment, data.classes):
         print(said)
+    classes = classes_of_run(config, data, saved)
     if saved is not None:
-        require_same_data(saved, data, checkpoint_path(config))
+        require_same_data(saved, classes, len(data), checkpoint_path(config))
     if config.data.decode_first:
         data.decode_all(group.share(range(len(data))))
     if config.model.transfer.kind == "class_specific" and needs_masks(config):
-        data.classes.require_masks()
-    network = starting_network(config, data.classes, from_checkpoint=saved is not None)
-    network.set_keypoint_labels(keypoint_labels(config.model.keypoints, data.classes))
+        classes.require_masks()
+    network = starting_network(config, classes, from_checkpoint=saved is not None)
+    network.set_keypoint_labels(keypoint_labels(config.model.keypoints, classes))
     network = network.to(device)
     if config.channels_last:
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -123,11 +125,11 @@ def prepared(config: TrainingConfig, group: Group, *, resume: bool, restart: boo
     run = Run(
         config=config,
         network=network,
-        classes=data.classes,
+        classes=classes,
         images=len(data),
         saved=saved,
         group=group,
-        new_labels=new_labels(read_start(config.data.start_from), data.classes) if starts_classes else (),
+        new_labels=new_labels(read_start(config.data.start_from), classes) if starts_classes else (),
     )
     describe(run, data, device, saved)
     return run, data
@@ -269,21 +271,33 @@ def config_of_command(file: Path | None, changes: Sequence[str], *, resume: bool
     return changed(own, changes)
 
 
-def require_same_data(saved: dict[str, Any], data: CocoDataset, path: Path) -> None:
+def classes_of_run(config: TrainingConfig, data: CocoDataset, saved: dict[str, Any] | None) -> ClassTable:
+    """Those of the data; where further classes alone are learned, with the sources of the network it starts from."""
+    if needs_masks(config) or not config.schedule.classes_steps:
+        return data.classes
+    before = (
+        read_start(config.data.start_from).classes
+        if saved is None
+        else ClassTable.from_dict(saved["classes"])
+    )
+    return data.classes.with_sources_of(before)
+
+
+def require_same_data(saved: dict[str, Any], classes: ClassTable, images: int, path: Path) -> None:
     """ValueError where a resumed run would see other images or classes than before."""
-    if saved["classes"] != data.classes.to_dict():
+    if ClassTable.from_dict(saved["classes"]) != classes:
         raise ValueError(
             f"{path}: the classes of the data, or which of them have masks, are not those of the run"
         )
-    if saved["sampler"]["size"] != len(data):
+    if saved["sampler"]["size"] != images:
         raise ValueError(
-            f"{path}: the run had {saved['sampler']['size']} training images, the data has {len(data)} now"
+            f"{path}: the run had {saved['sampler']['size']} training images, the data has {images} now"
         )
 
 
 def describe(run: Run, data: CocoDataset, device: torch.device, saved: dict[str, Any] | None) -> None:
     """Say on standard output what is about to be trained."""
-    table, threads = data.classes, torch.get_num_threads()
+    table, threads = run.classes, torch.get_num_threads()
     parameters = sum(parameter.numel() for parameter in run.network.parameters())
     print(
         f"{len(data)} images; {table.num_classes} classes, {len(table.set_a_labels())} with masks; "
@@ -337,8 +351,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add(
         "--mask-classes",
         metavar="WHICH",
-        help="the same as data.mask_classes=...: all, voc, nonvoc, names with commas between, a file of names, or "
-        "random:E1_A40B40 (see training.data.splits)",
+        help="the same as data.mask_classes=...: auto, all, voc, nonvoc, names with commas between, a file of names, "
+        "or random:E1_A40B40 (see training.data.splits)",
     )
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--resume", action="store_true", help="go on from the last checkpoint, if there is one")

@@ -1,7 +1,8 @@
 """Results -> CVAT's XML 1.1, "CVAT for images", as its documentation has it.
 
 A mask is the run lengths of its window, row by row, background first. The parts of one object are polygons of one
-group. `score` and `transferred` are attributes; CVAT keeps them where the task's labels have attributes of these names.
+group. `score`, `transferred` and `mask_source` are attributes; CVAT keeps them where the task's labels have attributes
+of these names.
 """
 
 from pathlib import Path
@@ -42,7 +43,11 @@ def _label(labels: ET.Element, name: str) -> None:
     label = ET.SubElement(labels, "label")
     ET.SubElement(label, "name").text = name
     attributes = ET.SubElement(label, "attributes")
-    for attribute, kind, default in (("score", "text", ""), ("transferred", "checkbox", "false")):
+    for attribute, kind, default in (
+        ("score", "text", ""),
+        ("transferred", "checkbox", "false"),
+        ("mask_source", "text", ""),
+    ):
         one = ET.SubElement(attributes, "attribute")
         ET.SubElement(one, "name").text = attribute
         ET.SubElement(one, "mutable").text = "False"
@@ -86,3 +91,5 @@ def _shape(image: ET.Element, z: int, shape: Shape) -> None:
     for element in elements:
         ET.SubElement(element, "attribute", {"name": "score"}).text = f"{shape.score:.4f}"
         ET.SubElement(element, "attribute", {"name": "transferred"}).text = str(shape.transferred).lower()
+        if shape.mask_source:
+            ET.SubElement(element, "attribute", {"name": "mask_source"}).text = shape.mask_source

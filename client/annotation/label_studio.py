@@ -171,6 +171,8 @@ def _results(shape: Shape, picture: Picture) -> list[dict[str, Any]]:
         sides = {"x": left * x, "y": top * y, "width": (right - left) * x, "height": (bottom - top) * y}
         rounded = {name: round(value, 4) for name, value in sides.items()}
         values.append(("rectanglelabels", {**rounded, "rotation": 0}))
+    told = ["transferred mask" if shape.transferred else "supervised mask"]
+    told += [f"mask source: {shape.mask_source}"] if shape.mask_source else []
     return [
         {
             "type": kind,
@@ -181,7 +183,7 @@ def _results(shape: Shape, picture: Picture) -> list[dict[str, Any]]:
             "image_rotation": 0,
             "score": shape.score,
             "value": {**value, kind: [shape.category]},
-            "meta": {"text": ["transferred mask" if shape.transferred else "supervised mask"]},
+            "meta": {"text": told},
         }
         for kind, value in values
     ]

@@ -17,12 +17,14 @@ KINDS = ("auto", "mask", "box")
 class Shape:
     """One object. Either `window` (its mask), or `polygons` ([x, y, x, y, ...] each, in pixels), or its box alone.
 
-    `box` is left, top, right, bottom in pixels within the image. `transferred`: its class had no masks in training.
+    `box` is left, top, right, bottom in pixels within the image. `transferred`: its class had no masks in training, or
+    too few. `mask_source`: what its masks were learned from (`client.Detection`); empty: the results do not say.
     """
 
     category: str
     score: float
     transferred: bool
+    mask_source: str = ""
     box: tuple[float, float, float, float]
     window: Window | None = None
     polygons: tuple[tuple[float, ...], ...] = ()
@@ -83,6 +85,7 @@ class Results:
             category=self.categories[int(one["category_id"])],
             score=float(one["score"]),
             transferred=not one.get("mask_supervised", True),
+            mask_source=str(one.get("mask_source", "")),
             box=box,
             window=window,
             polygons=polygons,

@@ -37,6 +37,7 @@ class GroundTruth:
     seeds: Tensor  # int64 [N], from which an image's anchors and RoIs are drawn
     without: Tensor  # int64 [W], the objects without a mask among N * G
     masks: FlatMasks
+    mask_weights: Tensor | None  # float32 [N, G], of the masks in their loss; None: 1 each
     keypoints: Tensor | None  # float32 [N, G, K, 3] on the canvas
     with_mask: int  # host: how many objects have a mask
     without_mask: int  # host: how many have none
@@ -45,6 +46,10 @@ class GroundTruth:
     def images(self) -> int:
         """N."""
         return self.boxes.shape[0]
+
+    def weights_of(self, objects: Tensor) -> Tensor | None:
+        """Weights [R] in the mask loss of the masks of `objects`, int64 [R] among N * G; None: 1 each."""
+        return None if self.mask_weights is None else self.mask_weights.view(-1)[objects]
 
     def of_set_a(self) -> "GroundTruth":
         """The same places with no object but those that have a mask."""
@@ -98,6 +103,7 @@ def ground_truth(
     pixels, places = flat_masks(targets, own, has_mask, [shapes[i] for i in image_of])
     crowds = torch.cat([target["crowd_boxes"] for target in targets])
     keypoints = [torch.cat([target["keypoints"] for target in targets])] if "keypoints" in targets[0] else []
+    weights = [_mask_weights(targets)] if any("mask_weights" in target for target in targets) else []
     on_device = moved(
         [
             _filled(own, slots, images, most),
@@ -110,11 +116,13 @@ def ground_truth(
             torch.tensor([s for s, mask in zip(slots, has_mask, strict=True) if not mask], dtype=torch.int64),
             pixels,
             _filled(places, slots, images, most).view(-1, 5),
+            *(_filled(weight, slots, images, most) for weight in weights),
             *(_filled(keypoint, slots, images, most) for keypoint in keypoints),
         ],
         device,
     )
-    boxes, labels, known, crowds, scales, on_canvas, drawn, without, pixels, places, *keypoints = on_device
+    boxes, labels, known, crowds, scales, on_canvas, drawn, without, pixels, places, *more = on_device
+    weights, keypoints = more[: len(weights)], more[len(weights) :]
     return GroundTruth(
         boxes=boxes * scales[:, None],
         labels=labels,
@@ -125,6 +133,7 @@ def ground_truth(
         seeds=drawn,
         without=without,
         masks=FlatMasks(pixels=pixels, places=places),
+        mask_weights=weights[0] if weights else None,
         keypoints=_scaled_keypoints(keypoints[0], scales) if keypoints else None,
         with_mask=sum(has_mask),
         without_mask=len(has_mask) - sum(has_mask),
@@ -167,6 +176,11 @@ def flat_masks(
             places.append(place)
             number += 1
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.uint8), torch.tensor(places)
+
+
+def _mask_weights(targets: Sequence[Target]) -> Tensor:
+    """Of all objects, one target after another; 1 where a target has none."""
+    return torch.cat([target.get("mask_weights", torch.ones(target["boxes"].shape[0])) for target in targets])
 
 
 def _scaled_keypoints(keypoints_NGK3: Tensor, scales: Tensor) -> Tensor:

@@ -54,6 +54,18 @@ def test_the_table_is_aligned_and_marks_transferred_masks() -> None:
     ]
 
 
+@pytest.mark.parametrize(("source", "said"), [("some_masks", "some masks*"), ("taught", "taught*")])
+def test_the_table_does_not_call_a_class_without_masks_that_had_some_or_was_taught(
+    source: str, said: str
+) -> None:
+    first, second = ANSWER["detections"]
+    lines = table(
+        predicted({**ANSWER, "detections": [first, {**second, "mask_source": source}]})
+    ).splitlines()
+    assert lines[2].endswith(said)
+    assert lines[3] == "* the class had few or no true masks in training"
+
+
 def test_no_detection_is_said_in_one_line() -> None:
     assert table(predicted({**ANSWER, "detections": []})) == "0 detections in 40 x 30 pixels, by maskx 1.0"
 

@@ -95,3 +95,9 @@ def test_an_overlay_tints_the_mask_and_leaves_the_image_as_it_is() -> None:
     pixel, other = drawn.getpixel((15 * 16, 8 * 16)), drawn.getpixel((35 * 16, 25 * 16))
     assert pixel != (90, 90, 90) and other == (90, 90, 90)
     assert image.getcolors() == [(WIDTH * HEIGHT, (90, 90, 90))]
+
+
+def test_a_detection_says_what_its_masks_were_learned_from_where_the_server_does() -> None:
+    assert detected(None).mask_source is None and "mask_source" not in detected(None).content()
+    one = predicted(mask_supervised=False, mask_source="taught").detections[0]
+    assert one.mask_source == "taught" and [*one.content()][5:7] == ["mask_supervised", "mask_source"]

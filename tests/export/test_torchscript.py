@@ -28,11 +28,11 @@ def test_the_metadata_say_what_the_labels_mean(exported: Path) -> None:
     metadata = json.loads(extra["metadata.json"])
     assert metadata["format_version"] == 1
     assert metadata["categories"] == [
-        {"label": 1, "id": 2, "name": "a", "mask_supervised": True},
-        {"label": 2, "id": 3, "name": "b", "mask_supervised": False},
-        {"label": 3, "id": 7, "name": "c", "mask_supervised": True},
-        {"label": 4, "id": 11, "name": "d", "mask_supervised": False},
-        {"label": 5, "id": 90, "name": "e\u00e9", "mask_supervised": True},
+        {"label": 1, "id": 2, "name": "a", "mask_supervised": True, "mask_source": "masks"},
+        {"label": 2, "id": 3, "name": "b", "mask_supervised": False, "mask_source": "boxes"},
+        {"label": 3, "id": 7, "name": "c", "mask_supervised": True, "mask_source": "masks"},
+        {"label": 4, "id": 11, "name": "d", "mask_supervised": False, "mask_source": "boxes"},
+        {"label": 5, "id": 90, "name": "e\u00e9", "mask_supervised": True, "mask_source": "masks"},
     ]
     assert metadata["mask_size"] == 14
     assert metadata["defaults"] == {"score_threshold": 0.5, "max_detections": 30}

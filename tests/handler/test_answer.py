@@ -86,6 +86,15 @@ def test_the_answer_holds_exactly_what_readme_says() -> None:
     }
 
 
+@pytest.mark.parametrize("mask_format", ["rle", "polygon", "png", "none"])
+def test_what_the_masks_of_a_class_were_learned_from_stands_after_mask_supervised(mask_format: str) -> None:
+    categories = {1: CATEGORIES[1], 2: replace(CATEGORIES[2], mask_source="taught")}
+    content = image_content(two_detections(), categories, height=3, width=4, mask_format=mask_format)
+    first, second = content["detections"]
+    assert [*first][5:7] == ["mask_supervised", "mask_source"] and first["mask_source"] == "taught"
+    assert "mask_source" not in second  # as of an archive that does not say it
+
+
 def test_an_image_without_detections_has_an_empty_list() -> None:
     nothing = Detections(
         boxes=np.zeros((0, 4), np.float32),

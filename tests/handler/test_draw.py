@@ -79,6 +79,23 @@ def test_the_legend_stands_only_where_a_transferred_mask_is() -> None:
         assert changed(with_legend, without).any() != supervised
 
 
+def test_the_legend_says_no_mask_only_where_there_was_none() -> None:
+    """Of a class with some masks, or with masks that no human made, it would not be true."""
+    drawn = {
+        source: draw_detections(
+            blank(), [detection(20, 10, 60, 20, mask_supervised=False, **more)], legend=True
+        )
+        for source, more in {
+            "": {},
+            "boxes": {"mask_source": "boxes"},
+            "taught": {"mask_source": "taught"},
+            "some": {"mask_source": "some_masks"},
+        }.items()
+    }
+    assert not changed(drawn[""], drawn["boxes"]).any() and not changed(drawn["taught"], drawn["some"]).any()
+    assert changed(drawn["boxes"], drawn["taught"]).any()
+
+
 def test_a_small_object_lies_over_a_large_one_in_whatever_order_they_come() -> None:
     small, large = detection(50, 50, 10, 10, category_id=2), detection(10, 20, 90, 60)
     first, second = (draw_detections(blank(), pair, min_side=0) for pair in ([small, large], [large, small]))

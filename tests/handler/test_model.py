@@ -342,3 +342,18 @@ def test_memory_that_runs_out_anywhere_costs_nobody_an_answer_unless_there_is_no
     monkeypatch.setattr(model, "_module", Network())
     assert tried(model) == answers
     assert copies.failures >= 2
+
+
+def test_what_the_masks_were_learned_from_is_known_and_described_where_the_file_says_it(
+    tmp_path: Path,
+) -> None:
+    told = ServedModel(write_standin(tmp_path / "now.pt"), torch.device("cpu"))
+    assert [one.mask_source for one in told.categories.values()] == ["masks", "taught", "masks"]
+    assert told.description()["mask_sources"] == {"masks": 2, "taught": 1}
+    categories = [
+        {key: value for key, value in one.items() if key != "mask_source"} for one in METADATA["categories"]
+    ]
+    path = write_standin(tmp_path / "before.pt", {**METADATA, "categories": categories})
+    of_before = ServedModel(path, torch.device("cpu"))
+    assert {one.mask_source for one in of_before.categories.values()} == {None}
+    assert "mask_sources" not in of_before.description()

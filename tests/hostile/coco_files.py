@@ -47,8 +47,8 @@ class HostileFile:
 
 
 def base() -> dict[str, Any]:
-    """A valid document of every kind of entry that is read: polygons, both RLEs, a crowd, keypoints, LVIS's and
-    Cityscapes' keys."""
+    """A valid document of every kind of entry that is read: polygons, both RLEs, a crowd, keypoints, a taught mask,
+    LVIS's and Cityscapes' keys."""
     size = {"size": [SIDE, SIDE]}
     square = [[4.0, 4.0, 24.0, 4.0, 24.0, 24.0, 4.0, 24.0]]
     runs = [4 * SIDE + 4, *([20, SIDE - 20] * 20)]
@@ -73,6 +73,9 @@ def base() -> dict[str, Any]:
             common | {"id": 3, "category_id": 2, "segmentation": size | {"counts": text}, "image_id": 101},
             common | {"id": 4, "category_id": 1, "iscrowd": 1, "segmentation": size | {"counts": runs}},
             common | {"id": 5, "category_id": 3, "segmentation": [], "image_id": 102},
+            common
+            | {"id": 6, "category_id": 3, "segmentation": square, "image_id": 102}
+            | {"mask_source": "segmenter", "mask_quality": 0.9, "mask_weight": 0.5},
         ],
     }
 
@@ -99,6 +102,7 @@ PLACES: tuple[tuple[str | int, ...], ...] = (
     ("annotations", 0, "segmentation", 0), ("annotations", 0, "segmentation", 0, 2),
     ("annotations", 1, "segmentation", "size"), ("annotations", 1, "segmentation", "size", 0),
     ("annotations", 1, "segmentation", "counts"), ("annotations", 1, "segmentation", "counts", 1),
+    *(("annotations", 5, key) for key in ("mask_source", "mask_quality", "mask_weight")),
     ("annotations", 2, "segmentation", "counts"), ("annotations", 0, "keypoints"), ("annotations", 0, "keypoints", 0),
     ("annotations", 0, "keypoints", 2), ("annotations", 4, "segmentation"),
 )  # fmt: skip

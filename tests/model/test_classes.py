@@ -144,3 +144,46 @@ def test_a_table_out_of_order_is_refused() -> None:
         ClassTable(ids=(2, 1), names=("a", "b"), has_mask=(True, True))
     with pytest.raises(ValueError, match="2 ids, 1 names"):
         ClassTable(ids=(1, 2), names=("a",), has_mask=(True, True))
+
+
+def test_a_table_says_by_itself_what_its_masks_were_learned_from_as_one_of_before_does() -> None:
+    values = {"ids": [1, 2], "names": ["a", "b"], "has_mask": [True, False]}
+    assert ClassTable.from_dict(values).mask_sources == ("masks", "boxes")
+
+
+def test_sources_survive_a_checkpoint_and_go_by_name() -> None:
+    table = class_table(CATEGORIES, "all")
+    told = table.with_sources(["masks", *["taught"] * (table.num_classes - 1)])
+    assert ClassTable.from_dict(told.to_dict()) == told != table
+    assert told.set_a_labels() == (1,)
+    fewer = ClassTable(ids=(7,), names=told.names[1:2], has_mask=(False,), mask_sources=("some_masks",))
+    assert told.with_sources_of(fewer).mask_sources == (
+        "boxes",
+        "some_masks",
+        *["boxes"] * (told.num_classes - 2),
+    )
+
+
+def test_sources_that_contradict_set_a_are_refused() -> None:
+    for sources in (("masks", "masks"), ("some_masks", "boxes"), ("masks",)):
+        with pytest.raises(ValueError, match="exactly where the mark is true"):
+            ClassTable(ids=(1, 2), names=("a", "b"), has_mask=(True, False), mask_sources=sources)
+    with pytest.raises(ValueError, match="a mask source is 'human'"):
+        ClassTable(ids=(1, 2), names=("a", "b"), has_mask=(True, False), mask_sources=("masks", "human"))
+
+
+def test_classes_held_out_learn_from_boxes_and_the_others_from_what_they_had() -> None:
+    table = ClassTable(
+        ids=(1, 2, 3),
+        names=("a", "b", "c"),
+        has_mask=(True, True, False),
+        mask_sources=("masks", "masks", "taught"),
+    )
+    assert table.without_masks([2]).mask_sources == ("masks", "boxes", "taught")
+
+
+def test_class_specific_masks_want_some_masks_of_every_class_and_no_more() -> None:
+    table = class_table([{"id": i, "name": name} for i, name in enumerate("ab")], "all")
+    table.with_sources(["some_masks", "taught"]).require_masks()
+    with pytest.raises(ValueError, match="1 of 2 have none"):
+        table.with_sources(["masks", "boxes"]).require_masks()

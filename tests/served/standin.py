@@ -32,9 +32,9 @@ DEVICE_FAULT = (255, 0, 255)
 METADATA: dict[str, Any] = {
     "format_version": 1,
     "categories": [
-        {"label": 1, "id": 7, "name": "red", "mask_supervised": True},
-        {"label": 2, "id": 11, "name": "green", "mask_supervised": False},
-        {"label": 3, "id": 90, "name": "bleu \u00e9", "mask_supervised": True},
+        {"label": 1, "id": 7, "name": "red", "mask_supervised": True, "mask_source": "masks"},
+        {"label": 2, "id": 11, "name": "green", "mask_supervised": False, "mask_source": "taught"},
+        {"label": 3, "id": 90, "name": "bleu \u00e9", "mask_supervised": True, "mask_source": "masks"},
     ],
     "mask_size": 28,
     "defaults": {"score_threshold": 0.5, "max_detections": 100},

@@ -105,8 +105,8 @@ def test_what_is_served_is_what_the_network_gives_offline(
     for client in (server.rest(), server.grpc()):
         answer = json.loads(client.predict(image, {"mask_format": mask_format}))
         assert answer == {"model": {"name": "maskx", "version": "1.0"}, **expected}
-        order = ["category_id", "category", "bbox", "score", "area", "mask_supervised"]
-        assert [*answer["detections"][0]][:6] == order
+        order = ["category_id", "category", "bbox", "score", "area", "mask_supervised", "mask_source"]
+        assert [*answer["detections"][0]][:7] == order
 
 
 @pytest.fixture(scope="module")

@@ -199,3 +199,18 @@ def test_steps_for_new_classes_want_a_start(
     assert "no mean was kept" in capsys.readouterr().err
     assert check("model.transfer.kept_rows=true") == 2
     assert "no class has kept its mask weights" in capsys.readouterr().err
+
+
+def test_an_archive_says_what_its_masks_were_learned_from_and_one_of_before_is_read_too(
+    tmp_path: Path,
+) -> None:
+    told = BEFORE.with_sources(["masks", "taught", "some_masks"])
+    given = drawn(model(), 3, seed=1)
+    assert read_start(archived(tmp_path / "now.mar", given, told)).classes == told
+    metadata = build_metadata(told, mask_size=28, max_detections=1, min_size=1, max_size=1)
+    for category in metadata["categories"]:
+        del category["mask_source"]
+    extra = {"metadata.json": json.dumps(metadata)}
+    torch.jit.script(given.inference()).save(str(tmp_path / "before.pt"), _extra_files=extra)
+    old = read_start(tmp_path / "before.pt").classes
+    assert old.mask_sources == ("masks", "boxes", "boxes")

@@ -256,7 +256,9 @@ class AnnotationFile:
                 self.tally.add("annotation of an unknown image", "left out", words)
             elif (images is None or image in images) and (labels is None or label in labels):
                 bbox: Any = entry.get("bbox")
-                if bbox in (None, [], [0, 0, 0, 0]) and (boxes_of_b or self.classes.has_mask[label - 1]):
+                if bbox in (None, [], [0, 0, 0, 0]) and (
+                    boxes_of_b or self.classes.true_masks_are_read(label)
+                ):
                     bbox = self._box_of_mask(entry, *self.sizes[image], where)
                 box = self._box(bbox, *self.sizes[image], where)
                 if box is not None:

@@ -91,6 +91,8 @@ def mirrored_target(target: Target, width: int) -> Target:
         "masks": [mask.flip(1) for mask in target["masks"]],
         "crowd_boxes": mirrored_boxes(target["crowd_boxes"], width),
     }
+    if "mask_weights" in target:
+        flipped["mask_weights"] = target["mask_weights"]
     if "keypoints" in target:
         flipped["keypoints"] = mirrored_keypoints(target, width)
         flipped["mirrored"] = target["mirrored"]
@@ -199,6 +201,8 @@ def cropped(image: Tensor, target: Target, window: tuple[int, int, int, int]) ->
         "masks": [mask for mask, kept in zip(masks, remains.tolist(), strict=True) if kept],
         "crowd_boxes": crowds[crowds_remain],
     }
+    if "mask_weights" in target:
+        inside["mask_weights"] = target["mask_weights"][remains]
     if "keypoints" in target:
         inside["keypoints"] = shifted_keypoints(target["keypoints"][remains], x=-x0, y=-y0)
     return image[:, y0:y1, x0:x1], inside

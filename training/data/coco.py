@@ -1,9 +1,10 @@
-"""Any COCO-format set as images and targets; the masks of set B are never read (Sec. 3.1)."""
+"""Any COCO-format set as images and targets; true masks of set B are never read (Sec. 3.1)."""
 
 import io
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,14 @@ from training.data.image_files import (
 from training.data.masks import NO_MASK, draw_crop
 from training.data.packing import PackedAnnotations, pack_annotations
 from training.data.sides import sides
-from training.data.splits import split_classes
+from training.data.splits import (
+    AUTO,
+    as_they_come,
+    reading_all,
+    source_lines,
+    split_classes,
+    with_taught,
+)
 from training.data.tools import Reading
 from training.progress import counted
 
@@ -47,8 +55,8 @@ Sample = tuple[Tensor, Target]
 class CocoDataset(Dataset[Sample]):
     """Images of a folder with the annotations of a COCO instances file, checked when made (`AnnotationFile`).
 
-    Give either `mask_classes` (see `training.data.splits.split_classes`) or `classes`, the table of the set trained
-    on, whose category ids and names must then hold here too. `report` tells what was found and what was
+    Give either `mask_classes` ("auto", or see `training.data.splits.split_classes`) or `classes`, the table of the set
+    trained on, whose category ids and names must then hold here too. `report` tells what was found and what was
     left out. With `skip_empty` images without an object are checked and reported, and are no samples. `reading`
     says how freely the file and the names of images are taken. Nothing stays open, so loader workers may fork or spawn.
     """
@@ -76,7 +84,6 @@ class CocoDataset(Dataset[Sample]):
         if classes is None:
             assert mask_classes is not None
             classes = classes_of(document, mask_classes, annotations)
-        self.classes: ClassTable = classes
         self.report: Report
         self._packed, self.report = pack_annotations(
             document,
@@ -88,6 +95,10 @@ class CocoDataset(Dataset[Sample]):
             keypoints=keypoints,
             progress=progress,
         )
+        self.classes: ClassTable = classes
+        if mask_classes is not None:
+            self.classes, self.report = _by_source(classes, mask_classes, self._packed, self.report)
+        self._weighted = bool((self._packed.mask_weights != 1).any())
         self.listed = tuple(str(one["name"]).strip() for one in document["categories"])
         """Names of all categories of the file, with an object or without."""
         if skip_empty:
@@ -148,6 +159,8 @@ class CocoDataset(Dataset[Sample]):
             "masks": masks,
             "crowd_boxes": torch.from_numpy(packed.crowd_boxes[crowds].copy()),
         }
+        if self._weighted:
+            target["mask_weights"] = torch.from_numpy(packed.mask_weights[objects].copy())
         if packed.keypoints is not None:
             target["keypoints"] = packed.keypoints.of_objects(objects)
             target["mirrored"] = self._mirrored
@@ -201,11 +214,26 @@ class CocoDataset(Dataset[Sample]):
 
 
 def classes_of(document: Mapping[str, Any], mask_classes: str, source: str | Path) -> ClassTable:
-    """The classes of a parsed annotation file, with set A chosen by `mask_classes`; ValueError names `source`."""
+    """The classes of a parsed annotation file, with set A chosen by `mask_classes`, for "auto" not yet
+    (`training.data.splits.reading_all`); ValueError names `source`."""
+    categories = document["categories"]
     try:
-        return split_classes(document["categories"], mask_classes)
+        return reading_all(categories) if mask_classes == AUTO else split_classes(categories, mask_classes)
     except ValueError as error:
         raise ValueError(f"{source}: {in_one_line(str(error))}") from error
+
+
+def _by_source(
+    classes: ClassTable, mask_classes: str, packed: PackedAnnotations, report: Report
+) -> tuple[ClassTable, Report]:
+    """The table and the report, once it is known which masks there are and who made them."""
+    count = classes.num_classes
+    objects = np.bincount(packed.labels - 1, minlength=count)
+    true = np.bincount(packed.labels[packed.true_masks] - 1, minlength=count)
+    makers = packed.makers_of_classes(count)
+    taught = np.array([one.total() for one in makers])
+    classes = as_they_come(classes, true, taught) if mask_classes == AUTO else with_taught(classes, taught)
+    return classes, replace(report, sources=source_lines(classes, objects, true, makers))
 
 
 def training_set(config: TrainingConfig, reading: Reading | None = None) -> CocoDataset:

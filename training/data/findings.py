@@ -50,6 +50,8 @@ class Report:
     """None where the network has no keypoints."""
     annotations: int = 0
     """In the file: objects, crowd regions, and those left out, each once."""
+    sources: tuple[str, ...] = ()
+    """Of a training set, lines on what the masks of its classes are learned from."""
 
     @property
     def left_out(self) -> int:
@@ -63,7 +65,7 @@ class Report:
             f"{self.source}: {self.images} images ({self.images_without_objects} without objects), {self.objects} "
             f"objects ({self.objects_with_mask} with a mask{keypoints}), {self.crowd_regions} crowd regions"
         ]
-        lines += [f"  {finding}" for finding in self.findings]
+        lines += [f"  {line}" for line in (*self.sources, *map(str, self.findings))]
         return "\n".join(lines)
 
 

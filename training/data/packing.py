@@ -1,6 +1,7 @@
-"""The objects of a COCO set, packed into a few arrays; masks of set A only (Sec. 3.1)."""
+"""The objects of a COCO set, packed into a few arrays; masks of set A (Sec. 3.1), and those that are taught."""
 
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from training.data.findings import Report
 from training.data.image_files import Progress
 from training.data.keypoints import KeypointRows, PackedKeypoints
 from training.data.masks import NO_MASK
+from training.data.splits import MaskOrigin, mask_origin
 
 _GRID = 256.0
 
@@ -37,9 +39,25 @@ class PackedAnnotations:
     mask_starts: NDArray[np.int64]  # [k] into mask_data
     mask_ends: NDArray[np.int64]  # [k]
     mask_data: NDArray[np.uint8]
+    mask_weights: NDArray[np.float32]  # [k] in the mask loss, in (0, 1]; 1 where there is none
+    mask_makers: NDArray[np.int32]  # [k] into makers; 0 where there is none
+    makers: tuple[str, ...]  # who made masks; the first, "", are humans
     crowd_starts: NDArray[np.int64]  # [n + 1]
     crowd_boxes: NDArray[np.float32]  # [m, 4]
     keypoints: PackedKeypoints | None = None
+
+    @property
+    def true_masks(self) -> NDArray[np.bool_]:
+        """[k] which objects have a mask that a human made."""
+        return (self.mask_kinds != NO_MASK) & (self.mask_makers == 0)
+
+    def makers_of_classes(self, count: int) -> list[Counter[str]]:
+        """Of each of `count` classes, how many masks each other maker than humans has made."""
+        found = [Counter[str]() for _ in range(count)]
+        taught = np.column_stack([self.labels, self.mask_makers])[self.mask_makers > 0]
+        for (label, maker), times in zip(*np.unique(taught, axis=0, return_counts=True), strict=True):
+            found[label - 1][self.makers[maker]] = int(times)
+        return found
 
     def with_objects(self) -> "PackedAnnotations":
         """Those of the images that have an object; crowd regions of the others go with them."""
@@ -69,8 +87,9 @@ def pack_annotations(
 ) -> tuple[PackedAnnotations, Report]:
     """Check a parsed annotation file and its images, and pack what can be used.
 
-    The segmentation of an object is looked at only where its class is in set A of `classes`; those of set B
-    and of crowd regions are not even taken out of their annotations. `source` names the file in messages.
+    The segmentation of an object is looked at only where `classes` says that true masks of its class are read, or
+    another than a human made it (`mask_origin`); those of other objects, and of crowd regions, are not even taken out
+    of their annotations. `source` names the file in messages.
     Raises ValueError as `AnnotationFile`, and where no object is left, none has a mask (`require_masks`), or none has
     a keypoint though `keypoints` says which objects have (`require_keypoints`).
     """
@@ -97,7 +116,8 @@ def pack_annotations(
         raise ValueError(f"no object is left to learn from.\n{report}")
     if require_masks and not report.objects_with_mask + file.without_pixel:
         wanted = ", ".join(classes.name_of_label(label) for label in classes.set_a_labels()[:8])
-        raise ValueError(f"no object of a class with masks ({wanted}) has a mask that can be used.\n{report}")
+        of = f" of a class with masks ({wanted})" if wanted else ""
+        raise ValueError(f"no object{of} has a mask that can be used.\n{report}")
     if require_keypoints and report.objects_with_keypoints == 0:
         raise ValueError(f"no object has a keypoint, and model.keypoints asks for some.\n{report}")
     return packed, report
@@ -113,6 +133,9 @@ class _Rows:
     mask_kinds: bytearray = field(default_factory=bytearray)
     mask_ends: list[int] = field(default_factory=list)
     mask_data: bytearray = field(default_factory=bytearray)
+    mask_weights: list[float] = field(default_factory=list)
+    mask_makers: list[int] = field(default_factory=list)
+    makers: dict[str, int] = field(default_factory=lambda: {"": 0})
     crowd_images: list[int] = field(default_factory=list)
     crowd_boxes: list[Box] = field(default_factory=list)
     keypoints: KeypointRows | None = None
@@ -131,13 +154,11 @@ class _Rows:
                 self._add(one, box, file)
 
     def _add(self, one: Annotated, box: Box, file: AnnotationFile) -> None:
-        mask = None
-        if file.classes.has_mask[one.label - 1]:  # set B: the segmentation is not even looked at
-            pixelless = file.without_pixel
-            mask = file.mask(one)
-            if file.without_pixel > pixelless:
-                mask = None  # as `CocoDataset` would find
+        origin = mask_origin(one.entry, one.where, file.tally)
+        mask = _mask(one, origin, file)
         kind, data = (NO_MASK, b"") if mask is None else mask
+        self.mask_weights.append(1.0 if mask is None else origin.weight)
+        self.mask_makers.append(0 if mask is None else self.makers.setdefault(origin.maker, len(self.makers)))
         if self.keypoints is not None:
             self.keypoints.add(one.entry, one.label, len(self.object_images), one.where, file.tally)
         self.object_images.append(one.image)
@@ -167,10 +188,25 @@ class _Rows:
             mask_starts=starts[order],
             mask_ends=ends[order],
             mask_data=np.frombuffer(self.mask_data, dtype=np.uint8),
+            mask_weights=np.array(self.mask_weights, dtype=np.float32)[order],
+            mask_makers=np.array(self.mask_makers, dtype=np.int32)[order],
+            makers=tuple(self.makers),
             crowd_starts=np.searchsorted(crowd_images[crowd_order], np.arange(n + 1)),
             crowd_boxes=np.array(self.crowd_boxes, dtype=np.float32).reshape(-1, 4)[crowd_order],
             keypoints=None if self.keypoints is None else self.keypoints.packed(order),
         )
+
+
+def _mask(one: Annotated, origin: MaskOrigin, file: AnnotationFile) -> tuple[int, bytes] | None:
+    """An object's mask; None where it has none that is to be read: then the segmentation is not even looked at."""
+    of_set_a = file.classes.has_mask[one.label - 1]
+    if not origin.weight or not (origin.maker or file.classes.true_masks_are_read(one.label)):
+        return None
+    if not of_set_a and one.entry.get("segmentation") in (None, []):
+        return None  # as an object with a box alone has it
+    pixelless = file.without_pixel
+    mask = file.mask(one)
+    return mask if file.without_pixel == pixelless else None  # as `CocoDataset` would find
 
 
 def _on_grid(box: Box) -> Box | None:

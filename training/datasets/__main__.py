@@ -1,5 +1,5 @@
-"""`python -m training.datasets list | fetch NAME | convert NAME | keys NAME | check`: known data sets, made ready to
-train on, and the weights that others published.
+"""`python -m training.datasets list | fetch NAME | convert NAME | keys NAME | check | thin`: known data sets, made
+ready to train on, and the weights that others published.
 
 `fetch` downloads, checks, unpacks and converts, and goes on where it was stopped; `convert` does the last step
 alone, for files that lie there already; `keys` prints what a training needs:
@@ -7,7 +7,7 @@ alone, for files that lie there already; `keys` prints what a training needs:
     python -m training.train --config training/presets/paper.toml $(python -m training.datasets keys coco_2017)
 
 `check` says what a training would load, of any set, and what is wrong in it; it takes the words of a training
-(`training.look.command`).
+(`training.look.command`). `thin` takes a part of the masks out of a file (`training.datasets.thin`).
 """
 
 import argparse
@@ -107,13 +107,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from training.look.command import main as check  # with torch, which the others do without
 
         return check(arguments[1:])
+    if arguments[:1] == ["thin"]:
+        from training.datasets.thin import main as thin  # likewise
+
+        return thin(arguments[1:])
     parser = command("training.datasets", "Fetch and convert known data sets; check any.")
     parser.epilog = (
-        "check [--config FILE] [--sheet PNG] [--decode] [--no-images] [key=value ...] looks at any set"
+        "check [--config FILE] [--sheet PNG] [--decode] [--no-images] [key=value ...] looks at any set; "
+        "thin --annotations FILE --share 0..1 --out FILE takes masks out of one"
     )
     add = parser.add_argument
     add(
-        "what", choices=("list", "fetch", "convert", "keys", "check"), help="`check --help` has its own words"
+        "what",
+        choices=("list", "fetch", "convert", "keys", "check", "thin"),
+        help="`check --help` and `thin --help` have their own words",
     )
     add("name", nargs="?", help=f"one of {', '.join(DATA_SETS)}, or weights that list names")
     add("--root", type=Path, default=Path("data"), help="folder of all data (default: %(default)s)")

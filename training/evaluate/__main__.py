@@ -17,7 +17,7 @@ from model.config import model_config_from_dict
 from model.dataclass_io import require_at_least, to_plain
 from model.files import command, exit_status
 from training.data.sides import sides
-from training.data.splits import split_classes
+from training.data.splits import judged_classes
 from training.data.tools import Reading
 from training.distributed import FailedElsewhere, Group, chosen_device, process_group
 from training.evaluate.boundary import require_boundary
@@ -113,8 +113,7 @@ def _evaluate_checkpoint(options: argparse.Namespace, group: Group) -> None:
         if options.annotations is None and not data["val_annotations"]:
             raise ValueError(f"{options.checkpoint} has no validation set; give --images and --annotations")
         if options.mask_classes is not None:
-            categories = [{"id": i, "name": name} for i, name in zip(classes.ids, classes.names, strict=True)]
-            classes = split_classes(categories, options.mask_classes)
+            classes = judged_classes(classes, options.mask_classes)
         network = network.to(device)
         views = views_of(options)
         pairs = contents["training_config"].get("augment", {}).get("swapped_classes", ())

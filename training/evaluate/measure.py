@@ -54,6 +54,8 @@ class ClassResults:
     category_id: int
     name: str
     mask_supervised: bool
+    mask_source: str
+    """What its masks were learned from (`model.classes.MASK_SOURCES`)."""
     objects: int
     box_ap: float | None
     box_ap50: float | None
@@ -172,14 +174,15 @@ def _per_class(
     streets: CityscapesTable | None,
 ) -> tuple[ClassResults, ...]:
     rows = []
-    for category_id, name, has_mask in zip(classes.ids, classes.names, classes.has_mask, strict=True):
+    for category_id, name, source in zip(classes.ids, classes.names, classes.mask_sources, strict=True):
         box, mask = boxes.over({category_id}), masks.over({category_id})
         mine = [one for one in predictions.object_masks if one.category_id == category_id]
         rows.append(
             ClassResults(
                 category_id=category_id,
                 name=name,
-                mask_supervised=has_mask,
+                mask_supervised=source == "masks",
+                mask_source=source,
                 objects=_objects(predictions.truth, {category_id}),
                 box_ap=box.ap,
                 box_ap50=box.ap50,

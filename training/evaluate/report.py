@@ -38,11 +38,22 @@ def table(results: Results) -> str:
         figures = [each for one in (group.box, group.mask) for each in (one.ap, one.ap50, one.ap75)]
         figures += [group.filled_box.ap, group.mask_iou, group.box_fill]
         rows.append([name, str(group.classes), str(group.objects), *map(percent, figures)])
-    heads = ["class", "set", "objects", "box AP", "AP50", "mask AP", "AP50", "mask IoU", "box fill"]
+    heads = [
+        "class",
+        "set",
+        "learned from",
+        "objects",
+        "box AP",
+        "AP50",
+        "mask AP",
+        "AP50",
+        "mask IoU",
+        "box fill",
+    ]
     per_class = [heads]
     for one in results.classes:
         figures = [one.box_ap, one.box_ap50, one.mask_ap, one.mask_ap50, one.mask_iou, one.box_fill]
-        per_class.append([one.name, _set_of(one), str(one.objects), *map(percent, figures)])
+        per_class.append([one.name, _set_of(one), one.mask_source, str(one.objects), *map(percent, figures)])
     notes = [
         f"{results.images} images, up to {results.max_detections} detections of at least "
         f"{results.score_threshold:g} in each",
@@ -122,11 +133,15 @@ def write_csv(path: Path, results: Results) -> None:
 
     with whole(path, mode="w") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["category_id", "class", "set", "objects", *columns, "mask_iou", "box_fill"])
+        writer.writerow(
+            ["category_id", "class", "set", "learned_from", "objects", *columns, "mask_iou", "box_fill"]
+        )
         for one in results.classes:
-            writer.writerow([one.category_id, one.name, _set_of(one), one.objects, *line(one)])
+            writer.writerow(
+                [one.category_id, one.name, _set_of(one), one.mask_source, one.objects, *line(one)]
+            )
         for name, of_set, group in groups:
-            writer.writerow(["", name, of_set, group.objects, *line(group)])
+            writer.writerow(["", name, of_set, "", group.objects, *line(group)])
 
 
 def percent(value: float | None) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from maskx_draw import LEGEND, draw_detections
+from maskx_draw import draw_detections, legend_of
 from model.classes import ClassTable
 from training.data.coco import read_picture
 from training.evaluate.precision import xywh
@@ -90,7 +90,7 @@ def write_sheet(
         left = picture(image, truth_detections(truth, image_id, classes))
         right = picture(image, predicted_detections(results, image_id, classes, score_threshold))
         pairs.append((left, right))
-    title = f"ground truth | predictions of at least {score_threshold:g}          {LEGEND}"
+    title = f"ground truth | predictions of at least {score_threshold:g}          {legend_of(classes.mask_sources)}"
     compose(pairs, title).save(path)
 
 

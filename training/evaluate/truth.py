@@ -13,6 +13,7 @@ from training.data.annotations import Annotated, AnnotationFile, is_id, read_ann
 from training.data.findings import Finding, refuse
 from training.data.keypoints import can_be_read
 from training.data.masks import SegmentationError, encoded, pack_segmentation
+from training.data.splits import mask_origin
 from training.data.tools import Reading
 
 RunLengths = dict[str, Any]
@@ -157,9 +158,7 @@ def load_ground_truth(
 
 
 def _ground_object(one: Annotated, file: AnnotationFile) -> GroundObject:
-    size = file.sizes[one.image]
-    packed = file.mask(one, missing="object without a segmentation", outside_its_box=True)
-    mask = None if packed is None else encoded(*packed, *size)
+    mask = _true_mask(one, file)
     x0, y0, x1, y1 = one.box
     area, keypoints = one.entry.get("area"), one.entry.get("keypoints") or []
     if area is not None and not (type(area) in (int, float) and 0 <= area < 1e18):
@@ -180,6 +179,17 @@ def _ground_object(one: Annotated, file: AnnotationFile) -> GroundObject:
         crowd=bool(one.entry.get("iscrowd")),
         keypoints=tuple(keypoints),
     )
+
+
+def _true_mask(one: Annotated, file: AnnotationFile) -> RunLengths | None:
+    """The mask that a human made, by which alone is judged."""
+    maker = mask_origin(one.entry, one.where, file.tally).maker
+    if maker and one.entry.get("segmentation"):
+        words = f"{one.where}: mask_source {maker!r}; expected none, as of a mask that a human made"
+        file.tally.add("mask that no human made, by which is not judged", "kept without its mask", words)
+        return None
+    packed = file.mask(one, missing="object without a segmentation", outside_its_box=True)
+    return None if packed is None else encoded(*packed, *file.sizes[one.image])
 
 
 def _skipped(findings: Sequence[Finding]) -> dict[str, int]:

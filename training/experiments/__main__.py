@@ -19,8 +19,9 @@ from typing import Any
 
 from model.checkpoint import load_network
 from model.files import command, write_whole
-from training.config import changed
-from training.data.splits import split_classes
+from training.config import TrainingConfig, changed
+from training.data.splits import judged_classes
+from training.datasets.thin import write_thinned
 from training.distributed import chosen_device, refuse_processes
 from training.drawn.shapes import ShapesConfig, write_shapes
 from training.evaluate.measure import Results, evaluate_network
@@ -109,6 +110,7 @@ class Experiments:
             judged_by=cell.judged_by,
             val=f"{cell.config.data.val_images} {cell.config.data.val_annotations}",
             drawing=str(self.grid.drawing) if self.grid.data == "drawn" else "",
+            **({"mask_share": cell.row.mask_share} if cell.row.mask_share < 1 else {}),
         )
         return self.out / f"seed{cell.seed}" / "rows" / f"{name}.json"
 
@@ -233,7 +235,7 @@ class Experiments:
     ) -> Path:
         """The checkpoint of a cell, trained to its end; of a filled box that of the detector. `taught`: what its mask
         branch learns from in place of the training set's own annotations."""
-        config, runs = cell.config, self.out / f"seed{cell.seed}" / "runs"
+        config, runs = self._with_its_masks(cell), self.out / f"seed{cell.seed}" / "runs"
         if cell.row.box or stage_wise(config):
             checkpoint, seconds["detector"] = self._detector(cell, runs, wait=wait)
             if cell.row.box:
@@ -248,8 +250,7 @@ class Experiments:
 
     def _judged(self, cell: Cell, checkpoint: Path) -> Results:
         network, classes, _ = load_network(checkpoint)
-        categories = [{"id": i, "name": name} for i, name in zip(classes.ids, classes.names, strict=True)]
-        judged_by = split_classes(categories, cell.judged_by)
+        judged_by = judged_classes(classes, cell.judged_by)
         if cell.row.join and not cell.row.student:
             return self.joins.results(checkpoint.parent, cell.row.source, judged_by)
         data, device = cell.config.data, chosen_device(cell.config.device)
@@ -261,6 +262,15 @@ class Experiments:
             folder, drawing = self.out / f"seed{seed}", self.grid.drawing
             with locked(folder / "data.lock", wait=wait):
                 write_shapes(folder / "data", ShapesConfig(train=drawing.train, val=drawing.val, seed=seed))
+
+    def _with_its_masks(self, cell: Cell) -> TrainingConfig:
+        """The configuration of a cell, with the annotations of which its row trains on a part of the masks."""
+        share, before = cell.row.mask_share, Path(cell.config.data.train_annotations)
+        if share == 1:
+            return cell.config
+        path = self.out / f"seed{cell.seed}" / f"masks_{share:g}_{digest(cell.config)}.json"
+        write_thinned(before, path, share=share, seed=cell.seed)
+        return changed(cell.config, {"data.train_annotations": str(path)})
 
     def _detector(self, cell: Cell, runs: Path, *, wait: bool) -> tuple[Path, float | None]:
         """The detector a cell stands on; the seconds of its training where all of it was now, else None."""

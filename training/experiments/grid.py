@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
-from model.dataclass_io import from_plain, require_at_least
+from model.dataclass_io import from_plain, require_at_least, require_shares
 from model.files import did_you_mean
 from training.config import TrainingConfig, changed, load_config
 from training.drawn.shapes import ShapesConfig
@@ -46,8 +46,11 @@ class RowConfig:
     """Set A that it is judged by; empty: the one it is trained for, whatever `set` makes of it."""
     between: tuple[str, ...] = ()
     """The rows whose gap on B it is to close, lower and upper; empty: the grid's."""
+    mask_share: float = 1.0
+    """Of each class's objects with a mask, how many keep it in training (`training.datasets.thin`)."""
 
     def __post_init__(self) -> None:
+        require_shares(mask_share=self.mask_share)
         if not self.name or any(sign in self.name for sign in "/,*?[] \t\n"):
             raise ValueError(f"name is {self.name!r}; give a word without blanks and any of / , * ? [ ]")
         _require_two(self.between)

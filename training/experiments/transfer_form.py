@@ -22,7 +22,8 @@ from model.classes import ClassTable
 from model.dataclass_io import to_plain
 from training.config import TrainingConfig, changed
 from training.data.annotations import read_annotations
-from training.data.coco import classes_of
+from training.data.coco import classes_of, training_set
+from training.data.splits import AUTO
 from training.distributed import chosen_device
 from training.evaluate.predictions import predict
 from training.evaluate.report import aligned, percent
@@ -116,7 +117,10 @@ def validate(
     folder = Path(config.output.dir) / "validate_transfer"
     path = Path(config.data.val_annotations)
     document = read_annotations(path, config.data.reading)
-    classes = classes_of(document, config.data.mask_classes, path)
+    if config.data.mask_classes == AUTO:
+        classes = training_set(config).classes
+    else:
+        classes = classes_of(document, config.data.mask_classes, path)
     truth = truth_of_set_a(config, classes, document=document)
     folds = folds_of(config, classes, truth)
     detector = finished_detector(config) or detector_in(folder / "detector", config, train)

@@ -28,7 +28,9 @@ def digest(config: TrainingConfig, **more: Any) -> str:
 
     Settings at their defaults are left out: a run keeps its digits when a new setting is added to the program.
     """
-    usual = flat(to_dict(TrainingConfig()))
+    usual = flat(to_dict(TrainingConfig())) | {
+        "data.mask_classes": "all"
+    }  # by which runs were named before "auto"
     relevant = {
         key: value
         for key, value in flat(to_dict(config)).items()

@@ -70,7 +70,8 @@ def _without_objects(facts: Facts, learns_masks: bool) -> list[str]:
     if maskless := facts.names((facts.masks == 0) & (facts.objects > 0) & facts.in_a):
         said.append(
             f"{facts.name}: {_classes(maskless, ' of set A')} objects and not one mask: {few(maskless)}; their "
-            "masks come from the weight transfer alone: name in data.mask_classes those that have masks"
+            "masks come from the weight transfer alone: name in data.mask_classes those that have masks, "
+            "or set it to auto"
         )
     return said
 

@@ -108,18 +108,19 @@ def class_table_lines(facts: Facts, *, most: int = 30) -> list[str]:
     shown = order if len(order) <= most else [*order[: most // 2], -1, *order[len(order) - most // 2 :]]
     names = [_short(name) for name in facts.classes.names]
     wide = max(len("class"), *(len(names[at]) for at in shown if at >= 0))
-    lines = [f"{'class':{wide}}  set  objects  with mask  in images"]
+    lines = [f"{'class':{wide}}  set  learned from  objects  with mask  in images"]
     for at in shown:
         if at < 0:
             rest = order[most // 2 : len(order) - most // 2]
             lines.append(
-                f"{f'... {len(rest)} more':{wide}}       {facts.objects[rest].sum():7}  {facts.masks[rest].sum():9}"
+                f"{f'... {len(rest)} more':{wide}}  {'':17}  {facts.objects[rest].sum():7}  "
+                f"{facts.masks[rest].sum():9}"
             )
             continue
-        mask = f"{facts.masks[at]:9}" if facts.classes.has_mask[at] else f"{'-':>9}"
+        source, in_set = facts.classes.mask_sources[at], "A" if facts.classes.has_mask[at] else "B"
+        mask = f"{facts.masks[at]:9}" if source != "boxes" else f"{'-':>9}"
         lines.append(
-            f"{names[at]:{wide}}  {'A' if facts.classes.has_mask[at] else 'B':3}  {facts.objects[at]:7}  {mask}  "
-            f"{facts.images[at]:9}"
+            f"{names[at]:{wide}}  {in_set:3}  {source:12}  {facts.objects[at]:7}  {mask}  {facts.images[at]:9}"
         )
     return lines
 

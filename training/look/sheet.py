@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as mask_utils
 
-from maskx_draw import LEGEND
+from maskx_draw import legend_of
 from model.targets import mask_windows
 from training.data.coco import CocoDataset, read_picture
 from training.evaluate.sheet import CELL, compose, picture
@@ -83,7 +83,7 @@ def write_sheet(path: Path, data: CocoDataset, count: int = PICTURES) -> int:
         drawn.append(Image.new("RGB", (CELL, CELL), "white"))
     title = f"as trained on: {len(rows)} of {len(data)} images"
     if not all(data.classes.has_mask):
-        title += f"          {LEGEND}"
+        title += f"          {legend_of(data.classes.mask_sources)}"
     path.parent.mkdir(parents=True, exist_ok=True)
     compose(list(zip(drawn[0::2], drawn[1::2], strict=True)), title).save(path, "PNG")
     return len(rows)

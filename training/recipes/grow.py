@@ -46,7 +46,8 @@ def grown_config(
     """The training that teaches the network of `checkpoint` the classes of `annotations` that it does not know.
 
     Writes `out`/train.json, the annotations with the categories of both, and `out`/mask_classes.txt, set A of
-    before. Everything else is as it was for the checkpoint, but for `overrides` ("key=value").
+    before; what taught the masks of its other classes stays too. Everything else is as it was for the checkpoint, but
+    for `overrides` ("key=value").
 
     Args:
         val_images, val_annotations: for evaluation afterwards, which then reads `out`/val.json.
@@ -88,7 +89,7 @@ def grown_config(
     changes = {
         "data.train_images": str(images),
         "data.train_annotations": str(out / "train.json"),
-        "data.mask_classes": str(out / "mask_classes.txt"),
+        "data.mask_classes": str(out / "mask_classes.txt") if of_a else "auto",
         "data.start_from": str(checkpoint),
         "data.detector_from": "",
         "model.transfer.kept_mean": config.model.transfer.normalise,

@@ -127,9 +127,9 @@ def slice_classes(checkpoint: str | Path, classes: ClassTable, out: Path) -> Non
 def restore_classes(detector: str | Path, masks: str | Path, out: Path) -> None:
     """Write the network with the detector and all classes of `detector`, and the mask branch and T of `masks`.
 
-    Set A are the classes that had masks in `masks`. Fixed rows that T reads (Table 1a) are those of `masks` for its
-    classes; further words are read from their file, further random ones drawn. Normalised weights keep the mean
-    over the classes T was trained on.
+    Set A are the classes that had masks in `masks`; what taught the others is as there too. Fixed
+    rows that T reads (Table 1a) are those of `masks` for its classes; further words are read from their file, further
+    random ones drawn. Normalised weights keep the mean over the classes T was trained on.
 
     Raises:
         ValueError: the two do not belong together.
@@ -137,8 +137,7 @@ def restore_classes(detector: str | Path, masks: str | Path, out: Path) -> None:
     whole, few = load_checkpoint(detector), load_checkpoint(masks)
     names = ClassTable.from_dict(whole["classes"])
     of_masks = ClassTable.from_dict(few["classes"])
-    has_mask = {of_masks.name_of_label(label) for label in of_masks.set_a_labels()}
-    classes = replace(names, has_mask=tuple(name in has_mask for name in names.names))
+    classes = names.with_sources_of(of_masks)
     own_mean = few["model_config"]["transfer"]["normalise"]
     model = model_config_from_dict(few["model_config"])
     model = without_pretrained(replace(model, transfer=replace(model.transfer, kept_mean=own_mean)))

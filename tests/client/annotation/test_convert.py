@@ -108,7 +108,15 @@ def test_cvats_labels_are_those_of_the_results_with_both_attributes(folder: Path
     labels = ET.parse(run(folder, "cvat")).getroot().findall("meta/task/labels/label")
     assert [label.findtext("name") for label in labels] == ["dog", "cup, é <&>"]
     names = [one.findtext("name") for one in labels[0].findall("attributes/attribute")]
-    assert names == ["score", "transferred"]
+    assert names == ["score", "transferred", "mask_source"]
+
+
+def test_what_the_masks_were_learned_from_goes_along_where_the_results_say_it(folder: Path) -> None:
+    write(folder, [result(mask_source="taught")])
+    (box,) = images_of(run(folder, "cvat"))[0]
+    assert {one.attrib["name"]: one.text for one in box}["mask_source"] == "taught"
+    (task, _) = json.loads(run(folder, "labelstudio").read_text())
+    assert task["predictions"][0]["result"][0]["meta"]["text"] == ["transferred mask", "mask source: taught"]
 
 
 def test_polygons_stay_polygons_and_the_parts_of_an_object_are_one_group(folder: Path) -> None:

@@ -78,7 +78,7 @@ def known_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(path: Path) -> tuple[KnowingNetwork, ClassTable, dict[str, Any]]:
         config = config_from_dict(json.loads(path.read_text()))
         if config.data.mask_classes == "all":
-            return KnowingNetwork(SCENE, rows=0), replace(CLASSES, has_mask=(True,) * 4), {}
+            return KnowingNetwork(SCENE, rows=0), CLASSES.with_sources(["masks"] * 4), {}
         agnostic = config.model.transfer.kind == "class_agnostic"
         return KnowingNetwork(SCENE, rows=2 if agnostic else 1), CLASSES, {}
 
@@ -295,6 +295,38 @@ def test_what_cannot_be_run_is_named(
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     assert "start it without torchrun" in error_of("shapes")
+
+
+def test_a_row_of_fewer_masks_stands_on_the_common_detector_and_is_kept_by_its_share(
+    grid: GridConfig, tmp_path: Path
+) -> None:
+    annotations = tmp_path / "train.json"
+    entries = [{"id": i, "category_id": 2, "segmentation": [[1, 1, 5, 1, 5, 5]]} for i in range(10)]
+    annotations.write_text(json.dumps({"images": [], "categories": [], "annotations": entries}))
+    rows = tuple(RowConfig(name=f"row{share}", mask_share=share) for share in (0.2, 0.5, 1.0))
+    train = NotingTrain()
+    few = replace(grid, rows=rows, between=())
+    kept = made(few, train, tmp_path / "out", overrides=[f"data.train_annotations={annotations}"])
+    assert [row["row"] for row in kept] == [row.name for row in rows]
+    detector, *masks = train.configs
+    assert detector.data.train_annotations == masks[2].data.train_annotations == str(annotations)
+    assert len({one.data.detector_from for one in masks}) == 1
+    left = [
+        sum(
+            "segmentation" in entry
+            for entry in json.loads(Path(one.data.train_annotations).read_text())["annotations"]
+        )
+        for one in masks
+    ]
+    assert left == [2, 5, 10]
+    with pytest.raises(ValueError, match=r"mask_share is 2"):
+        RowConfig(name="two", mask_share=2.0)
+
+
+def test_auto_judges_by_the_split_that_the_network_was_trained_with(grid: GridConfig, tmp_path: Path) -> None:
+    rows = (replace(ROWS[2], evaluate="auto"), replace(ROWS[2], name="all", evaluate="all"))
+    by_auto, by_all = made(replace(grid, rows=rows, between=()), NotingTrain(), tmp_path / "out")
+    assert (by_auto["results"]["a"]["classes"], by_all["results"]["a"]["classes"]) == (2, 4)
 
 
 def test_real_trainings_on_drawn_data_give_rows_a_validation_and_an_evaluation(

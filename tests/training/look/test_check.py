@@ -57,7 +57,7 @@ def test_objects_crowds_and_what_is_left_out_are_the_annotations_of_the_file(
     told = capsys.readouterr().out
     assert "28 annotations: 20 objects, 2 crowd regions (9.1 %), 6 left out" in told
     assert "2 x mask without a pixel (kept without its mask)" in told
-    assert re.search(r"tile +A +8 +6 +6\n", told) and re.search(r"slab +B +6 +- +6\n", told)
+    assert re.search(r"tile +A +masks +8 +6 +6\n", told) and re.search(r"slab +B +boxes +6 +- +6\n", told)
 
 
 def test_the_masks_counted_are_those_of_the_targets(made: MadeSets) -> None:
