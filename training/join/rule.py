@@ -133,7 +133,8 @@ def _left_out(design: Floats, goal: Floats, turn: Labels, penalties: tuple[float
     found = np.zeros_like(goal)
     for number in numbers:
         others = [one for other, one in zip(numbers, sums, strict=True) if other != number] or [nothing]
-        gram, moment = (np.sum(some, axis=0, dtype=np.float64) for some in zip(*others, strict=True))
+        gram = np.stack([of_others for of_others, _ in others]).sum(axis=0)
+        moment = np.stack([of_others for _, of_others in others]).sum(axis=0)
         found[turn == number] = design[turn == number] @ _solved(gram, moment, penalties)
     return found
 
@@ -145,5 +146,4 @@ def _sums(design: Floats, goal: Floats) -> tuple[Floats, Floats]:
 def _solved(gram: Floats, moment: Floats, penalties: tuple[float, float]) -> Floats:
     count = (len(gram) - 1) // 2
     penalty = np.diag([1e-6] + [penalties[0]] * count + [penalties[1]] * count)
-    weights: Floats = np.linalg.solve(gram + penalty, moment)
-    return weights
+    return np.linalg.solve(gram + penalty, moment).astype(np.float64)
