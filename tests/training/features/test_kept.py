@@ -3,8 +3,7 @@
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -41,9 +40,9 @@ ROWS = {
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six pictures of two forms, so that batches have images of different sizes."""
+    """Six pictures of two forms, so that batches have images of different canvases."""
     folder = tmp_path_factory.mktemp("photos")
-    write_tiny_set(folder / "set", sides=((64, 64), (64, 40)))
+    write_tiny_set(folder / "set", sides=((64, 64), (64, 32)))
     return folder / "set"
 
 
@@ -162,15 +161,16 @@ def test_kept_views_are_those_of_the_data_and_the_image_is_not_decoded_again(
     places = [(row, view_seed(seed=0, row=row, view=view)) for row in range(6) for view in range(2)]
     wanted = [data[place] for place in places]
     monkeypatch.setattr("training.data.coco.read_picture", None)
-    mirrored = 0
+    mirrored, shapes = 0, set()
     for place, (image, target) in zip(places, wanted, strict=True):
         kept_image, kept_target = views[place]
         assert torch.equal(image, kept_image)
+        shapes.add(kept_target["seen"][0].shape)
         assert kept_target.keys() - target.keys() == {"seen"}
         assert torch.equal(target["boxes"], kept_target["boxes"])
         assert all(map(torch.equal, target["masks"], kept_target["masks"]))
         mirrored += not torch.equal(target["boxes"], data.target(place[0])["boxes"])
-    assert 0 < mirrored < 12
+    assert 0 < mirrored < 12 and len(shapes) == 2
 
 
 # ---- which files, and when ----
@@ -250,22 +250,13 @@ def test_a_run_that_is_asked_to_stop_leaves_a_view_undone(
 
 
 def test_of_two_processes_one_makes_the_views_and_the_other_waits(
-    begun: Callable[..., tuple[Run, CocoDataset]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    begun: Callable[..., tuple[Run, CocoDataset]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, waited, whole = [], threading.Event(), kept.record
 
     def counted(run: Run, data: CocoDataset, row: int, view: int) -> list[Tensor]:
         made.append((row, view))
         return whole(run, data, row, view)
-
-    @contextmanager
-    def noted(path: Path, *, wait: bool) -> Iterator[None]:
-        waited.set()
-        with locked(path, wait=wait):
-            yield
 
     monkeypatch.setattr(kept, "record", counted)
     (one, data), (other, _) = begun(), begun()
@@ -274,16 +265,15 @@ def test_of_two_processes_one_makes_the_views_and_the_other_waits(
     for path in whole_files:
         path.unlink()
     made.clear()
-    monkeypatch.setattr(kept, "locked", noted)
+    monkeypatch.setattr("training.locks.print", lambda *_, **__: waited.set(), raising=False)
     second = threading.Thread(target=kept_views, args=(other, data))
     with locked(folder / "lock", wait=False):
         second.start()
-        assert waited.wait(60)
+        assert waited.wait(60), "it should wait for the process that holds the lock"
         for path, contents in whole_files.items():  # the first one is done
             path.write_bytes(contents)
     second.join(60)
     assert not second.is_alive() and not made
-    assert "waiting for the process that holds it" in capsys.readouterr().out
 
 
 # ---- what is refused ----
