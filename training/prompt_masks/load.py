@@ -7,14 +7,15 @@ import torch
 from training.prompt_masks.description import checksum, described
 from training.prompt_masks.onnx_sam import OnnxSegmenter
 from training.prompt_masks.segmenter import Segmenter
+from training.prompt_masks.transformers_sam import TransformersSegmenter
 
 
 def load_segmenter(folder: Path, *, device: str = "auto", threads: int | None = None) -> Segmenter:
     """The segmenter in `folder` (`training.prompt_masks.description`); how its files were taken is printed.
 
     Args:
-        device: auto, cpu or cuda; auto: cuda where the installed ONNX Runtime has it.
-        threads: of one computation (default: torch's own, so OMP_NUM_THREADS).
+        device: auto, cpu or cuda; auto: cuda where what computes the network has it.
+        threads: of one computation by ONNX Runtime (default: torch's own, so OMP_NUM_THREADS).
 
     Raises:
         ValueError: a file that is missing, cannot be loaded or does not fit; a package or a device that is not there.
@@ -24,6 +25,7 @@ def load_segmenter(folder: Path, *, device: str = "auto", threads: int | None = 
     description, how = described(folder)
     name = f"{folder.resolve().name} {checksum(folder, description)[:16]}"
     print(f"{folder}: {how}")
-    return OnnxSegmenter(
-        folder, description, name=name, device=device, threads=threads or torch.get_num_threads()
-    )
+    if description.kind == "transformers":
+        return TransformersSegmenter(folder, name=name, device=device)
+    threads = threads or torch.get_num_threads()
+    return OnnxSegmenter(folder, description, name=name, device=device, threads=threads)
