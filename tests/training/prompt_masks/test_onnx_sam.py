@@ -17,6 +17,8 @@ from tests.training.prompt_masks.tiny_segmenter import (
     write_segmenter,
 )
 from training.prompt_masks import load_segmenter, pixel_masks
+from training.prompt_masks.description import described
+from training.prompt_masks.onnx_sam import OnnxSegmenter
 from training.prompt_masks.segmenter import Prompted
 
 WHITE = 255
@@ -87,6 +89,34 @@ def test_boxes_of_one_image_do_not_change_each_other(tiny: Path) -> None:
         alone, alone_quality = masks_of(tiny, plain(128, 128), [box])
         np.testing.assert_array_equal(alone[0], mask)
         assert alone_quality[0] == quality
+
+
+@pytest.mark.parametrize("masks", [1, 4])
+def test_boxes_in_batches_have_the_masks_that_each_has_alone(tmp_path: Path, masks: int) -> None:
+    folder = write_segmenter(tmp_path / "tiny", masks=masks)
+    describe(folder)
+    description = described(folder)[0]
+    boxes = np.array([(10 * n, 5 * n, 10 * n + 40, 5 * n + 60) for n in range(7)], np.float32)
+    found = []
+    for batch in (1, 3):
+        segmenter = OnnxSegmenter(folder, description, name="", device="cpu", threads=1, batch=batch)
+        found.append(segmenter.masks(segmenter.embed(plain(128, 128)), boxes))
+    alone, together = found
+    assert together.logits.shape == (7, SIDE // 4, SIDE // 4)
+    np.testing.assert_allclose(together.logits, alone.logits, atol=1e-6)
+    np.testing.assert_allclose(together.quality, alone.quality, atol=1e-6)
+
+
+def test_a_decoder_that_takes_one_box_alone_gets_them_one_by_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_segmenter(tmp_path / "tiny", traced=True)
+    describe(folder)
+    segmenter = OnnxSegmenter(folder, described(folder)[0], name="", device="cpu", threads=1, batch=3)
+    assert "decoder.onnx: does not take several boxes at once; they go one by one" in capsys.readouterr().out
+    prompted = segmenter.masks(segmenter.embed(plain(128, 128)), np.array([[0, 0, 64, 64]] * 3, np.float32))
+    np.testing.assert_allclose(prompted.quality, 0.5)
+    assert (prompted.logits[:, 8, 8] > 0).all()
 
 
 def test_an_image_without_boxes_has_no_masks(tiny: Path) -> None:
