@@ -51,7 +51,7 @@ class OnnxSegmenter:
         if batch > 1:
             network = with_free_batch(path, (self._names.point_coords, self._names.point_labels))
             self._of_several = Session(path, device=device, threads=threads, network=network)
-            if not self._takes_several():
+            if not self._agrees():
                 self._batch = 1
                 print(f"{path}: does not take several boxes at once; they go one by one")
         self.name = f"{name} ({self._encoder.computed_by}, {self._batch} boxes at once)"
@@ -78,7 +78,7 @@ class OnnxSegmenter:
             )
         corners = embedding.frame.on_canvas(boxes).reshape(-1, 2, 2)
         found = [(np.zeros((0, self._side, self._side), np.float32), np.zeros(0, np.float32))]
-        several = prior is None and len(boxes) > 1 and self._batch > 1
+        several = self.takes_several and prior is None and len(boxes) > 1
         step, decoder = (self._batch, self._of_several) if several else (1, self._decoder)
         for start in range(0, len(boxes), step):
             points = corners[start : start + step]
@@ -93,7 +93,12 @@ class OnnxSegmenter:
         logits, quality = zip(*found, strict=True)
         return Prompted(np.concatenate(logits), np.concatenate(quality))
 
-    def _takes_several(self) -> bool:
+    @property
+    def takes_several(self) -> bool:
+        """Whether its decoder takes several boxes at once, and was asked to."""
+        return self._batch > 1
+
+    def _agrees(self) -> bool:
         """Whether two boxes at once have the masks that each has alone, of an image of noise."""
         side = self._description.image_side
         noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)

@@ -19,6 +19,7 @@ from tests.training.prompt_masks.tiny_segmenter import (
 from training.prompt_masks import load_segmenter, pixel_masks
 from training.prompt_masks.description import described
 from training.prompt_masks.onnx_sam import OnnxSegmenter
+from training.prompt_masks.onnx_session import has_cuda
 from training.prompt_masks.segmenter import Prompted
 
 WHITE = 255
@@ -278,9 +279,7 @@ def test_a_missing_onnx_runtime_is_named_with_the_file_that_installs_it(
 
 
 def test_a_device_that_is_not_there_is_named(tiny: Path) -> None:
-    import onnxruntime  # type: ignore[import-untyped, unused-ignore]
-
-    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+    if has_cuda():
         pytest.skip("this ONNX Runtime computes on a GPU")
     with pytest.raises(ValueError, match="device cuda: the ONNX Runtime that is installed has"):
         load_segmenter(tiny, device="cuda")
