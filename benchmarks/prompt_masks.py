@@ -10,10 +10,9 @@ what else the machine does falls on both. The segmenter's files must be of SAM's
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as mask_utils
 
-from benchmarks.command import parser_of
+from benchmarks.command import parser_of, progress
 from benchmarks.machine import describe
 from benchmarks.tables import table
 from model.files import exit_status
@@ -32,19 +31,21 @@ from training.prompt_masks.journal import opened
 from training.prompt_masks.load import load_segmenter
 from training.prompt_masks.objects import Picture, wanted_masks
 from training.prompt_masks.onnx_session import package
-from training.prompt_masks.run import prompt_all, split_threads
+from training.prompt_masks.run import Outcome, prompt_all, split_threads
 
 PARTS = ("decode", "encode", "prompt", "masks")
-TURN = 16
+TURN = 8
 """Images before the other is on."""
 
 
 @dataclass
 class Found:
-    """Seconds by part and by the clock, and run lengths by the annotations' places."""
+    """Seconds by part and in all, and run lengths by the annotations' places."""
 
-    seconds: Counter[str] = field(default_factory=Counter)
+    parts: Outcome = field(default_factory=Outcome)
     clock: float = 0.0
+    processor: float = 0.0
+    """Seconds that the cores spent, whatever else they did meanwhile."""
     runs: dict[int, dict[str, Any] | None] = field(default_factory=dict)
 
 
@@ -65,13 +66,15 @@ class PlainLoop:
         side = self._form.image_side
         scale = side / max(image.shape[:2])
         size = [int(length * scale + 0.5) for length in image.shape[1::-1]]
-        small = np.asarray(Image.fromarray(image).resize(tuple(size), Image.Resampling.BILINEAR), np.float32)
+        small = np.asarray(
+            Image.fromarray(image).resize((size[0], size[1]), Image.Resampling.BILINEAR), np.float32
+        )
         canvas = np.zeros((side, side, 3), np.float32)
         canvas[: size[1], : size[0]] = (small - self._form.mean) / self._form.std
         seen = canvas.transpose(2, 0, 1)[None]
         embedding = self._encoder.run(None, {self._encoder.get_inputs()[0].name: seen})[0]
         clock.append(time.perf_counter())
-        found.seconds.update(encode=clock[2] - clock[1], decode=clock[1] - clock[0])
+        found.parts.spend({"decode": clock[1] - clock[0], "encode": clock[2] - clock[1]})
         for place, box in zip(picture.objects, picture.boxes, strict=True):
             begun = time.perf_counter()
             corners = box.reshape(1, 2, 2) * np.array([size[0] / image.shape[1], size[1] / image.shape[0]])
@@ -90,7 +93,7 @@ class PlainLoop:
             inside = np.zeros_like(mask)
             inside[y0:y1, x0:x1] = mask[y0:y1, x0:x1]
             found.runs[place] = mask_utils.encode(np.asfortranarray(inside.astype(np.uint8)))
-            found.seconds.update(prompt=prompted - begun, masks=time.perf_counter() - prompted)
+            found.parts.spend({"prompt": prompted - begun, "masks": time.perf_counter() - prompted})
 
 
 def enlarged(pictures: Sequence[Picture], images: Path, times: int, folder: Path) -> list[Picture]:
@@ -106,24 +109,39 @@ def enlarged(pictures: Sequence[Picture], images: Path, times: int, folder: Path
     return made
 
 
-def compare(segmenter: Path, pictures: Sequence[Picture], images: Path) -> tuple[Found, Found]:
-    """The plain loop's and this project's, over the same pictures by turns."""
+@contextmanager
+def timed(found: Found) -> Iterator[None]:
+    """Adds what the block takes."""
+    clock, processor = time.perf_counter(), time.process_time()
+    yield
+    found.clock += time.perf_counter() - clock
+    found.processor += time.process_time() - processor
+
+
+def compare(
+    segmenter: Path, pictures: Sequence[Picture], images: Path, *, seconds: float
+) -> tuple[Found, Found, int]:
+    """The plain loop's and this project's, over the same pictures by turns; over how many.
+
+    No turn begins after so many seconds.
+    """
     at_once, threads = split_threads(torch.get_num_threads())
     network = load_segmenter(segmenter, device="cpu", threads=threads)
     loop, plain, ours = PlainLoop(segmenter), Found(), Found()
+    done = 0
     with tempfile.TemporaryDirectory() as folder, opened(Path(folder) / "journal", {}) as journal:
-        for turn in range(ceil(len(pictures) / TURN)):
-            some = pictures[turn * TURN : (turn + 1) * TURN]
-            begun = time.perf_counter()
-            for picture in some:
-                loop.take(picture, images / picture.name, plain)
-            plain.clock += time.perf_counter() - begun
-            begun = time.perf_counter()
-            outcome = prompt_all(network, some, images, journal, at_once=at_once)
-            ours.clock += time.perf_counter() - begun
-            ours.seconds.update(outcome.seconds)
+        while done < len(pictures) and plain.clock + ours.clock < seconds:
+            some = pictures[done : done + TURN]
+            with timed(plain):
+                for picture in some:
+                    loop.take(picture, images / picture.name, plain)
+            with timed(ours):
+                outcome = prompt_all(network, some, images, journal, at_once=at_once)
+            ours.parts.spend(outcome.seconds)
+            done += len(some)
+            progress("prompt_masks", f"{done} images: plain {plain.clock:.1f} s, ours {ours.clock:.1f} s")
         ours.runs = {place: mask.runs for some in journal.done.values() for place, mask in some.items()}
-    return plain, ours
+    return plain, ours, done
 
 
 def equality(plain: Found, ours: Found) -> tuple[float, float]:
@@ -160,6 +178,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=1,
         help="make photographs of so many times the sides (default: %(default)s)",
     )
+    add(
+        "--seconds", type=float, default=3600, help="report what is done after so many (default: %(default)s)"
+    )
     options = made.parse_args(arguments)
     with exit_status() as status, tempfile.TemporaryDirectory() as folder:
         wanted = wanted_masks(options.annotations, options.images, every=True)
@@ -167,7 +188,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.enlarge > 1:
             pictures = tuple(enlarged(pictures, images, options.enlarge, Path(folder)))
             images = Path(folder)
-        plain, ours = compare(options.segmenter, pictures, images)
+        plain, ours, done = compare(options.segmenter, pictures, images, seconds=options.seconds)
+        pictures = pictures[:done]
         mean, least = equality(plain, ours)
         machine = describe(torch.device("cpu"))
         boxes = sum(len(picture.boxes) for picture in pictures)
@@ -177,10 +199,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{machine['load_before']}, {machine['date']}\n"
         )
         rows = [
-            [part, f"{plain.seconds[part] / len(pictures):.3f}", f"{ours.seconds[part] / len(pictures):.3f}"]
+            [
+                part,
+                f"{plain.parts.seconds[part] / len(pictures):.3f}",
+                f"{ours.parts.seconds[part] / len(pictures):.3f}",
+            ]
             for part in PARTS
         ]
         rows.append(["by the clock", *(f"{one.clock / len(pictures):.3f}" for one in (plain, ours))])
+        rows.append(["of the processor", *(f"{one.processor / len(pictures):.3f}" for one in (plain, ours))])
         print(table(["seconds an image", "plain loop", "training.prompt_masks"], rows))
         print(
             f"{plain.clock / ours.clock:.2f} times as fast; IoU of both: mean {mean:.4f}, least {least:.3f}"

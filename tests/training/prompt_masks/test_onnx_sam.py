@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
@@ -196,7 +197,25 @@ def test_names_of_the_description_are_those_of_the_network(tmp_path: Path) -> No
     assert iou(mask, ellipse(128, 128, box)) > 0.97
 
 
-Spoiler = Callable[[Path], None]
+def test_several_maps_of_an_image_go_to_the_decoder_by_their_names(tmp_path: Path) -> None:
+    """As SAM 2's two finer maps."""
+    folder = write_segmenter(tmp_path / "several", renamed={"image_embeddings": "fine"})
+    describe(folder)
+    encoder, decoder = (onnx.load(folder / name) for name in ("encoder.onnx", "decoder.onnx"))
+    encoder.graph.output[0].name = encoder.graph.node[0].output[0] = "fine"
+    coarse = onnx.helper.make_tensor_value_info("coarse", onnx.TensorProto.FLOAT, [1, 3, 4, 4])
+    pool = onnx.helper.make_node("AveragePool", ["fine"], ["coarse"], kernel_shape=[2, 2], strides=[2, 2])
+    encoder.graph.output.append(coarse)
+    encoder.graph.node.append(pool)
+    decoder.graph.input.append(coarse)
+    onnx.save(encoder, folder / "encoder.onnx")
+    onnx.save(decoder, folder / "decoder.onnx")
+    box = (20.0, 20.0, 100.0, 100.0)
+    (mask,), _ = masks_of(folder, plain(128, 128), [box])
+    assert iou(mask, ellipse(128, 128, box)) > 0.97
+
+
+Spoiler = Callable[[Path], object]
 SPOILED: list[tuple[Spoiler, str]] = [
     (
         lambda folder: (folder / "decoder.onnx").unlink(),
