@@ -53,11 +53,11 @@ def prompt_masks(
     _tell(wanted, annotations)
     at_once, threads = split_threads(torch.get_num_threads())
     network = load_segmenter(segmenter, device=device, threads=threads)
-    remove_unfinished(out)
     journal_path = journal_of(out)
     header = {"segmenter": network.name, "annotations": digest, "--all": every}
     started = time.monotonic()
     with opened(journal_path, header) as journal:
+        remove_unfinished(out)
         if journal.done:
             print(f"{journal_path}: {len(journal.done)} images are done already")
         outcome = prompt_all(network, wanted.pictures, images, journal, at_once=at_once)
@@ -73,8 +73,8 @@ def prompt_masks(
         begun = time.perf_counter()
         document = with_masks(annotations, digest, masks, without)
         write_whole(out, json.dumps(document) + "\n")
-        outcome.seconds["write"] += time.perf_counter() - begun
-    journal_path.unlink()
+        outcome.spend({"write": time.perf_counter() - begun})
+        journal_path.unlink()
     empty = [document["annotations"][place]["id"] for place, mask in masks.items() if mask.runs is None]
     print(f"{out}: {len(masks) - len(empty)} masks made in {duration(time.monotonic() - started)}")
     if empty:

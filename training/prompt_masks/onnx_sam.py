@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from training.prompt_masks.canvas import canvas, resized
 from training.prompt_masks.description import Description
 from training.prompt_masks.onnx_form import features, image_input, mask_side
-from training.prompt_masks.onnx_session import Session
+from training.prompt_masks.onnx_session import Session, with_free_batch
 from training.prompt_masks.segmenter import Embedding, Frame, Prompted
 
 CORNERS = np.array([2, 3], np.float32)
@@ -31,21 +31,30 @@ class OnnxSegmenter:
         name: see `Segmenter`; what computes it is added.
         device: auto, cpu or cuda.
         threads: of one computation.
+        batch: boxes in one run of the decoder, where it can take several; else it gets one by one.
 
     Raises:
         ValueError: ONNX Runtime or the device is not there, or a file cannot be loaded or does not fit.
     """
 
     def __init__(
-        self, folder: Path, description: Description, *, name: str, device: str, threads: int
+        self, folder: Path, description: Description, *, name: str, device: str, threads: int, batch: int = 1
     ) -> None:
         self._description, self._names = description, description.names
         self._encoder = Session(folder / description.encoder, device=device, threads=threads)
         self._image = image_input(self._encoder, description)
-        self._decoder = Session(folder / description.decoder, device=device, threads=threads)
+        path = folder / description.decoder
+        self._decoder = Session(path, device=device, threads=threads)
         self._features = features(self._encoder, self._decoder, description)
         self._side = mask_side(self._decoder, description)
-        self.name = f"{name} ({self._encoder.computed_by})"
+        self._batch, self._of_several = batch, self._decoder
+        if batch > 1:
+            network = with_free_batch(path, (self._names.point_coords, self._names.point_labels))
+            self._of_several = Session(path, device=device, threads=threads, network=network)
+            if not self._agrees():
+                self._batch = 1
+                print(f"{path}: does not take several boxes at once; they go one by one")
+        self.name = f"{name} ({self._encoder.computed_by}, {self._batch} boxes at once)"
 
     def embed(self, image: NDArray[np.uint8]) -> Embedding:
         """See `Segmenter`; ValueError where the network cannot be computed."""
@@ -67,19 +76,41 @@ class OnnxSegmenter:
             raise ValueError(
                 f"{self._decoder.path}: no input {self._names.mask_input} for masks to be made better"
             )
-        logits = np.zeros((len(boxes), self._side, self._side), np.float32)
-        quality = np.zeros(len(boxes), np.float32)
-        corners = embedding.frame.on_canvas(boxes).reshape(-1, 1, 2, 2)
-        for row, points in enumerate(corners):
+        corners = embedding.frame.on_canvas(boxes).reshape(-1, 2, 2)
+        found = [(np.zeros((0, self._side, self._side), np.float32), np.zeros(0, np.float32))]
+        several = self.takes_several and prior is None and len(boxes) > 1
+        step, decoder = (self._batch, self._of_several) if several else (1, self._decoder)
+        for start in range(0, len(boxes), step):
+            points = corners[start : start + step]
             inputs = {
                 **embedding.features,
                 self._names.point_coords: points,
-                self._names.point_labels: CORNERS[None],
-                **self._prior(None if prior is None else prior[row]),
+                self._names.point_labels: np.tile(CORNERS, (len(points), 1)),
+                **self._prior(None if prior is None else prior[start]),
             }
-            made = self._decoder.run([self._names.low_res_masks, self._names.quality], inputs)
-            logits[row], quality[row] = _chosen(made[0][0], made[1][0], self._description.choice)
-        return Prompted(logits, quality)
+            made = decoder.run([self._names.low_res_masks, self._names.quality], inputs)
+            found.append(_chosen(made[0], made[1], self._description.choice))
+        logits, quality = zip(*found, strict=True)
+        return Prompted(np.concatenate(logits), np.concatenate(quality))
+
+    @property
+    def takes_several(self) -> bool:
+        """Whether its decoder takes several boxes at once, and was asked to."""
+        return self._batch > 1
+
+    def _agrees(self) -> bool:
+        """Whether two boxes at once have the masks that each has alone, of an image of noise."""
+        side = self._description.image_side
+        noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+        embedding = self.embed(noise)
+        boxes = np.array([[0.1, 0.2, 0.6, 0.9], [0.5, 0, 1, 1]], np.float32) * side
+        try:
+            together = self.masks(embedding, boxes)
+        except ValueError:  # of a size that its exporter has written into the network
+            return False
+        alone = [self.masks(embedding, box[None]).logits for box in boxes]
+        allowed = 1e-3 * float(abs(together.logits).max())
+        return bool(abs(np.concatenate(alone) - together.logits).max() <= allowed)
 
     def _prior(self, logits: NDArray[np.float32] | None) -> dict[str, NDArray[np.float32]]:
         """The decoder's inputs that are not of the image or the box, of those that it has."""
@@ -95,11 +126,12 @@ class OnnxSegmenter:
 
 def _chosen(
     logits: NDArray[np.float32], quality: NDArray[np.float32], choice: str
-) -> tuple[NDArray[np.float32], float]:
-    """One mask of logits [M, S, S] with its quality, of [M]; see `Description.choice`."""
-    first = choice == "first" or (choice == "auto" and len(quality) == SAM_MASKS)
-    best = 0 if first else int(quality.argmax())
-    return logits[best], float(quality[best])
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """One mask to a box, of logits [N, M, S, S], with its quality, of [N, M]; see `Description.choice`."""
+    first = choice == "first" or (choice == "auto" and quality.shape[1] == SAM_MASKS)
+    taken = np.zeros(len(quality), np.int64) if first else quality.argmax(1)
+    rows = np.arange(len(quality))
+    return logits[rows, taken], quality[rows, taken]
 
 
 def _raw(picture: NDArray[np.uint8], taken: Any) -> NDArray[Any]:

@@ -1,6 +1,7 @@
 """ONNX Runtime as it is used here: an optional package (requirements/segmenter.txt), its errors named in one line."""
 
 import importlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,34 @@ from model.files import first_few, one_line
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
 
-def onnx_runtime() -> Any:
-    """The package; ValueError where it is not installed."""
+def package(name: str) -> Any:
+    """onnxruntime or onnx; ValueError where it is not installed."""
     try:
-        return importlib.import_module("onnxruntime")
+        return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise ValueError(
-            "a segmenter in ONNX files needs the package onnxruntime, which is not installed: "
+            f"a segmenter in ONNX files needs the package {name}, which is not installed: "
             "pip install -r requirements/segmenter.txt"
         ) from error
+
+
+def has_cuda() -> bool:
+    """Whether the installed ONNX Runtime can compute on a GPU."""
+    return CUDA in package("onnxruntime").get_available_providers()
+
+
+def with_free_batch(path: Path, inputs: Collection[str]) -> bytes:
+    """The network in a file, with the first size of these inputs free: SAM's export fixes it to 1, one box.
+
+    What follows from them takes any number, as far as the exporter has not written a 1 into the network itself.
+    """
+    model = package("onnx").load(path)
+    for one in (*model.graph.input, *model.graph.output):
+        if one.name in inputs or one in model.graph.output:
+            one.type.tensor_type.shape.dim[0].dim_param = "boxes"
+    del model.graph.value_info[:]  # sizes that its writer noted on the way
+    network: bytes = model.SerializeToString()
+    return network
 
 
 class Session:
@@ -27,13 +47,14 @@ class Session:
         path: of the file.
         device: auto, cpu or cuda; auto: cuda where the installed ONNX Runtime has it.
         threads: of one computation.
+        network: what is in the file, where something was changed.
 
     Raises:
         ValueError: the package or the device is not there, or the file cannot be loaded.
     """
 
-    def __init__(self, path: Path, *, device: str, threads: int) -> None:
-        runtime = onnx_runtime()
+    def __init__(self, path: Path, *, device: str, threads: int, network: bytes | None = None) -> None:
+        runtime = package("onnxruntime")
         there = runtime.get_available_providers()
         if device == "cuda" and CUDA not in there:
             raise ValueError(
@@ -45,7 +66,7 @@ class Session:
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.log_severity_level = 3  # else warnings of single operations fill the screen
         try:
-            self._session = runtime.InferenceSession(str(path), options, providers=wanted)
+            self._session = runtime.InferenceSession(network or str(path), options, providers=wanted)
         except Exception as error:  # the base of ONNX Runtime's own errors
             raise ValueError(f"{path}: ONNX Runtime cannot load it ({one_line(error)})") from error
         self.path = path

@@ -5,11 +5,13 @@ those of a network wait for each other. What is computed does not depend on how 
 """
 
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
 
 from training.data.coco import read_picture
 from training.data.image_files import MOST_BROKEN, UnreadableImage, too_many
@@ -33,7 +35,12 @@ class Outcome:
     """
 
     broken: dict[int, str] = field(default_factory=dict)
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    def spend(self, seconds: Mapping[str, float]) -> None:
+        """Add seconds by part."""
+        for part, more in seconds.items():
+            self.seconds[part] += more
 
 
 def split_threads(threads: int) -> tuple[int, int]:
@@ -66,7 +73,7 @@ def prompt_all(
             else:
                 masks, seconds = made
                 journal.add(picture.row, masks)
-                outcome.seconds.update(seconds)
+                outcome.spend(seconds)
             shown.advance()
     return outcome
 
@@ -108,7 +115,7 @@ def _made(segmenter: Segmenter, picture: Picture, images_dir: Path) -> Made:
     runs = pixel_masks(prompted, embedding, picture.boxes)
     masks = {
         place: Mask(one if area_of(one) else None, round(min(max(float(quality), 0.0), 1.0), DIGITS))
-        for place, one, quality in zip(picture.objects, runs, prompted.quality, strict=True)
+        for place, one, quality in zip(picture.objects, runs, np.nan_to_num(prompted.quality), strict=True)
     }
     clock.append(time.perf_counter())
     parts = ("decode", "encode", "prompt", "masks")

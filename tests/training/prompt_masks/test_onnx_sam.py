@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
@@ -17,6 +18,9 @@ from tests.training.prompt_masks.tiny_segmenter import (
     write_segmenter,
 )
 from training.prompt_masks import load_segmenter, pixel_masks
+from training.prompt_masks.description import described
+from training.prompt_masks.onnx_sam import OnnxSegmenter
+from training.prompt_masks.onnx_session import has_cuda
 from training.prompt_masks.segmenter import Prompted
 
 WHITE = 255
@@ -87,6 +91,34 @@ def test_boxes_of_one_image_do_not_change_each_other(tiny: Path) -> None:
         alone, alone_quality = masks_of(tiny, plain(128, 128), [box])
         np.testing.assert_array_equal(alone[0], mask)
         assert alone_quality[0] == quality
+
+
+@pytest.mark.parametrize("masks", [1, 4])
+def test_boxes_in_batches_have_the_masks_that_each_has_alone(tmp_path: Path, masks: int) -> None:
+    folder = write_segmenter(tmp_path / "tiny", masks=masks)
+    describe(folder)
+    description = described(folder)[0]
+    boxes = np.array([(10 * n, 5 * n, 10 * n + 40, 5 * n + 60) for n in range(7)], np.float32)
+    found = []
+    for batch in (1, 3):
+        segmenter = OnnxSegmenter(folder, description, name="", device="cpu", threads=1, batch=batch)
+        found.append(segmenter.masks(segmenter.embed(plain(128, 128)), boxes))
+    alone, together = found
+    assert together.logits.shape == (7, SIDE // 4, SIDE // 4)
+    np.testing.assert_allclose(together.logits, alone.logits, atol=1e-6)
+    np.testing.assert_allclose(together.quality, alone.quality, atol=1e-6)
+
+
+def test_a_decoder_that_takes_one_box_alone_gets_them_one_by_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_segmenter(tmp_path / "tiny", traced=True)
+    describe(folder)
+    segmenter = OnnxSegmenter(folder, described(folder)[0], name="", device="cpu", threads=1, batch=3)
+    assert "decoder.onnx: does not take several boxes at once; they go one by one" in capsys.readouterr().out
+    prompted = segmenter.masks(segmenter.embed(plain(128, 128)), np.array([[0, 0, 64, 64]] * 3, np.float32))
+    np.testing.assert_allclose(prompted.quality, 0.5)
+    assert (prompted.logits[:, 8, 8] > 0).all()
 
 
 def test_an_image_without_boxes_has_no_masks(tiny: Path) -> None:
@@ -165,7 +197,25 @@ def test_names_of_the_description_are_those_of_the_network(tmp_path: Path) -> No
     assert iou(mask, ellipse(128, 128, box)) > 0.97
 
 
-Spoiler = Callable[[Path], None]
+def test_several_maps_of_an_image_go_to_the_decoder_by_their_names(tmp_path: Path) -> None:
+    """As SAM 2's two finer maps."""
+    folder = write_segmenter(tmp_path / "several", renamed={"image_embeddings": "fine"})
+    describe(folder)
+    encoder, decoder = (onnx.load(folder / name) for name in ("encoder.onnx", "decoder.onnx"))
+    encoder.graph.output[0].name = encoder.graph.node[0].output[0] = "fine"
+    coarse = onnx.helper.make_tensor_value_info("coarse", onnx.TensorProto.FLOAT, [1, 3, 4, 4])
+    pool = onnx.helper.make_node("AveragePool", ["fine"], ["coarse"], kernel_shape=[2, 2], strides=[2, 2])
+    encoder.graph.output.append(coarse)
+    encoder.graph.node.append(pool)
+    decoder.graph.input.append(coarse)
+    onnx.save(encoder, folder / "encoder.onnx")
+    onnx.save(decoder, folder / "decoder.onnx")
+    box = (20.0, 20.0, 100.0, 100.0)
+    (mask,), _ = masks_of(folder, plain(128, 128), [box])
+    assert iou(mask, ellipse(128, 128, box)) > 0.97
+
+
+Spoiler = Callable[[Path], object]
 SPOILED: list[tuple[Spoiler, str]] = [
     (
         lambda folder: (folder / "decoder.onnx").unlink(),
@@ -248,9 +298,7 @@ def test_a_missing_onnx_runtime_is_named_with_the_file_that_installs_it(
 
 
 def test_a_device_that_is_not_there_is_named(tiny: Path) -> None:
-    import onnxruntime  # type: ignore[import-untyped, unused-ignore]
-
-    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+    if has_cuda():
         pytest.skip("this ONNX Runtime computes on a GPU")
     with pytest.raises(ValueError, match="device cuda: the ONNX Runtime that is installed has"):
         load_segmenter(tiny, device="cuda")

@@ -70,6 +70,19 @@ def test_a_mask_has_the_pixels_that_its_box_touches_and_no_others(
     np.testing.assert_array_equal(drawn(np.ones((64, 64), np.float32), box, frame), inside)
 
 
+def test_clipped_to_a_box_a_mask_is_the_same_inside_it() -> None:
+    frame = Frame.of(300, 200, side=256, fit="longest")
+    draw = np.random.default_rng(0)
+    for seed in range(20):
+        logits = smooth(seed, 64)
+        x0, y0 = draw.uniform(0, 190), draw.uniform(0, 290)
+        box = (x0, y0, x0 + draw.uniform(1, 200), y0 + draw.uniform(1, 300))
+        whole = drawn(logits, (0, 0, 200, 300), frame)
+        inside = np.zeros_like(whole)
+        inside[int(y0) : int(np.ceil(box[3])), int(x0) : int(np.ceil(box[2]))] = 1
+        np.testing.assert_array_equal(drawn(logits, box, frame), whole * inside)
+
+
 @pytest.mark.parametrize("box", [(10, 10, 30, 30), (200, 10, 220, 30), (10, 300, 30, 320), (-30, 5, -10, 25)])
 def test_a_mask_with_nothing_in_its_box_has_no_pixel(box: tuple[float, float, float, float]) -> None:
     frame = Frame.of(300, 200, side=256, fit="longest")

@@ -98,7 +98,12 @@ def test_images_that_are_done_are_not_prompted_again(
     monkeypatch.setattr(running, "_made", stopping)
     assert main(words) == 130
     assert main(words) == 130  # at the first image, of those that are left
-    monkeypatch.setattr(running, "_made", lambda *given: prompted.append(given[1].row) or made(*given))
+
+    def going_on(segmenter: Any, picture: Any, images_dir: Path) -> Any:
+        prompted.append(picture.row)
+        return made(segmenter, picture, images_dir)
+
+    monkeypatch.setattr(running, "_made", going_on)
     assert main(words) == 0
     assert sorted(prompted) == list(range(IMAGES))
 

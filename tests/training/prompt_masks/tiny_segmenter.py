@@ -36,8 +36,9 @@ decoder (float[1, 3, E, E] image_embeddings, float[1, num_points, 2] point_coord
   bb = Mul (b, b)
   distance = Add (aa, bb)
   ellipse = Sub (quarter, distance)
-  labels = ReduceSum <keepdims = 0> (point_labels)
-  off = Sub (labels, five)
+  labels = ReduceSum (point_labels, one)
+  apart = Unsqueeze (labels, last)
+  off = Sub (apart, five)
   wrong = Abs (off)
   red, green, blue = Split <axis = 1> (image_embeddings)
   bright = Resize <mode = "linear"> (red, roi, scales)
@@ -61,6 +62,7 @@ def write_segmenter(
     masks: int = 1,
     best: int = 0,
     renamed: dict[str, str] | None = None,
+    traced: bool = False,
 ) -> Path:
     """`encoder.onnx` and `decoder.onnx` in a folder that is made; the folder.
 
@@ -69,6 +71,7 @@ def write_segmenter(
         masks: to a box; each is smaller than the one before.
         best: the one of the best quality; another's is half of that nearer to it.
         renamed: other names for inputs and outputs of the decoder.
+        traced: the decoder is right for one box at a time alone, as exporters trace it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     encoder = parser.parse_model(
@@ -77,17 +80,23 @@ def write_segmenter(
         "{ output = AveragePool <kernel_shape = [16, 16], strides = [16, 16]> (image) }"
     )
     onnx.save(encoder, folder / "encoder.onnx")
-    write_decoder(folder, side=side, masks=masks, best=best, renamed=renamed or {})
+    write_decoder(folder, side=side, masks=masks, best=best, renamed=renamed, traced=traced)
     return folder
 
 
 def write_decoder(
-    folder: Path, *, side: int = SIDE, masks: int = 1, best: int = 0, renamed: dict[str, str] | None = None
+    folder: Path,
+    *,
+    side: int = SIDE,
+    masks: int = 1,
+    best: int = 0,
+    renamed: dict[str, str] | None = None,
+    traced: bool = False,
 ) -> None:
     """The decoder alone; see `write_segmenter`."""
     renamed = renamed or {}
     sizes = {"E": side // 16, "M": side // 4, "N": masks}
-    text = _DECODER
+    text = _DECODER.replace("(point_labels, one)", "(point_labels)") if traced else _DECODER
     for letter, size in sizes.items():
         text = text.replace(f" {letter},", f" {size},").replace(f" {letter}]", f" {size}]")
     model = parser.parse_model(text)
@@ -96,6 +105,7 @@ def write_decoder(
         "xs": centres.reshape(1, 1, 1, -1),
         "ys": centres.reshape(1, 1, -1, 1),
         "one": np.array([1]),
+        "last": np.array([2, 3]),
         "half": np.float32(0.5),
         "quarter": np.float32(0.25),
         "five": np.float32(5),
