@@ -182,6 +182,7 @@ def test_masks_of_left_out_classes_are_judged_and_leave_the_network_as_it_was(fo
     mean = best_fits(finished, ("cls",), (float("inf"),))["cls"]
     at_mean = judge_left_out(finished, mean, truth, folder / "images")
     for one, other in zip(judged.classes, at_mean.classes, strict=True):
+        assert other.filled == one.filled == 1.0  # the objects are rectangles
         assert other.left_out == other.mean == one.mean and other.own == one.own
     assert any(one.left_out != one.mean for one in judged.classes)
     with torch.no_grad():
@@ -194,7 +195,7 @@ def test_masks_of_left_out_classes_are_judged_and_leave_the_network_as_it_was(fo
 @pytest.mark.parametrize(
     ("gains", "better", "words"),
     [
-        ([0.1, 0.12, 0.08], 1, "are better than the class-agnostic ones"),
+        ([0.1, 0.12, 0.08], 1, "are better than those of the mean row"),
         ([0.1, -0.12, 0.08], 0, "are not told apart"),
         ([-0.1, -0.12, -0.08], -1, "are worse than"),
         ([0.5], 0, "are not told apart"),
@@ -203,10 +204,12 @@ def test_masks_of_left_out_classes_are_judged_and_leave_the_network_as_it_was(fo
 def test_t_is_called_better_or_worse_only_beyond_chance(gains: list[float], better: int, words: str) -> None:
     judged = Judged(
         classes=tuple(
-            ClassMasks(name="x", objects=1, own=1.0, left_out=0.5 + gain, mean=0.5) for gain in gains
+            ClassMasks(name="x", objects=1, own=1.0, left_out=0.5 + gain, mean=0.5, filled=0.55)
+            for gain in gains
         )
     )
     assert judged.better == better and words in verdict_of_masks(judged)
+    assert ("worse than filled boxes" in verdict_of_masks(judged)) == (sum(gains) / len(gains) < 0.05)
 
 
 @pytest.mark.parametrize("worse", [True, False])
@@ -219,7 +222,8 @@ def test_a_t_that_makes_worse_masks_than_the_mean_row_is_written_as_zero(
 ) -> None:
     sign = -1 if worse else 1
     found = tuple(
-        ClassMasks(name="x", objects=1, own=1.0, left_out=0.5 + sign * g, mean=0.5) for g in (0.1, 0.2)
+        ClassMasks(name="x", objects=1, own=1.0, left_out=0.5 + sign * g, mean=0.5, filled=0.55)
+        for g in (0.1, 0.2)
     )
     monkeypatch.setattr("training.recipes.fit_transfer.judged.STANDARD_ERRORS", 1.0)
     monkeypatch.setattr(

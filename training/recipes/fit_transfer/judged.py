@@ -1,6 +1,5 @@
 """Masks of classes left out of the fit of T, beside those of their own mask weights and of the mean of the others."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.evaluate.predictions import predict
+from training.evaluate.predictions import ObjectMask, predict
 from training.evaluate.truth import GroundTruth, load_ground_truth
 from training.recipes.fit_transfer.fitted import Finished
 from training.recipes.fit_transfer.ridge import Ridge, mean_of_others
@@ -21,8 +20,8 @@ STANDARD_ERRORS = 2.0
 class ClassMasks:
     """Mean IoU of a class's masks on its ground-truth boxes, by three rows of mask weights.
 
-    `own`: the class's; `left_out`: T's, fitted without the class; `mean`: that of the other classes, which is the
-    class-agnostic mask of this network.
+    `own`: the class's; `left_out`: T's, fitted without the class; `mean`: that of the other classes, which is what is
+    left where T says nothing, and less than a class-agnostic row that was trained. `filled`: of the filled box.
     """
 
     name: str
@@ -30,6 +29,7 @@ class ClassMasks:
     own: float
     left_out: float
     mean: float
+    filled: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,16 +75,17 @@ def judge_left_out(finished: Finished, fit: Ridge, truth: GroundTruth, images: P
     assert weights.specific is not None and weights.bias is not None
     rows, biases = weights.specific.detach()[labels], weights.bias.detach()[labels]
     of_others = mean_of_others(biases)
-    own = _ious(finished, truth, images, rows, biases)
-    left_out = _ious(finished, truth, images, fit.left_out, of_others)
-    mean = _ious(finished, truth, images, mean_of_others(rows), of_others)
+    own = _masks(finished, truth, images, rows, biases)
+    left_out = _masks(finished, truth, images, fit.left_out, of_others)
+    mean = _masks(finished, truth, images, mean_of_others(rows), of_others)
     judged = [
         ClassMasks(
             name=finished.classes.name_of_label(label),
             objects=len(own[label]),
-            own=float(np.mean(own[label])),
-            left_out=float(np.mean(left_out[label])),
-            mean=float(np.mean(mean[label])),
+            own=_mean(own[label]),
+            left_out=_mean(left_out[label]),
+            mean=_mean(mean[label]),
+            filled=float(np.mean([one.box_fill for one in own[label]])),
         )
         for label in labels
         if own[label]
@@ -95,10 +96,10 @@ def judge_left_out(finished: Finished, fit: Ridge, truth: GroundTruth, images: P
 
 
 @torch.no_grad()
-def _ious(
+def _masks(
     finished: Finished, truth: GroundTruth, images: Path, rows_PF: Tensor, biases_P: Tensor
-) -> dict[int, Sequence[float]]:
-    """IoU of every object by label, with these rows as the mask weights of the classes for the while."""
+) -> dict[int, list[ObjectMask]]:
+    """The masks of all objects by label, with these rows as the mask weights of the classes for the while."""
     weights, labels = finished.network.mask_weights, list(finished.labels)
     assert weights.specific is not None and weights.bias is not None
     before = weights.specific.clone(), weights.bias.clone()
@@ -108,7 +109,11 @@ def _ious(
     finally:
         weights.specific.copy_(before[0])
         weights.bias.copy_(before[1])
-    ious: dict[int, list[float]] = {label: [] for label in labels}
+    of_label: dict[int, list[ObjectMask]] = {label: [] for label in labels}
     for one in found:
-        ious[finished.classes.label_of_id(one.category_id)].append(one.iou)
-    return dict(ious)
+        of_label[finished.classes.label_of_id(one.category_id)].append(one)
+    return of_label
+
+
+def _mean(masks: list[ObjectMask]) -> float:
+    return float(np.mean([one.iou for one in masks]))

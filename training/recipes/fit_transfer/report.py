@@ -9,6 +9,9 @@ from training.recipes.fit_transfer.fitted import Input
 from training.recipes.fit_transfer.judged import STANDARD_ERRORS, Judged
 from training.recipes.fit_transfer.ridge import Ridge
 
+ROWS = ("own", "left_out", "mean", "filled")
+"""What masks are judged by, as in `ClassMasks`."""
+
 
 def report_of_fits(fits: Mapping[Input, Ridge], chosen: Input) -> str:
     """A line for each input of T, the chosen one marked."""
@@ -30,7 +33,7 @@ def verdict_of_weights(fit: Ridge) -> str:
     if math.isinf(fit.strength):
         return (
             "T predicts the mask weights of no left-out class better than the mean of the others does: lambda is "
-            "infinite, T is zero, and new classes get the class-agnostic mean row"
+            "infinite, T is zero, and new classes get the mean row"
         )
     return (
         f"T predicts the mask weights of left-out classes better than the mean row does: of its squared error "
@@ -40,18 +43,18 @@ def verdict_of_weights(fit: Ridge) -> str:
 
 def report_of_masks(judged: Judged) -> str:
     """A line for each class, the mean over them, and which row to trust."""
-    rows = [["class", "objects", "own row", "T, left out", "mean row", "T - mean"]]
+    rows = [["class", "objects", "own row", "T, left out", "mean row", "box filled", "T - mean"]]
     rows += [
         [
             one.name,
             str(one.objects),
-            *map(percent, (one.own, one.left_out, one.mean)),
+            *map(percent, (one.own, one.left_out, one.mean, one.filled)),
             f"{100 * (one.left_out - one.mean):+.1f}",
         ]
         for one in judged.classes
     ]
     gain, _ = judged.gains
-    means = [percent(judged.over(row)) for row in ("own", "left_out", "mean")]
+    means = [percent(judged.over(row)) for row in ROWS]
     objects = sum(one.objects for one in judged.classes)
     rows.append(["mean over classes", str(objects), *means, f"{100 * gain:+.1f}"])
     return f"mask IoU on ground-truth boxes, in percent\n{aligned(rows)}\n{verdict_of_masks(judged)}"
@@ -61,10 +64,12 @@ def verdict_of_masks(judged: Judged) -> str:
     """Whether masks of left-out classes are better by T than by the mean row, and by how sure a margin."""
     gain, error = judged.gains
     words = {
-        1: "T's masks of left-out classes are better than the class-agnostic ones of the mean row",
-        0: "T's masks of left-out classes are not told apart from the class-agnostic ones of the mean row",
-        -1: "T's masks of left-out classes are worse than the class-agnostic ones of the mean row, which are written",
+        1: "T's masks of left-out classes are better than those of the mean row",
+        0: "T's masks of left-out classes are not told apart from those of the mean row",
+        -1: "T's masks of left-out classes are worse than those of the mean row, which are written",
     }[judged.better]
+    if judged.over("left_out") < judged.over("filled"):
+        words += " (and worse than filled boxes)"
     return (
         f"{words}: {100 * gain:+.1f} +- {100 * error:.1f} points ({STANDARD_ERRORS:g} standard errors decide)"
     )
@@ -86,7 +91,7 @@ def as_plain(
     if judged is not None:
         gain, error = judged.gains
         plain |= {
-            "mask_iou": {row: judged.over(row) for row in ("own", "left_out", "mean")},
+            "mask_iou": {row: judged.over(row) for row in ROWS},
             "gain": gain,
             "gain_error": error if math.isfinite(error) else None,
             "classes": [vars(one) for one in judged.classes],
