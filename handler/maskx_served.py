@@ -16,6 +16,7 @@ import torch
 from maskx_answer import LEAST_COMPRESSED, compressed
 from maskx_image import FORMATS
 from maskx_model import ServedModel
+from maskx_openapi import Described, openapi_document
 from maskx_parameters import MASK_FORMATS, MAX_DETECTIONS, OUTPUTS
 from maskx_request import accepts_gzip, traced
 from maskx_service import JSON, Answer, Service
@@ -27,11 +28,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Served:
-    """A model that is ready to answer: itself, its service, and the answer to who asks what runs here."""
+    """A model that is ready to answer: itself, its service, the answer to who asks what runs here, and the OpenAPI
+    document of what it takes and gives, both in JSON."""
 
     model: ServedModel
     service: Service
     description: bytes
+    openapi: bytes
 
 
 def load(
@@ -74,7 +77,21 @@ def load(
         time.monotonic() - begin,
         decoding,
     )
-    return Served(model=model, service=service, description=description(model, settings, decoding))
+    document = openapi_document(
+        Described(
+            name=name,
+            version=str(manifest["modelVersion"]),
+            defaults=model.defaults,
+            categories=[one.name for one in model.categories.values()],
+            limits=settings.limits,
+        )
+    )
+    return Served(
+        model=model,
+        service=service,
+        description=description(model, settings, decoding),
+        openapi=json.dumps(document).encode(),
+    )
 
 
 def sent(answer: Answer, headers: Mapping[str, Any]) -> tuple[bytes, dict[str, str]]:

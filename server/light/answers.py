@@ -23,6 +23,21 @@ class Refusal(Exception):
         return json.dumps(content, separators=(",", ":")).encode()
 
 
+REFUSALS = (
+    (404, "NotFound: There is no such path, model or version."),
+    (405, "MethodNotAllowed: This path does not take this method."),
+    (408, "BadRequest: The request came too slowly."),
+    (413, "RequestTooLarge: The request has more bytes than allowed."),
+    (417, "BadRequest: This expectation is not known."),
+    (431, "HeadersTooLarge: A header, or all of them, are too long."),
+    (501, "NotImplemented: This Transfer-Encoding is not known."),
+    (503, "Busy: The queue is full or the server is ending; send it again later (Retry-After)."),
+    (503, "WorkerDied: Workers died with this request."),
+    (504, "Timeout: There was no answer in time; send it again later (Retry-After)."),
+)
+"""Statuses of the front's own refusals of a prediction, and what they mean, as /openapi.json tells them."""
+
+
 def ending() -> Refusal:
     """What is told to who comes too late."""
     return Refusal(503, "Busy", "the server, or this version, is ending; send it again later", retry_after=1)

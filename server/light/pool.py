@@ -133,6 +133,8 @@ class Pool:
         self.settings = settings
         self.restarts = 0
         self.failure = ""
+        self.openapi = b"{}"
+        """The OpenAPI document of the handler's, in JSON, once a worker was ready."""
         self._name = name
         self._count = count
         self._waiting: deque[Job] = deque()
@@ -251,7 +253,7 @@ class Pool:
             self.failure = said[1]
             logger.error("Load model failed", extra={**told, "reason": said[1]})
             return False
-        worker.ready, self.failure = True, ""
+        worker.ready, self.failure, self.openapi = True, "", said[1]
         logger.info("worker is ready", extra={**told, "seconds": round(time.monotonic() - begin, 2)})
         return True
 

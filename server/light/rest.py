@@ -22,8 +22,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from ..docs_page import POLICY, documentation_page
+from ..page import HEADERS, files
 from ..settings import CORS_HEADERS, CORS_METHODS, MODEL
-from .answers import Answered, Refusal
+from .answers import REFUSALS, Answered, Refusal
 from .models import Models
 from .operators import Meters, metrics_app
 from .wire import HEAD_BYTES, SPELLED, fields_of, head_too_long, is_form
@@ -176,6 +178,42 @@ class Watched:
         return JSONResponse({"models": [MODEL]})
 
 
+class Told:
+    """What can be asked here, out of the handler's own tables: `/openapi.json`, and `/docs`, the same as a page; and
+    the page to try it, at `/`."""
+
+    def __init__(self, models: Models) -> None:
+        self._models = models
+
+    async def openapi(self, request: Request) -> Response:
+        """Of the default version, with the front's own refusals."""
+        return JSONResponse(self._document())
+
+    async def docs(self, request: Request) -> Response:
+        """The document as a page."""
+        headers = {**HEADERS, "Content-Security-Policy": POLICY}
+        return Response(documentation_page(self._document()), 200, headers, "text/html; charset=utf-8")
+
+    async def page(self, request: Request) -> Response:
+        """A file of the page."""
+        found = files()[request.url.path]
+        return Response(found.body, 200, found.headers, found.content_type)
+
+    def _document(self) -> dict[str, Any]:
+        document: dict[str, Any] = json.loads(self._models.find(MODEL).openapi)
+        for item in document.get("paths", {}).values():
+            if "post" in item:
+                _add_refusals(item["post"]["responses"])
+        return document
+
+
+def _add_refusals(responses: dict[str, Any]) -> None:
+    content = responses["400"]["content"]
+    for status, meaning in REFUSALS:
+        told = responses.setdefault(str(status), {"description": "", "content": content})
+        told["description"] = f"{told['description']} {meaning}".strip()
+
+
 def server_metadata(version: str) -> dict[str, Any]:
     """Of the Open Inference Protocol."""
     return {"name": "maskx", "version": version, "extensions": EXTENSIONS}
@@ -196,7 +234,7 @@ def inference_app(
 ) -> Starlette:
     """All addresses of the inference port; `version` is the server's own."""
     predict, by_query = Predict(models, max_request_size), Predict(models, max_request_size, by_query=True)
-    watched = Watched(models, version)
+    watched, told = Watched(models, version), Told(models)
     named = ("", "/{version}")
     of_v2 = [f"/v2/models/{{model}}{one}" for one in ("", "/versions/{version}")]
     routes = [
@@ -216,6 +254,9 @@ def inference_app(
         Route("/v2/health/ready", watched.ready),
         *(Route(one, watched.model) for one in of_v2),
         *(Route(f"{one}/ready", watched.ready) for one in of_v2),
+        Route("/openapi.json", told.openapi),
+        Route("/docs", told.docs),
+        *(Route(path, told.page) for path in files()),
         *metrics_app(meters, models).routes,
     ]
     cors = []

@@ -6,11 +6,11 @@ DESCRIPTOR is that of a Unix socket to the front; FOLDER holds the unpacked arch
 there; GPU is "" where none is assigned. Only the standard library, PyYAML and the archive are imported.
 
 A message is its length in 8 bytes, the lowest first, and the content in `marshal`'s form, which makes plain values
-alone: nothing that is read can run code. The worker first says ("ready", pid) or ("failed", reason). Then it answers
-("describe",) with bytes, and ("answer", requests), each request (fields, headers, by_grpc), with (answers, samples,
-lost): an answer is (status, content type, kind, headers, body), a sample (name, value, labels); `lost` is whether the
-device computes no more, after which the process ends. It ends too when the front closes the socket, and heeds no
-SIGTERM or SIGINT, which come to the whole group: the front decides when it is no longer needed.
+alone: nothing that is read can run code. The worker first says ("ready", the OpenAPI document in JSON) or ("failed",
+reason). Then it answers ("describe",) with bytes, and ("answer", requests), each request (fields, headers, by_grpc),
+with (answers, samples, lost): an answer is (status, content type, kind, headers, body), a sample (name, value, labels);
+`lost` is whether the device computes no more, after which the process ends. It ends too when the front closes the
+socket, and heeds no SIGTERM or SIGINT, which come to the whole group: the front decides when it is no longer needed.
 """
 
 import json
@@ -81,6 +81,11 @@ class Worker:
         description: bytes = self._model.description
         return description
 
+    def openapi(self) -> bytes:
+        """The OpenAPI document of what is taken and given here, in JSON."""
+        document: bytes = self._model.openapi
+        return document
+
     def answer(
         self, requests: Sequence[tuple[dict[str, Any], dict[str, str], bool]]
     ) -> tuple[Any, Any, bool]:
@@ -138,7 +143,7 @@ def main(arguments: Sequence[str]) -> int:
         logger.error("%s: %s", type(error).__name__, error, exc_info=not isinstance(error, ValueError))
         send(connection, ("failed", f"{type(error).__name__}: {error}"))
         return 2
-    send(connection, ("ready",))
+    send(connection, ("ready", worker.openapi()))
     return serve(connection, worker)
 
 

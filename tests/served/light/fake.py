@@ -42,7 +42,8 @@ def load(folder, manifest, config, *, name, gpu_id, batch_size):
     if (config or {}).get("broken"):
         raise ValueError("this archive is broken")
     model = SimpleNamespace(device="cpu", memory_taken=lambda: 1)
-    return SimpleNamespace(model=model, service=Service(), description=b'{"fake": true}')
+    told = {"description": b'{"fake": true}', "openapi": b'{"paths": {}}'}
+    return SimpleNamespace(model=model, service=Service(), **told)
 
 def sent(answer, headers):
     return answer.body, {"x-error-type": answer.kind} if answer.kind else {}
