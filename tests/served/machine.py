@@ -143,8 +143,8 @@ class Machine:
 
 
 def make_machine(folder: Path, archive: Path) -> Machine:
-    """The archive, its sha256, server/ and serve_config/, copied into a folder."""
-    for name in ("server", "serve_config"):
+    """The archive, its sha256, server/, serve_config/ and the page, copied into a folder."""
+    for name in ("server", "serve_config", "client/js"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "build").mkdir()
     for name in (archive.name, archive.name + ".sha256"):
