@@ -150,7 +150,7 @@ def test_alone_on_its_canvas_an_image_teaches_what_it_teaches_beside_one_of_its_
     torch.testing.assert_close(alone, of_batch, rtol=1e-5, atol=1e-6)
     nothing = [{**one, "seen": [torch.zeros_like(x) for x in one["seen"]]} for one in seen]
     of_nothing = run.network.losses(list(images), nothing, seeds=[1, 2, 3])  # type: ignore[arg-type]
-    assert not torch.allclose(of_nothing["loss_mask"], of_batch, rtol=1e-3)
+    assert not torch.allclose(of_nothing["loss_mask"], of_batch, rtol=1e-4)
 
 
 def test_kept_views_are_those_of_the_data_and_the_image_is_not_decoded_again(
