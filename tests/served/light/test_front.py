@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import grpc
 import psutil
@@ -59,7 +60,7 @@ def test_a_full_queue_is_told_with_when_to_ask_again_over_both_protocols(start: 
             by_grpc(machine, b"a")
         assert [one.result().status for one in sent] == [200] * 3
     assert (refused.status, refused.error()["type"], refused.headers["retry-after"]) == (503, "Busy", "1")
-    error = raised.value
+    error: Any = raised.value
     assert error.code() == grpc.StatusCode.UNAVAILABLE and json.loads(error.details()) == json.loads(
         refused.body
     )
