@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import grpc
 import psutil
@@ -59,11 +60,11 @@ def test_a_full_queue_is_told_with_when_to_ask_again_over_both_protocols(start: 
             by_grpc(machine, b"a")
         assert [one.result().status for one in sent] == [200] * 3
     assert (refused.status, refused.error()["type"], refused.headers["retry-after"]) == (503, "Busy", "1")
-    error = raised.value
-    assert error.code() == grpc.StatusCode.UNAVAILABLE and json.loads(error.details() or "") == json.loads(
+    error: Any = raised.value
+    assert error.code() == grpc.StatusCode.UNAVAILABLE and json.loads(error.details()) == json.loads(
         refused.body
     )
-    assert ("retry-after", "1") in [(one.key, one.value) for one in error.trailing_metadata()]
+    assert ("retry-after", "1") in [tuple(one) for one in error.trailing_metadata()]
 
 
 def test_told_to_end_it_answers_who_came_before_refuses_who_comes_after_and_ends_with_0(start: Start) -> None:

@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -154,6 +155,23 @@ def test_a_worker_that_died_with_nothing_to_do_is_replaced_and_no_request_is_cha
             assert content(await asked(pool, b"a"))["pid"] != pid
 
     run(folder, settings, case)
+
+
+def test_a_batch_that_is_gathered_in_the_moment_in_which_its_worker_ends_goes_back(
+    folder: Path, settings: PoolSettings
+) -> None:
+    async def case() -> None:
+        pool = Pool("maskx", "1.0", folder, replace(settings, batch_size=1), lambda samples: None)
+        task = asked(pool, b"a")
+        await asyncio.sleep(0)
+        worker: Any = SimpleNamespace(gone=asyncio.get_running_loop().create_future())
+        gathered = asyncio.create_task(pool._gathered(worker))
+        await asyncio.sleep(0)
+        worker.gone.set_result(1)
+        assert await gathered == [] and pool.pending == 1
+        task.cancel()
+
+    asyncio.run(case())
 
 
 def test_a_request_that_kills_its_worker_twice_is_refused_alone(folder: Path, settings: PoolSettings) -> None:
