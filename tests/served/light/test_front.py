@@ -176,7 +176,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
 @pytest.mark.parametrize(
     ("path", "method", "status", "kind"),
     [
-        ("/", "GET", 404, "NotFound"),
+        ("/other", "GET", 404, "NotFound"),
         ("/predictions/other", "POST", 404, "NotFound"),
         ("/predictions/maskx/9", "POST", 404, "NotFound"),
         ("/predictions/maskx", "OPTIONS", 405, "MethodNotAllowed"),
