@@ -1,6 +1,7 @@
 """Ids, labels and names of classes, and the choice of set A."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -147,7 +148,7 @@ def test_a_table_out_of_order_is_refused() -> None:
 
 
 def test_a_table_says_by_itself_what_its_masks_were_learned_from_as_one_of_before_does() -> None:
-    values = {"ids": [1, 2], "names": ["a", "b"], "has_mask": [True, False]}
+    values: dict[str, list[Any]] = {"ids": [1, 2], "names": ["a", "b"], "has_mask": [True, False]}
     assert ClassTable.from_dict(values).mask_sources == ("masks", "boxes")
 
 

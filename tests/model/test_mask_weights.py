@@ -98,7 +98,8 @@ def test_the_weight_of_an_object_takes_from_the_loss_of_that_object() -> None:
     whole = losses(network, pair)["loss_mask"]
     for place, weights in enumerate(([0.25, 1.0], [1.0, 0.25])):
         only: Any = {key: value[place : place + 1] for key, value in pair.items() if key != "image_id"}
-        own = losses(network, {**only, "crowd_boxes": pair["crowd_boxes"], "image_id": 1})["loss_mask"]
+        only |= {"crowd_boxes": pair["crowd_boxes"], "image_id": 1}
+        own = losses(network, only)["loss_mask"]
         found = losses(network, weighted(pair, weights))["loss_mask"]
         torch.testing.assert_close(found, whole - 0.75 * own)
 
