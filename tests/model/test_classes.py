@@ -1,6 +1,7 @@
 """Ids, labels and names of classes, and the choice of set A."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch

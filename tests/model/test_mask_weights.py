@@ -92,6 +92,18 @@ def test_each_roi_has_the_weight_of_its_own_object_in_every_image(softmax: bool,
     assert loss([[1, 0.1, 1], [1, 0.1, 1]]) == whole  # of an object without a mask it is nothing
 
 
+def test_the_weight_of_an_object_takes_from_the_loss_of_that_object() -> None:
+    network = network_of(train_on="ground_truth")
+    pair = target(2, seed=5)
+    whole = losses(network, pair)["loss_mask"]
+    for place, weights in enumerate(([0.25, 1.0], [1.0, 0.25])):
+        only: Any = {key: value[place : place + 1] for key, value in pair.items() if key != "image_id"}
+        only |= {"crowd_boxes": pair["crowd_boxes"], "image_id": 1}
+        own = losses(network, only)["loss_mask"]
+        found = losses(network, weighted(pair, weights))["loss_mask"]
+        torch.testing.assert_close(found, whole - 0.75 * own)
+
+
 def test_an_image_without_weights_beside_one_with_them_counts_whole() -> None:
     network = network_of(train_on="ground_truth")
     one, other = target(2, seed=1), target(2, seed=2)

@@ -128,6 +128,14 @@ def test_weights_come_into_the_target_object_by_object_and_only_where_one_is_not
     assert "mask_weights" not in load_coco(many({BOX: [{"mask_weight": 1.0}, TRUE]}))[0][1]
 
 
+def test_weights_and_makers_go_by_image_whatever_the_order_of_the_file(load_coco: Load) -> None:
+    contents = many({BOX: [{"mask_weight": 0.25}, {**TAUGHT, "mask_weight": 0.5}, {"mask_weight": 0.75}]})
+    contents["annotations"][0]["image_id"] = 7  # the second image of the list
+    dataset = load_coco(contents)
+    assert [dataset.target(row)["mask_weights"].tolist() for row in (0, 1)] == [[0.5, 0.75], [0.25]]
+    assert dataset.packed.true_masks.tolist() == [False, True, True]
+
+
 def test_a_mask_of_weight_0_is_none(load_coco: Load) -> None:
     """So what is learned from boxes alone is learned of its object."""
     known = many({BOX: [TRUE, {"mask_weight": 0, "segmentation": {"size": "?"}}]})
