@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from model.dataclass_io import require_at_least
 from model.files import command, write_whole
 from training.distributed import refuse_processes
 from training.join.joined import checked, config_of_run, document_with_masks, join
@@ -35,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         action="store_true",
         help="print how right it is on the validation set, set B's masks read for it",
     )
+    add("--max-images", type=int, help="ask about the first so many images alone, to try it")
     add("changes", nargs="*", metavar="key=value", help="such as validate_transfer.groups=4")
     options = parser.parse_intermixed_args(arguments)
     again = f"go on with:\n    python -m training.join {shlex.join(arguments)}"
@@ -43,13 +45,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = config_of_run(options.run, options.changes)
         if options.out.resolve() == Path(config.data.train_annotations).resolve():
             raise ValueError(f"--out is {options.out}, the run's training set itself; write to another file")
-        joined = join(config, _segmenter(options.segmenter, config.device), train)
+        require_at_least(1, max_images=options.max_images)
+        segmenter = _segmenter(options.segmenter, config.device)
+        joined = join(config, segmenter, train, max_images=options.max_images)
         write_whole(options.out, json.dumps(document_with_masks(joined)))
         print(summary(joined))
         if options.explain:
             print(f"\n{by_class(joined)}")
         if options.check:
-            print(f"\n{checked_table(checked(joined), joined.judged_labels)}")
+            print(f"\n{checked_table(checked(joined, max_images=options.max_images), joined.judged_labels)}")
         print(f"\n{options.out} written")
     return status.code
 

@@ -87,8 +87,12 @@ def config_of_run(run: Path, changes: Sequence[str]) -> TrainingConfig:
     return changed(own, changes)
 
 
-def join(config: TrainingConfig, segmenter: Segmenter, train: Train) -> Join:
+def join(
+    config: TrainingConfig, segmenter: Segmenter, train: Train, *, max_images: int | None = None
+) -> Join:
     """Ask all sources about the training set of `config`, and fit the rule to the objects whose masks are known.
+
+    With `max_images` the sources are asked about the first so many images alone; branches are trained on all.
 
     Raises:
         ValueError: no object of set A has a mask, fewer classes than groups; see also `train_heads` and `asked`.
@@ -102,6 +106,8 @@ def join(config: TrainingConfig, segmenter: Segmenter, train: Train) -> Join:
         annotations, images_dir, classes, config.data.reading, truth_of=classes.set_a_labels()
     )
     judged = require_truth(objects, str(annotations))
+    objects = objects.of_first(max_images)
+    require_truth(objects, f"{annotations}, first {max_images} images")
     heads = train_heads(config, classes, judged, folder, train)
     masks_of_heads = HeadMasks(heads, device)
     sources: list[Source] = [masks_of_heads, SegmenterMasks(segmenter, after=masks_of_heads.identity)]
@@ -171,8 +177,7 @@ def checked(joined: Join, *, max_images: int | None = None) -> Checked:
         data.reading,
         truth_of=every,
         only_with_truth=True,
-        max_images=max_images,
-    )
+    ).of_first(max_images)
     masks = joined.masks_of(objects, Path(data.val_images), Path(joined.config.output.dir) / "join" / "masks")
     positions = np.arange(len(objects.objects))
     of_each = [true_ious(one.maps, objects, positions) for one in masks.judged.said.values()]

@@ -6,7 +6,7 @@ Set B's own masks are never read: an object's segmentation counts as truth only 
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,6 +63,11 @@ class Objects:
         grouped = groupby(positions, key=lambda position: self.objects[position].image)
         return [(image, list(some)) for image, some in grouped]
 
+    def of_first(self, images: int | None) -> "Objects":
+        """Those of the first so many images; all where `images` is None."""
+        kept = tuple(one for one in self.objects if images is None or one.image < images)
+        return replace(self, objects=kept)
+
 
 def load_objects(
     annotations: Path,
@@ -73,13 +78,12 @@ def load_objects(
     truth_of: Collection[int],
     per_class: int = JUDGED_PER_CLASS,
     only_with_truth: bool = False,
-    max_images: int | None = None,
 ) -> Objects:
     """The objects of a COCO file, crowd regions aside, by the checks of training (`training.data.annotations`).
 
     Of objects whose true mask is known at most `per_class` of each class are kept. `truth_of`: the labels whose masks
     are read as truth. `only_with_truth`: leave out the others, as an evaluation does, and that takes all whatever
-    their number. `max_images`: take that many from the front of the list.
+    their number.
 
     Raises:
         ValueError: see `AnnotationFile`; or no object is left.
@@ -88,10 +92,9 @@ def load_objects(
     file = AnnotationFile(document, classes, source := str(annotations))
     file.check_files(images_dir)
     numbers = {id(entry): number for number, entry in enumerate(file.document["annotations"])}
-    images = range(len(file.names))[:max_images]
     found = [
         _placed(one, numbers[id(one.entry)], file, truth_of)
-        for one in file.annotations(images=images)
+        for one in file.annotations()
         if not one.entry.get("iscrowd")
     ]
     kept = [one for one in found if one.truth is not None] if only_with_truth else _thinned(found, per_class)

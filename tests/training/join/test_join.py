@@ -212,7 +212,7 @@ def test_the_command_writes_the_file_and_explains_it(
         "--explain",
         "--check",
     ]
-    assert command_line.main([*command, "validate_transfer.groups=2"]) == 0
+    assert command_line.main([*command, "--max-images=6", "validate_transfer.groups=2"]) == 0
     said = capsys.readouterr().out
     assert "because" in said and "set B" in said and f"{out} written" in said
     assert of_slabs(json.loads(out.read_text()))[0]["mask_source"]

@@ -70,3 +70,8 @@ def test_a_set_without_a_true_mask_is_refused(tmp_path: Path) -> None:
 def test_a_set_without_an_object_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no object is left"):
         load(tmp_path, [entry(1, 1, iscrowd=1)])
+
+
+def test_a_trial_asks_about_the_first_images_alone(tmp_path: Path) -> None:
+    found = load(tmp_path, [entry(1, 1), entry(2, 2)])
+    assert found.of_first(None) == found.of_first(1) == found and not found.of_first(0).objects
