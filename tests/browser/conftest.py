@@ -88,10 +88,12 @@ def fields_of(seen: Seen) -> dict[str, Any]:
     if not kind.startswith("multipart/form-data"):
         return {"body": bytearray(seen.body)}
     form = email.message_from_bytes(f"Content-Type: {kind}\r\n\r\n".encode() + seen.body)
-    return {
-        str(part.get_param("name", header="content-disposition")): bytearray(part.get_payload(decode=True))
-        for part in form.get_payload()
-    }
+    fields: dict[str, Any] = {}
+    for part in form.walk():
+        content = part.get_payload(decode=True)
+        if isinstance(content, bytes):
+            fields[str(part.get_param("name", header="content-disposition"))] = bytearray(content)
+    return fields
 
 
 @pytest.fixture(scope="session")
