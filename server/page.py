@@ -119,6 +119,8 @@ class PageHandler(BaseHTTPRequestHandler):
             return
         self._send(status, answer, headers)
 
+    do_PUT = do_POST  # noqa: N815  curl -T
+
     def _refuse(self, status: int, kind: str, message: str) -> None:
         said = {"error": {"code": status, "type": kind, "message": message}}
         self._send(status, json.dumps(said).encode(), {"Content-Type": "application/json"})

@@ -1,5 +1,6 @@
 """A browser, and the page before a server that answers by the handler's service, without TorchServe."""
 
+import email
 import json
 import os
 import shutil
@@ -81,6 +82,20 @@ def service(standin: Path) -> Service:
     return Service(model, Limits(), name="maskx", version="1.0")
 
 
+def fields_of(seen: Seen) -> dict[str, Any]:
+    """The request as TorchServe hands it to the handler: a form's fields, else the body."""
+    kind = seen.headers.get("content-type", "")
+    if not kind.startswith("multipart/form-data"):
+        return {"body": bytearray(seen.body)}
+    form = email.message_from_bytes(f"Content-Type: {kind}\r\n\r\n".encode() + seen.body)
+    fields: dict[str, Any] = {}
+    for part in form.walk():
+        content = part.get_payload(decode=True)
+        if isinstance(content, bytes):
+            fields[str(part.get_param("name", header="content-disposition"))] = bytearray(content)
+    return fields
+
+
 @pytest.fixture(scope="session")
 def whole_site(service: Service) -> Iterator[Site]:
     with upstream() as behind, PageServer(0, f"http://{behind.address}") as page:
@@ -96,7 +111,7 @@ def site(whole_site: Site, service: Service, driver: Any) -> Iterator[Site]:
     """The page, opened anew; afterwards the browser must not have complained of anything but refused requests."""
 
     def answer(seen: Seen) -> Answer:
-        (made,) = service.answer([{"body": bytearray(seen.body)}], [seen.headers])
+        (made,) = service.answer([fields_of(seen)], [seen.headers])
         body = made.body
         if made.content_type == "application/json" and made.status == 200:
             content = json.loads(body)

@@ -20,6 +20,7 @@ from tests.browser.conftest import Site
 from tests.browser.look import answered, by_id, canvas, choose, focused, found, move_threshold, status, until
 from tests.pictures import encoded, exif
 from tests.served.standin import scene
+from tests.served.upstream import Answer, Seen
 
 RED, GREEN, BLUE = (4, 3, 10, 8), (20, 5, 12, 14), (2, 20, 30, 6)
 
@@ -109,9 +110,9 @@ def test_a_transferred_mask_is_hatched_and_named_so_and_a_taught_one_too(
         "photo.png: 3 found in 40 x 30 pixels; 1 with a transferred mask"
     )
     assert found(driver) == [
+        ["red", "0.80", "mask learned from masks"],
         ["green", "1.00", "mask transferred"],
         ["bleu é", "1.00", "mask learned from masks"],
-        ["red", "0.80", "mask learned from masks"],
     ]
     assert by_id(driver, "legend-transferred").is_displayed()
     assert not by_id(driver, "legend-taught").is_displayed()
@@ -120,13 +121,13 @@ def test_a_transferred_mask_is_hatched_and_named_so_and_a_taught_one_too(
     assert len(np.unique(inside.reshape(-1, 3), axis=0)) == 2  # stripes and what lies between them
 
     def taught(content: dict[str, Any]) -> None:
-        content["detections"][0]["mask_source"] = "taught"
+        content["detections"][1]["mask_source"] = "taught"
 
     site.change = taught
     driver.get(site.url)
     choose(driver, photo)
     answered(driver, "photo.png")
-    assert found(driver)[0][2] == "taught after training"
+    assert found(driver)[1][2] == "taught after training"
     assert by_id(driver, "legend-taught").is_displayed()
 
 
@@ -192,11 +193,11 @@ def test_where_nobody_answers_the_page_says_so_and_asks_again_when_told(
 def test_a_wanted_secret_is_asked_for_and_sent(driver: Any, site: Site, photo: Path) -> None:
     answer = site.behind.answer
 
-    def guarded(seen: Any) -> Any:
+    def guarded(seen: Seen) -> Answer | None:
         if seen.headers.get("authorization") == "Bearer 5ecret":
             return answer(seen)
         said = {"error": {"code": 401, "type": "Unauthenticated", "message": "no valid secret"}}
-        return type(answer(seen))(401, json.dumps(said).encode())
+        return Answer(401, json.dumps(said).encode())
 
     site.behind.answer = guarded
     choose(driver, photo)
@@ -258,7 +259,7 @@ def test_the_tab_key_comes_to_everything_in_the_order_of_reading(
     choose(driver, photo)
     answered(driver, "photo.png")
     assert stops(driver, 12) == [
-        "files", "camera", "clear", "threshold", "categories", "format", "Model and access", "green",
+        "files", "camera", "clear", "threshold", "categories", "format", "Model and access", "red",
         "curl", "copy-curl", "python", "copy-python",
     ]  # fmt: skip
 
@@ -271,14 +272,14 @@ def test_arrow_keys_point_at_one_detection_after_the_other_and_enter_keeps_it(
     choose(driver, photo)
     answered(driver, "photo.png")
     everything = canvas(driver, "picture")
-    assert stops(driver, 8)[-1] == "green"
+    assert stops(driver, 8)[-1] == "red"
     driver.switch_to.active_element.send_keys(Keys.ARROW_DOWN)
-    assert focused(driver).startswith("bleu é")
+    assert focused(driver).startswith("green")
     alone = until(
         lambda: (one := canvas(driver, "picture")).tobytes() != everything.tobytes() and one, "one mask"
     )
-    x, y, w, h = (16 * value for value in GREEN)
-    assert (alone[y : y + h, x : x + w, :3] == (0, 255, 0)).all()  # green's is not drawn now
+    x, y, w, h = (16 * value for value in RED)
+    assert (alone[y : y + h, x + 64 : x + w, :3] == (255, 0, 0)).all()  # red's is not drawn now
     driver.switch_to.active_element.send_keys(Keys.ENTER)
     driver.switch_to.active_element.send_keys(Keys.TAB)
     pressed = [
@@ -322,12 +323,12 @@ def test_images_that_are_dropped_pasted_or_taken_are_asked_for(driver: Any, site
     assert [one.body[:3] for one in site.behind.seen] == [b"\x89PN", b"\x89PN", b"\xff\xd8\xff"]
 
 
+@pytest.mark.parametrize("name", ['it\'s a "photo" é.png', 'it\'s [1] {a} "photo" é.png'])
 def test_the_line_for_the_shell_and_that_for_python_give_the_same_answer(
-    driver: Any, site: Site, tmp_path: Path
+    driver: Any, site: Site, tmp_path: Path, name: str
 ) -> None:
     if shutil.which("curl") is None:
         pytest.skip("no curl here")
-    name = 'it\'s [1] a "photo" é.png'
     write(tmp_path, name, scene(red=RED, blue=BLUE))
     by_id(driver, "categories").send_keys("bleu é,7")
     move_threshold(driver, 0.25)
@@ -351,7 +352,8 @@ def test_the_line_for_the_shell_and_that_for_python_give_the_same_answer(
         check=True,
     )
     assert run.stdout.strip() == str(expected)
-    assert {one.headers["score_threshold"] for one in site.behind.seen} == {"0.25"}
+    assert "score_threshold: 0.25" in by_id(driver, "curl").text
+    assert "score_threshold=0.25" in code
 
 
 @pytest.mark.parametrize(("width", "height"), [(320, 640), (390, 844), (860, 600), (1280, 900)])

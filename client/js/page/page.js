@@ -88,6 +88,7 @@ async function select(entry) {
   selected = entry;
   Object.assign(choice, { pointed: null, pinned: null });
   for (const one of entries) mark(one, selected);
+  view.bitmap?.close();
   view = { entry, bitmap: null, base: null, size: null };
   show();
   work();
