@@ -3,7 +3,6 @@
 `python -m training.join --run build/train --segmenter FOLDER --out joined.json [--explain] [--check] [key=value ...]`
 """
 
-import importlib
 import json
 import shlex
 import sys
@@ -15,8 +14,8 @@ from model.files import command, write_whole
 from training.distributed import refuse_processes
 from training.join.joined import checked, config_of_run, document_with_masks, join
 from training.join.report import by_class, checked_table, summary
-from training.join.sources import Segmenter
 from training.process import training_status
+from training.prompt_masks import load_segmenter
 from training.train import train
 
 
@@ -46,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.out.resolve() == Path(config.data.train_annotations).resolve():
             raise ValueError(f"--out is {options.out}, the run's training set itself; write to another file")
         require_at_least(1, max_images=options.max_images)
-        segmenter = _segmenter(options.segmenter, config.device)
+        segmenter = load_segmenter(options.segmenter, device=config.device)
         joined = join(config, segmenter, train, max_images=options.max_images)
         write_whole(options.out, json.dumps(document_with_masks(joined)))
         print(summary(joined))
@@ -56,13 +55,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"\n{checked_table(checked(joined, max_images=options.max_images), joined.judged_labels)}")
         print(f"\n{options.out} written")
     return status.code
-
-
-def _segmenter(folder: Path, device: str) -> Segmenter:
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder; --segmenter is that of a promptable segmenter's files")
-    loaded: Segmenter = importlib.import_module("training.prompt_masks").load_segmenter(folder, device=device)
-    return loaded
 
 
 if __name__ == "__main__":

@@ -24,8 +24,9 @@ from training.join.features import Floats
 from training.join.grids import run_lengths
 from training.join.heads import HeadMasks, likeness, train_heads
 from training.join.objects import Objects, load_objects, require_truth
-from training.join.sources import Said, Segmenter, SegmenterMasks, Source, asked
+from training.join.sources import Said, SegmenterMasks, Source, asked
 from training.join.trust import Evidence, Judged, Trust, fit_trust, mask_weights, true_ious
+from training.prompt_masks.segmenter import Segmenter
 from training.train import saved_config
 
 _KEYS = ("mask_source", "mask_quality", "mask_weight")

@@ -19,50 +19,12 @@ from training.data.coco import read_picture
 from training.join.grids import Maps, filled, on_boxes, on_canvas
 from training.join.objects import Objects, Placed
 from training.progress import progress
+from training.prompt_masks.segmenter import Segmenter
 
 PART = 25
 """Images of a part: so many are lost at most when a run is killed."""
 Answers = Mapping[str, tuple[Maps, NDArray[np.float32] | None]]
 """By source: grids of an image's objects, and the quality claimed for each, where it claims any."""
-
-
-class Prompted(Protocol):
-    """Masks of N boxes: logits [N, S, S] on a square canvas, and the IoU [N] that the segmenter claims."""
-
-    @property
-    def logits(self) -> NDArray[np.float32]: ...
-
-    @property
-    def quality(self) -> NDArray[np.float32]: ...
-
-
-class Frame(Protocol):
-    """Where an image lies on a segmenter's square canvas."""
-
-    @property
-    def side(self) -> int: ...
-
-    def on_canvas(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]: ...
-
-
-class Embedding(Protocol):
-    """What a segmenter makes of an image, once for all boxes."""
-
-    @property
-    def frame(self) -> Frame: ...
-
-
-class Segmenter(Protocol):
-    """What is asked of a promptable segmenter: `training.prompt_masks.Segmenter`."""
-
-    @property
-    def name(self) -> str: ...
-
-    def embed(self, image: NDArray[np.uint8]) -> Embedding: ...
-
-    def masks(
-        self, embedding: Embedding, boxes: NDArray[np.float32], prior: NDArray[np.float32] | None = None
-    ) -> Prompted: ...
 
 
 class Source(Protocol):

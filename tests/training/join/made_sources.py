@@ -1,17 +1,16 @@
 """Objects whose truth is known, and sources whose masks are right for known classes: what a join should find out."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
 
 from training.join.features import Floats
 from training.join.grids import SIDE, Maps
 from training.join.objects import Objects, Placed
 from training.join.sources import Said
+from training.prompt_masks.segmenter import Embedding, Frame
 
 IMAGE = 96
 CELLS = (np.arange(SIDE) + 0.5) / SIDE - 0.5
@@ -85,16 +84,6 @@ def sources_of(objects: Objects) -> Mapping[str, Said]:
     }
 
 
-@dataclass
-class Embedded:
+def embedded(features: Any, side: int) -> Embedding:
     """What a made segmenter keeps of a square image, whose canvas is the image itself."""
-
-    features: Any
-    side: int
-
-    @property
-    def frame(self) -> "Embedded":
-        return self
-
-    def on_canvas(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
-        return boxes
+    return Embedding(features={"made": features}, frame=Frame.of(side, side, side=side, fit="square"))

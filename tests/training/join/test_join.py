@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,13 +10,13 @@ import pytest
 from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
 
-from tests.training.join.made_sources import Embedded
+from tests.training.join.made_sources import embedded
 from tests.training.tiny_set import tiny_config
 from training.config import TrainingConfig, changed
 from training.join import __main__ as command_line
 from training.join.joined import Join, checked, config_of_run, document_with_masks, join
 from training.join.report import by_class, checked_table, summary
-from training.join.sources import Prompted
+from training.prompt_masks.segmenter import Embedding, Prompted
 from training.train import train
 
 ChangedSet = Callable[[Callable[[dict[str, Any]], None]], TrainingConfig]
@@ -31,16 +30,15 @@ class Painted:
     def __init__(self) -> None:
         self.images = 0
 
-    def embed(self, image: NDArray[np.uint8]) -> Embedded:
+    def embed(self, image: NDArray[np.uint8]) -> Embedding:
         self.images += 1
-        return Embedded(np.where(image.max(axis=2) == 255, 6, -6).astype(np.float32), len(image))
+        return embedded(np.where(image.max(axis=2) == 255, 6, -6).astype(np.float32), len(image))
 
     def masks(
-        self, embedding: Any, boxes: NDArray[np.float32], prior: NDArray[np.float32] | None = None
+        self, embedding: Embedding, boxes: NDArray[np.float32], prior: NDArray[np.float32] | None = None
     ) -> Prompted:
-        return SimpleNamespace(
-            logits=np.stack([embedding.features] * len(boxes)), quality=np.full(len(boxes), 0.95, np.float32)
-        )
+        logits = np.stack([embedding.features["made"]] * len(boxes))
+        return Prompted(logits, np.full(len(boxes), 0.95, np.float32))
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +198,7 @@ def test_the_training_set_itself_is_not_written_over(
 def test_the_command_writes_the_file_and_explains_it(
     run: TrainingConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command_line, "_segmenter", lambda folder, device: Painted())
+    monkeypatch.setattr(command_line, "load_segmenter", lambda folder, device: Painted())
     out = tmp_path / "new" / "joined.json"
     command = [
         "--run",

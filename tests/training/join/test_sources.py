@@ -1,18 +1,17 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from tests.training.join.made_sources import IMAGE, Embedded, disc, made_objects
+from tests.training.join.made_sources import IMAGE, disc, embedded, made_objects
 from training.join import sources
 from training.join.grids import Maps
 from training.join.objects import Objects, Placed
-from training.join.sources import Answers, Prompted, Said, SegmenterMasks, asked
+from training.join.sources import Answers, Said, SegmenterMasks, asked
+from training.prompt_masks.segmenter import Embedding, Prompted
 
 
 class Discs:
@@ -38,15 +37,15 @@ class Echo:
 
     name = "echo"
 
-    def embed(self, image: NDArray[np.uint8]) -> Embedded:
-        return Embedded(None, image.shape[0])
+    def embed(self, image: NDArray[np.uint8]) -> Embedding:
+        return embedded(None, image.shape[0])
 
     def masks(
-        self, embedding: Any, boxes: NDArray[np.float32], prior: NDArray[np.float32] | None = None
+        self, embedding: Embedding, boxes: NDArray[np.float32], prior: NDArray[np.float32] | None = None
     ) -> Prompted:
         nothing = np.full((len(boxes), 64, 64), -5, np.float32)
         quality = np.full(len(boxes), 0.5 if prior is None else 0.9, np.float32)
-        return SimpleNamespace(logits=nothing if prior is None else prior, quality=quality)
+        return Prompted(nothing if prior is None else prior, quality)
 
 
 @pytest.fixture
