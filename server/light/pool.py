@@ -210,7 +210,12 @@ class Pool:
         attempt = 0
         while True:
             await asyncio.sleep(BACK_OFF[min(attempt, len(BACK_OFF) - 1)])
-            worker = self._processes[place] = await self._launched(place)
+            try:
+                worker = self._processes[place] = await self._launched(place)
+            except OSError as error:
+                attempt, self.failure = attempt + 1, f"no worker can be started: {error}"
+                logger.error("Load model failed", extra={"version": self.version, "reason": self.failure})
+                continue
             try:
                 if await self._is_loaded(worker):
                     await self._serve(worker)

@@ -264,6 +264,24 @@ def test_an_archive_of_before_is_refused_with_what_to_do(folder: Path, settings:
     run(folder, settings, case)
 
 
+def test_where_no_process_can_be_started_it_is_tried_again(
+    folder: Path, settings: PoolSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched, failures = Pool._launched, [OSError("no process left")]
+
+    async def launch(pool: Pool, place: int) -> Any:
+        if failures:
+            raise failures.pop()
+        return await launched(pool, place)
+
+    monkeypatch.setattr(Pool, "_launched", launch)
+
+    async def case(pool: Pool) -> None:
+        assert await outcome(asked(pool, b"a")) == "a"
+
+    run(folder, settings, case)
+
+
 def test_closing_ends_the_workers_and_refuses_who_still_waits(folder: Path, settings: PoolSettings) -> None:
     pids: list[int] = []
 
