@@ -18,6 +18,8 @@ from maskx_model import ServedModel
 from maskx_service import Service
 from maskx_settings import Limits
 from server.page import PageServer
+from tests.browser.look import BLUE, GREEN, RED, write
+from tests.served.standin import scene
 from tests.served.upstream import Answer, Seen, Upstream, upstream
 
 FETCHED = ROOT / "build" / "tools" / "chromium"
@@ -127,3 +129,11 @@ def site(whole_site: Site, service: Service, driver: Any) -> Iterator[Site]:
     yield whole_site
     complaints = [one["message"] for one in driver.get_log("browser")]
     assert [one for one in complaints if "Failed to load resource" not in one] == []
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    """40 x 30 pixels: red and blue have masks, green's is transferred. A piece of red is cut out: its score is 0.8."""
+    pixels = scene(red=RED, green=GREEN, blue=BLUE)
+    pixels[3:7, 4:8] = 128
+    return write(tmp_path, "photo.png", pixels)

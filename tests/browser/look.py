@@ -10,6 +10,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from tests.pictures import encoded
+
+RED, GREEN, BLUE = (4, 3, 10, 8), (20, 5, 12, 14), (2, 20, 30, 6)
+"""Where they are in the photo."""
 SIGNS_OF_LIFE = 60.0
 """Seconds that a page may take for what it does at once; a limit for waits, not a measure."""
 
@@ -73,3 +77,10 @@ def focused(driver: Any) -> str:
     """The id of what has the focus, or its text where it has none."""
     one = driver.switch_to.active_element
     return str(one.get_attribute("id") or one.text)
+
+
+def write(folder: Path, name: str, pixels: np.ndarray, **options: Any) -> Path:
+    path = folder / name
+    kind = {".jpg": "JPEG", ".png": "PNG"}[path.suffix]
+    path.write_bytes(encoded(Image.fromarray(pixels), kind, **options))
+    return path
