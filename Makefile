@@ -37,7 +37,7 @@ IMAGE_ARGS ?=
 
 VENV := .venv
 PY := $(VENV)/bin/python
-GENERATED := client/generated/inference_pb2.py
+GENERATED := client/generated/inference_pb2.py server/light/generated/messages.bin
 SHAPES := build/shapes/train.json
 FIGURES := build/figures/train.json
 # Presets named shapes*.toml and figures*.toml train on drawn data sets; any other file names data of its own. A run that
@@ -84,7 +84,7 @@ experiments: setup   ## a grid of trainings -> build/experiments: GRID=shapes|ph
 
 archive: build/maskx.mar  ## checkpoint -> TorchScript, verified -> build/maskx.mar
 
-serve: build/maskx.mar $(GENERATED)  ## start TorchServe on loopback; returns when the model answers
+serve: build/maskx.mar $(GENERATED)  ## start TorchServe on loopback (SERVE_ARGS="--engine light": the light server); returns when the model answers
 	@$(PY) -m server start $(SERVE_ARGS)
 
 predict: setup       ## send an image to the server, write the overlay: IMAGE= OUT=
@@ -140,17 +140,21 @@ check: $(VENV)/.stamp-dev $(GENERATED)  ## ruff, formatting, mypy, the arrows be
 	@$(PY) -m pytest -q tests/test_arrows.py
 
 test: $(VENV)/.stamp-dev $(GENERATED)  ## every test, the served ones with a real TorchServe and nginx
-	@command -v nginx >/dev/null || $(MAKE) -s tools || echo "no nginx could be fetched: the proxy's tests are skipped" >&2
+	@command -v nginx >/dev/null || $(MAKE) -s build/tools/nginx/sbin/nginx || echo "no nginx could be fetched: the proxy's tests are skipped" >&2
+	@command -v chromedriver >/dev/null || $(MAKE) -s build/tools/chromium/chromium || echo "no chromium could be fetched: the page's tests are skipped" >&2
 	@$(PY) -m pytest -n 2 --dist loadfile $(TEST_ARGS)
 
 docs: $(VENV)/.stamp-docs  ## the pages of docs/ as a site with a search, which opens from the disk -> build/site
 	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --clean
 	@echo "open build/site/index.html"
 
-tools: build/tools/nginx/sbin/nginx  ## Debian's nginx for the proxy's tests, without being root -> build/tools
+tools: build/tools/nginx/sbin/nginx build/tools/chromium/chromium  ## Debian's nginx and chromium for tests, without being root -> build/tools
 
 build/tools/nginx/sbin/nginx:
 	@deploy/nginx/fetch.sh build/tools/nginx
+
+build/tools/chromium/chromium:
+	@tests/browser/fetch.sh build/tools/chromium
 
 # TorchScript's deprecation is known, see build/maskx.pt below.
 bench: setup         ## time and memory against torchvision and the machine's own limit -> benchmarks/results
@@ -196,9 +200,9 @@ $(VENV)/.stamp-venv:
 	@"$(PYTHON)" -m venv --clear $(VENV)
 	@touch $@
 
-$(VENV)/.stamp-run: $(VENV)/.stamp-venv requirements/serve.txt requirements/train.txt requirements/client.txt requirements/constraints.txt
+$(VENV)/.stamp-run: $(VENV)/.stamp-venv requirements/serve.txt requirements/light.txt requirements/train.txt requirements/client.txt requirements/constraints.txt
 	@echo "installing the pinned packages into $(VENV) (several GB: PyTorch comes with its GPU libraries)"
-	@$(PY) -m pip install $(foreach f,serve train client,-r requirements/$(f).txt) || { echo "error: the packages could not be installed; the reason stands above" >&2; exit 1; }
+	@$(PY) -m pip install $(foreach f,serve light train client,-r requirements/$(f).txt) || { echo "error: the packages could not be installed; the reason stands above" >&2; exit 1; }
 	@touch $@
 
 $(VENV)/.stamp-dev: $(VENV)/.stamp-run requirements/dev.txt
@@ -209,7 +213,7 @@ $(VENV)/.stamp-docs: $(VENV)/.stamp-venv requirements/docs.txt requirements/cons
 	@$(PY) -m pip install -r requirements/docs.txt || { echo "error: the packages of requirements/docs.txt could not be installed; the reason stands above" >&2; exit 1; }
 	@touch $@
 
-$(GENERATED): client/inference.proto client/compile_proto.py $(VENV)/.stamp-run
+$(GENERATED) &: client/inference.proto server/light/open_inference.proto client/compile_proto.py $(VENV)/.stamp-run
 	@$(PY) -m client.compile_proto
 
 # ---- data -> checkpoint -> archive

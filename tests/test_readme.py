@@ -29,7 +29,7 @@ INCLUDED = re.compile(r'^--8<-- "(.+)"$', re.M)
 """A page that is a file of another folder, in the site."""
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
-    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 }
 TEXT = "\n".join(PAGES.values())
 

@@ -114,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = command("training.datasets", "Fetch and convert known data sets; check any.")
     parser.epilog = (
         "check [--config FILE] [--sheet PNG] [--decode] [--no-images] [key=value ...] looks at any set; "
-        "thin --annotations FILE --share 0..1 --out FILE takes masks out of one"
+        "thin --annotations FILE --share 0..1 --seed N --out FILE takes masks out of one"
     )
     add = parser.add_argument
     add(
