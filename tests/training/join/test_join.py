@@ -176,7 +176,8 @@ def test_a_set_whose_classes_have_no_masks_is_refused(with_changed_set: ChangedS
 
 
 @pytest.mark.parametrize(
-    ("run_folder", "words"), [("nowhere", "checkpoint.pt is not there"), (None, "expected one with a segmenter's files")]
+    ("run_folder", "words"),
+    [("nowhere", "checkpoint.pt is not there"), (None, "expected one with a segmenter's files")],
 )
 def test_a_mistake_on_the_command_line_is_named(
     run: TrainingConfig,
