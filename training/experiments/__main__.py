@@ -287,6 +287,19 @@ def _trained_in(folder: Path, make: Callable[[], Path], *, wait: bool) -> tuple[
         return make(), None if begun else time.monotonic() - start
 
 
+def _rows(grid: GridConfig, names: str, segmenter: Path | None) -> tuple[RowConfig, ...]:
+    """The rows of these names; of all, without a segmenter, those that need none, and the others are told."""
+    rows = with_rows(grid, names)
+    if names or segmenter is not None:
+        return rows
+    if joined := [row.name for row in rows if row.join]:
+        print(
+            f"left out without --segmenter FOLDER (see training.prompt_masks): {', '.join(joined)}",
+            flush=True,
+        )
+    return tuple(row for row in rows if not row.join)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command line; the status of `training_status`."""
     parser = command("training.experiments", __doc__)
@@ -320,7 +333,7 @@ def main(arguments: list[str] | None = None) -> int:
             grid,
             train,
             out=out,
-            rows=with_rows(grid, options.rows),
+            rows=_rows(grid, options.rows, options.segmenter),
             overrides=options.overrides,
             segmenter=options.segmenter,
         )

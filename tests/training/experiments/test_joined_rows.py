@@ -10,7 +10,7 @@ from model.checkpoint import load_checkpoint
 from tests.training.join.test_join import Painted
 from tests.training.tiny_set import tiny_changes
 from training.experiments import joined as joined_rows
-from training.experiments.__main__ import Experiments
+from training.experiments.__main__ import Experiments, main
 from training.experiments.grid import GridConfig, RowConfig
 from training.train import train
 
@@ -65,6 +65,17 @@ def test_a_row_that_joins_wants_a_segmenter(tmp_path: Path) -> None:
     grid = GridConfig(about="A test.", preset="shapes", rows=ROWS)
     with pytest.raises(ValueError, match="row segmenter .* --segmenter FOLDER"):
         Experiments(grid, train, out=tmp_path, rows=ROWS).cells([0])
+
+
+def test_without_a_segmenter_the_rows_that_need_one_are_left_out_of_all_rows_and_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["photos", "--dry-run", "--no-timing", "--out", str(tmp_path)]
+    assert main(words) == 0
+    told = capsys.readouterr().out
+    assert "left out without --segmenter FOLDER" in told and "taught_agnostic" in told.splitlines()[0]
+    assert main([*words, "--rows", "joined"]) == 2
+    assert "row joined takes masks of joined sources" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("join", "box"), [("none", False), ("first", True)])
