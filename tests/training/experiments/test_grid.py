@@ -28,7 +28,7 @@ def test_every_row_of_a_grid_of_ours_is_a_configuration(name: str) -> None:
     assert len(cells) >= len(grid.rows) > 3
     different = {
         (str(cell.config), cell.judged_by, row.box, row.mask_share, row.join, row.source, row.student)
-        for cell in cells
+        for cell, row in [(one, one.row) for one in cells]
         if cell.config.data.mask_classes != "all"
     }
     judged_twice = [cell for cell in cells if cell.config.data.mask_classes == "all"]
