@@ -1,6 +1,7 @@
 """What a request is answered with: what a worker made of it, or a refusal of the front's own; and what is counted."""
 
 import json
+from collections.abc import Sequence
 from typing import NamedTuple
 
 
@@ -43,6 +44,29 @@ def ending() -> Refusal:
     return Refusal(503, "Busy", "the server, or this version, is ending; send it again later", retry_after=1)
 
 
+class Sample(NamedTuple):
+    """A value of a metric, and the values of its own labels."""
+
+    name: str
+    value: float
+    labels: tuple[str, ...]
+
+
+class Course(NamedTuple):
+    """How a request went; times are those of time.monotonic().
+
+    asked: when its batch was given to the worker that answered. samples: the worker's, of the whole batch.
+    deaths: workers that died with it before.
+    """
+
+    arrived: float
+    asked: float
+    version: str
+    batch_size: int
+    samples: Sequence[Sample]
+    deaths: int
+
+
 class Answered(NamedTuple):
     """What a worker answered to one request."""
 
@@ -51,11 +75,5 @@ class Answered(NamedTuple):
     kind: str
     headers: dict[str, str]
     body: bytes
-
-
-class Sample(NamedTuple):
-    """A value of a metric, and the values of its own labels."""
-
-    name: str
-    value: float
-    labels: tuple[str, ...]
+    course: Course | None = None
+    """None of the front's own answers."""
