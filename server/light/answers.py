@@ -1,7 +1,7 @@
-"""What a request is answered with: what a worker made of it, or a refusal of the front's own; and what is counted."""
+"""What a request is answered with: what a worker made of it, or a refusal of the front's own; and how that went."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 
@@ -52,6 +52,14 @@ class Sample(NamedTuple):
     labels: tuple[str, ...]
 
 
+PARTS = {
+    "decode": "maskx_decode_seconds",
+    "network": "maskx_forward_seconds",
+    "encode": "maskx_encode_seconds",
+}
+"""What a worker does with a batch, and the sample that says for how many seconds."""
+
+
 class Course(NamedTuple):
     """How a request went; times are those of time.monotonic().
 
@@ -65,6 +73,19 @@ class Course(NamedTuple):
     batch_size: int
     samples: Sequence[Sample]
     deaths: int
+
+    def parts(self) -> Iterator[tuple[str, float, float]]:
+        """Name, begin and end of each part that the request went through, in order.
+
+        The worker says how long the parts of a batch took, not when they were: they are laid one after the other.
+        """
+        yield "queue", self.arrived, self.asked
+        seconds = {one.name: one.value for one in self.samples}
+        since = self.asked
+        for name, sample in PARTS.items():
+            if sample in seconds:
+                yield name, since, since + seconds[sample]
+                since += seconds[sample]
 
 
 class Answered(NamedTuple):

@@ -8,21 +8,15 @@ Names are those of OpenTelemetry's semantic conventions for servers of HTTP and 
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 from ..settings import MODEL, TRACES_SETUP
-from .answers import Answered, Course
+from .answers import Answered
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 PROTOCOL = "http/protobuf"
-PARTS = {
-    "decode": "maskx_decode_seconds",
-    "network": "maskx_forward_seconds",
-    "encode": "maskx_encode_seconds",
-}
-"""Spans of what a worker does with a batch, one after the other, and the samples that say how long each took."""
 METHODS = {"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"}
 """Of HTTP; another is `_OTHER`, so that nobody can make names without end."""
 FLUSH = 5.0
@@ -101,7 +95,7 @@ class Traces:
         ):  # a mistake of the asker's is no failure of the server's
             span.set_status(self._trace.Status(self._trace.StatusCode.ERROR, answer.kind))
         within = self._trace.set_span_in_context(span, parent)
-        for part, since, until in () if course is None else parts_of(course):
+        for part, since, until in () if course is None else course.parts():
             inner = self._tracer.start_span(part, within, start_time=wall + round(since * 1e9))
             inner.end(wall + round(until * 1e9))
         span.end(wall + round(now * 1e9))
@@ -149,14 +143,3 @@ def traces_of(environment: Mapping[str, str], version: str) -> Traces | None:
             cure = "name that, and the collector's port for it (4318 as a rule)"
             raise ValueError(f"{name} is {asked[:50]!r}; traces are sent by {PROTOCOL} alone: {cure}")
     return Traces(version)
-
-
-def parts_of(course: Course) -> Iterator[tuple[str, float, float]]:
-    """Name, begin and end of each part that a request went through, in order; times of time.monotonic()."""
-    yield "queue", course.arrived, course.asked
-    seconds = {one.name: one.value for one in course.samples}
-    since = course.asked
-    for part, sample in PARTS.items():
-        if sample in seconds:
-            yield part, since, since + seconds[sample]
-            since += seconds[sample]
