@@ -73,8 +73,8 @@ def collecting(port: int = 0) -> Iterator[Collector]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             assert self.path == "/v1/traces"
-            collector.take(dict(self.headers), self.rfile.read(int(self.headers["content-length"])))
-            self.send_response(collector.status)
+            taker.take(dict(self.headers), self.rfile.read(int(self.headers["content-length"])))
+            self.send_response(taker.status)
             self.send_header("content-length", "0")
             self.end_headers()
 
@@ -82,11 +82,11 @@ def collecting(port: int = 0) -> Iterator[Collector]:
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", port), Handler) as server:
-        collector = Collector(server)
+        taker = Collector(server)
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
         try:
-            yield collector
+            yield taker
         finally:
             server.shutdown()
             thread.join()
