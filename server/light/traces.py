@@ -90,9 +90,8 @@ class Traces:
         start: dict[str, Any] = {"kind": self._trace.SpanKind.SERVER, "attributes": attributes}
         parent = self._parent_of(dict(headers))
         span = self._tracer.start_span(name, parent, start_time=wall + round(begin * 1e9), **start)
-        if (
-            answer is not None and answer.status >= 500
-        ):  # a mistake of the asker's is no failure of the server's
+        # a mistake of the asker's is no failure of the server's
+        if answer is not None and answer.status >= 500:
             span.set_status(self._trace.Status(self._trace.StatusCode.ERROR, answer.kind))
         within = self._trace.set_span_in_context(span, parent)
         for part, since, until in () if course is None else course.parts():
