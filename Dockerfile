@@ -69,7 +69,7 @@ FROM base AS light
 RUN --mount=type=bind,source=requirements,target=/requirements \
     --mount=type=cache,target=/root/.cache/pip \
     --mount=type=secret,id=pip,target=/etc/pip.conf \
-    pip install -r /requirements/light.txt \
+    pip install -r /requirements/light.txt -r /requirements/traces.txt \
     && if pip show --quiet triton 2>/dev/null; then pip uninstall --yes triton; fi
 RUN useradd --no-create-home --home-dir /run/maskx --shell /usr/sbin/nologin --uid 10001 maskx \
     && install -d -o 10001 -g 10001 -m 0700 /run/maskx

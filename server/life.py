@@ -48,6 +48,7 @@ from .settings import (
     effective_config,
     handed_down,
     read_contents,
+    telemetry_of,
     threads_of,
     workers_of_a_gpu,
 )
@@ -248,7 +249,7 @@ def _launch_light(state: Path, running: Running) -> psutil.Popen:
     logs = state / "logs"
     logs.mkdir()
     environment = handed_down(os.environ) | mark_of(state) | threads_of(running.batching, os.environ)
-    environment |= {"PYTHONUNBUFFERED": "1", "TMPDIR": running.temporary}
+    environment |= telemetry_of(os.environ) | {"PYTHONUNBUFFERED": "1", "TMPDIR": running.temporary}
     command = [sys.executable, "-m", f"{__package__}.light", "--state", str(state.resolve())]
     with open(logs / LIGHT_OUT, "wb") as out:
         streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": subprocess.STDOUT}

@@ -34,6 +34,7 @@ PROGRAM = f"python -m {__package__}"
 MAKE = "make archive in a clone of maskx" if INSTALLED else "make archive"
 SETUP = 'pip install "maskx[serve]"' if INSTALLED else "make setup"
 LIGHT_SETUP = 'pip install "maskx[light]"' if INSTALLED else "pip install -r requirements/light.txt"
+TRACES_SETUP = 'pip install "maskx[traces]"' if INSTALLED else "pip install -r requirements/traces.txt"
 """For messages: how an archive is made, and how what a server needs is installed."""
 CONFIG = SHIPPED / "config.properties"
 METRICS = SHIPPED / "metrics.yaml"
@@ -71,6 +72,8 @@ HANDED_DOWN = re.compile(
 )
 """Variables that Java and the worker get; no other, so that a secret under whatever name stays with who starts them.
 Of these, config.properties hides from the worker what sounds like a secret."""
+TELEMETRY = "OTEL_"
+"""How the variables begin that the light server's front gets, and no worker: they may hold a collector's secret."""
 
 
 def start_command(flags: str = "") -> str:
@@ -281,6 +284,11 @@ def threads_of(batching: Batching, environment: Mapping[str, str]) -> dict[str, 
 def handed_down(environment: Mapping[str, str]) -> dict[str, str]:
     """Of the environment, what TorchServe and its workers get."""
     return {name: value for name, value in environment.items() if HANDED_DOWN.fullmatch(name)}
+
+
+def telemetry_of(environment: Mapping[str, str]) -> dict[str, str]:
+    """Of the environment, what says where the light server sends its traces."""
+    return {name: value for name, value in environment.items() if name.startswith(TELEMETRY)}
 
 
 def _models(version: str, batching: Batching | None) -> str:

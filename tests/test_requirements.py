@@ -10,7 +10,13 @@ from packaging.requirements import Requirement
 
 from tests.test_arrows import FOLDERS
 
-DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "grpc": "grpcio", "google": "protobuf"}
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "yaml": "pyyaml",
+    "grpc": "grpcio",
+    "google": "protobuf",
+    "opentelemetry": "opentelemetry-sdk",
+}
 """Distribution of an imported name, where the two differ."""
 GIVEN = {"ts", "model_archiver"}
 """Imported by the names of their packages' inside: torchserve, torch-model-archiver."""
@@ -64,13 +70,13 @@ def test_a_package_has_one_version_in_all_files(root: Path) -> None:
     ("folder", "files"),
     [
         ("handler", ["serve", "heif"]),
-        ("server", ["serve", "light"]),
+        ("server", ["serve", "light", "traces"]),
         ("client", ["client"]),
         ("offline", ["serve", "offline"]),
         ("model", ["train"]),
         ("training", ["train"]),
         ("export", ["train"]),
-        ("tests", ["serve", "train", "client", "light", "dev"]),
+        ("tests", ["serve", "train", "client", "light", "traces", "dev"]),
     ],
 )
 def test_a_folder_imports_only_what_its_requirement_file_installs(

@@ -68,6 +68,7 @@ def test_what_it_asks_for_admits_what_is_pinned_in_a_clone(root: Path) -> None:
         ("client", [*base, *extras["grpc"]]),
         ("serve", extras["serve"]),
         ("light", extras["light"]),
+        ("traces", extras["traces"]),
     ):
         pins = pinned(root / "requirements" / f"{file}.txt")
         for requirement in map(Requirement, asked):

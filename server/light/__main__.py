@@ -13,6 +13,7 @@ import contextlib
 import importlib.metadata
 import json
 import logging
+import os
 import signal
 import sys
 import time
@@ -28,6 +29,7 @@ from .models import Models
 from .operators import Meters, Operations, metrics_app
 from .rest import inference_app
 from .rpc import server
+from .traces import traces_of
 from .wire import Listener, listener
 
 DRAIN = 150.0
@@ -60,10 +62,12 @@ class Front:
         """Loads what is to be served. Raises ValueError: it cannot be read."""
         request_size = int(shipped("max_request_size"))
         version, ports, tls = server_version(), running.ports, running.tls_files()
+        traces = traces_of(os.environ, version)
         self._meters = Meters(METRICS)
         self._models = Models(
             Path(running.temporary), state / "logs", gpus=gpu_count(), count=self._meters.count
         )
+        self._models.traces = traces
         self._models.load(state / STORE / f"{MODEL}.mar", running.batching)
         operations = Operations(self._models, state / STORE, running.batching, may_change=running.model_api)
         inference = inference_app(
@@ -103,6 +107,8 @@ class Front:
         await self._grpc.stop(5.0)
         await asyncio.gather(*serving)
         await self._models.close()
+        if self._models.traces is not None:
+            self._models.traces.end()
         logging.getLogger("maskx.light").info("ended")
 
 

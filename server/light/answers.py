@@ -1,6 +1,7 @@
-"""What a request is answered with: what a worker made of it, or a refusal of the front's own; and what is counted."""
+"""What a request is answered with: what a worker made of it, or a refusal of the front's own; and how that went."""
 
 import json
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 
@@ -43,6 +44,50 @@ def ending() -> Refusal:
     return Refusal(503, "Busy", "the server, or this version, is ending; send it again later", retry_after=1)
 
 
+class Sample(NamedTuple):
+    """A value of a metric, and the values of its own labels."""
+
+    name: str
+    value: float
+    labels: tuple[str, ...]
+
+
+PARTS = {
+    "decode": "maskx_decode_seconds",
+    "network": "maskx_forward_seconds",
+    "encode": "maskx_encode_seconds",
+}
+"""What a worker does with a batch, and the sample that says for how many seconds."""
+
+
+class Course(NamedTuple):
+    """How a request went; times are those of time.monotonic().
+
+    asked: when its batch was given to the worker that answered. samples: the worker's, of the whole batch.
+    deaths: workers that died with it before.
+    """
+
+    arrived: float
+    asked: float
+    version: str
+    batch_size: int
+    samples: Sequence[Sample]
+    deaths: int
+
+    def parts(self) -> Iterator[tuple[str, float, float]]:
+        """Name, begin and end of each part that the request went through, in order.
+
+        The worker says how long the parts of a batch took, not when they were: they are laid one after the other.
+        """
+        yield "queue", self.arrived, self.asked
+        seconds = {one.name: one.value for one in self.samples}
+        since = self.asked
+        for name, sample in PARTS.items():
+            if sample in seconds:
+                yield name, since, since + seconds[sample]
+                since += seconds[sample]
+
+
 class Answered(NamedTuple):
     """What a worker answered to one request."""
 
@@ -51,11 +96,5 @@ class Answered(NamedTuple):
     kind: str
     headers: dict[str, str]
     body: bytes
-
-
-class Sample(NamedTuple):
-    """A value of a metric, and the values of its own labels."""
-
-    name: str
-    value: float
-    labels: tuple[str, ...]
+    course: Course | None = None
+    """None of the front's own answers."""

@@ -15,6 +15,7 @@ from ..processes import Batching
 from ..settings import MODEL, read_contents
 from .answers import Refusal, Sample, ending
 from .pool import Pool, PoolSettings
+from .traces import Traces
 
 RESPONSE_TIMEOUT = STARTUP_TIMEOUT = 120.0
 """Seconds, where the archive's model-config.yaml says nothing else; those of the shipped config.properties."""
@@ -30,11 +31,13 @@ class Models:
     """Every version that answers, by name, and the queue of each.
 
     `ending` is set once the server is to end: who asks from then on is refused, who asked before is answered.
+    `traces` takes in every prediction, where they are sent anywhere.
     """
 
     def __init__(self, temporary: Path, logs: Path, *, gpus: int, count: Count) -> None:
         """Args: temporary: where archives are unpacked. gpus: of the machine. count: gets a version's samples."""
         self.ending = False
+        self.traces: Traces | None = None
         self.default = ""
         self.pools: dict[str, Pool] = {}
         self.files: dict[str, str] = {}

@@ -21,7 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .answers import Answered, Refusal, Sample, ending
+from ..settings import TELEMETRY
+from .answers import Answered, Course, Refusal, Sample, ending
 
 WORKER = Path(__file__).with_name("worker.py")
 LENGTH = 8
@@ -238,8 +239,9 @@ class Pool:
         command.append(str(self.settings.batch_size))
         with theirs, open(self.settings.log, "ab") as log:
             streams: dict[str, Any] = {"stdin": asyncio.subprocess.DEVNULL, "stdout": log, "stderr": log}
+            environment = {name: one for name, one in os.environ.items() if not name.startswith(TELEMETRY)}
             process = await asyncio.create_subprocess_exec(
-                *command, cwd=self.folder, pass_fds=[theirs.fileno()], **streams
+                *command, cwd=self.folder, env=environment, pass_fds=[theirs.fileno()], **streams
             )
         reader, writer = await asyncio.open_connection(sock=ours, limit=READ_AHEAD)
         return _Process(process, reader, writer)
@@ -326,7 +328,7 @@ class Pool:
 
     async def _exchange(self, worker: _Process, batch: list[Job]) -> bool:
         """Has the batch answered; whether the worker can answer another."""
-        waited = time.monotonic() - min(job.since for job in batch)
+        asked = time.monotonic()
         describe = batch[0].fields is None
         message = ("describe",) if describe else ("answer", [(j.fields, j.headers, j.by_grpc) for j in batch])
         try:
@@ -339,14 +341,17 @@ class Pool:
         if describe:
             _settle(batch[0], reply)
             return True
-        answers, samples, lost = reply
+        answers, told, lost = reply
+        samples = [Sample(*one) for one in told]
         for job, answer in zip(batch, answers, strict=True):
             if lost and answer[2] == "Restarting" and job.deaths + 1 < MOST_DEATHS:
                 job.deaths += 1
                 self._put_back([job])
             else:
-                _settle(job, answer)
-        self._count([*(Sample(*one) for one in samples), Sample("maskx_waited_seconds", waited, ())])
+                course = Course(job.since, asked, self.version, len(batch), samples, job.deaths)
+                _settle(job, (*answer, course))
+        waited = asked - min(job.since for job in batch)
+        self._count([*samples, Sample("maskx_waited_seconds", waited, ())])
         return not lost
 
     def _died(self, worker: _Process, batch: list[Job], error: Exception) -> None:

@@ -78,6 +78,8 @@ class Predict:
                 "bytes": 0 if answer is None else len(answer.body),
             },
         )
+        if self._models.traces is not None:
+            self._models.traces.request(scope, id_, begin, answer)
         if answer is not None:
             headers = {"content-type": answer.content_type, "cache-control": "no-store", "x-request-id": id_}
             response = Response(answer.body, answer.status, headers | answer.headers)

@@ -5,6 +5,7 @@ behind it the elements as they are. So the handler reads both in one way.
 """
 
 import json
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from .answers import Answered, Refusal
 from .models import Models
-from .rest import model_metadata, server_metadata
+from .rest import model_metadata, refused, server_metadata
 
 MESSAGES = Path(__file__).with_name("generated") / "messages.bin"
 TORCHSERVE = "org.pytorch.serve.grpc.inference"
 OPEN_INFERENCE = "inference"
 STATUS_OF = {
+    200: grpc.StatusCode.OK,
     400: grpc.StatusCode.INVALID_ARGUMENT,
     404: grpc.StatusCode.NOT_FOUND,
     413: grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -89,18 +91,20 @@ class InferenceApis:
 
     async def predict(self, request: Any, context: Context) -> Any:
         """The prediction, or the error as the call's status."""
-        answer = await _asked(
-            self._models, request.model_name, request.model_version, dict(request.input), {}, context
-        )
-        return self._response(prediction=answer.body)
+        return await self._predicted("Predictions", request, context)
 
     async def stream(self, request: Any, context: Context) -> AsyncIterator[Any]:
         """The same in a stream of one part."""
-        yield await self.predict(request, context)
+        yield await self._predicted("StreamPredictions", request, context)
 
     async def ping(self, request: Any, context: Context) -> Any:
         """Healthy where a prediction can be answered."""
         return self._health(health="Unhealthy" if self._models.not_ready() else "Healthy")
+
+    async def _predicted(self, method: str, request: Any, context: Context) -> Any:
+        called = f"{TORCHSERVE}.InferenceAPIsService/{method}"
+        answer = await _asked(self._models, called, request, dict(request.input), {}, context)
+        return self._response(prediction=answer.body)
 
 
 class OpenInference:
@@ -156,9 +160,8 @@ class OpenInference:
         """The prediction of the images in a tensor of BYTES; the JSON of each is an element of one, too."""
         body, length = infer_body(request)
         headers = {"inference-header-content-length": str(length)}
-        answer = await _asked(
-            self._models, request.model_name, request.model_version, {"body": body}, headers, context
-        )
+        called = f"{OPEN_INFERENCE}.GRPCInferenceService/ModelInfer"
+        answer = await _asked(self._models, called, request, {"body": body}, headers, context)
         content = json.loads(answer.body)
         made = self._new(
             "ModelInferResponse",
@@ -227,28 +230,38 @@ def server(
         raise ValueError(f"gRPC cannot listen on {address}: {error}") from error
 
 
+def status_of(status: int) -> grpc.StatusCode:
+    """gRPC's code for HTTP's status."""
+    return STATUS_OF.get(status, grpc.StatusCode.INTERNAL)
+
+
 async def _asked(
     models: Models,
-    name: str,
-    version: str,
+    method: str,
+    request: Any,
     fields: dict[str, bytes],
     headers: dict[str, str],
     context: Context,
 ) -> Answered:
     """The answer, where it is a prediction; else the call ends with the error as its status and text."""
+    begin, answer, retry_after = time.monotonic(), None, None
     try:
-        answer = await models.find(name, version).ask(fields, headers, by_grpc=True)
+        pool = models.find(request.model_name, request.model_version)
+        answer = await pool.ask(fields, headers, by_grpc=True)
     except Refusal as refusal:
-        await _abort(context, refusal.status, refusal.body(), refusal.retry_after)
-        raise
+        answer, retry_after = refused(refusal), refusal.retry_after
+    finally:
+        if models.traces is not None:
+            code = "CANCELLED" if answer is None else status_of(answer.status).name
+            models.traces.call(method, context.invocation_metadata(), begin, code, answer)
     if answer.status != 200:
-        await _abort(context, answer.status, answer.body, None)
+        await _abort(context, answer.status, answer.body, retry_after)
     return answer
 
 
 async def _abort(context: Context, status: int, body: bytes, retry_after: int | None) -> None:
     trailing = () if retry_after is None else (("retry-after", str(retry_after)),)
-    await context.abort(STATUS_OF.get(status, grpc.StatusCode.INTERNAL), body.decode(), trailing)
+    await context.abort(status_of(status), body.decode(), trailing)
 
 
 def _values(parameters: Mapping[str, Any]) -> dict[str, Any]:

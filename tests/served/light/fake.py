@@ -1,7 +1,8 @@
 """An archive without a network: its answer to a body is that body, and some bodies are orders.
 
 A server of it starts within a moment. What it is asked: any bytes; "slow", answered after 0.4 seconds; "die", over
-which its process ends; "hang", never answered; "lost", as a device that computes nothing more would answer.
+which its process ends; "hang", never answered; "lost", as a device that computes nothing more would answer;
+"wrong", an image that is none. Of the time that it takes it says that a quarter was for decoding, half for the network.
 """
 
 import json
@@ -18,8 +19,10 @@ class Service:
     lost = False
 
     def answer(self, requests, headers):
+        begin = time.perf_counter()
         answers = [self.one(fields) for fields in requests]
         for answer in answers:
+            answer.seconds = time.perf_counter() - begin
             answer.body = answer.body.replace(b"TOGETHER", str(len(answers)).encode())
         return answers
 
@@ -34,6 +37,8 @@ class Service:
         self.lost = self.lost or body == b"lost"
         if self.lost:
             return SimpleNamespace(status=503, content_type="application/json", kind="Restarting", body=b"{}")
+        if body == b"wrong":
+            return SimpleNamespace(status=400, content_type="application/json", kind="BadImage", body=b"{}")
         asked = {"pid": os.getpid(), "asked": body.decode("latin-1")}
         text = json.dumps({"detections": [], "together": "TOGETHER", **asked})
         return SimpleNamespace(status=200, content_type="application/json", kind="", body=text.encode())
@@ -55,7 +60,10 @@ from types import SimpleNamespace
 MEMORY_EVERY = 5.0
 
 def samples_of(answers, protocols, queued):
-    return [SimpleNamespace(name="maskx_batch_size", value=len(answers), labels=())]
+    seconds = answers[0].seconds
+    parts = {"decode": seconds / 4, "forward": seconds / 2, "encode": seconds / 4}
+    values = {f"maskx_{name}_seconds": one for name, one in parts.items()} | {"maskx_batch_size": len(answers)}
+    return [SimpleNamespace(name=name, value=one, labels=()) for name, one in values.items()]
 
 def memory_sample(device, taken):
     return SimpleNamespace(name="maskx_device_memory_bytes", value=taken, labels=(device,))
