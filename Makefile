@@ -205,7 +205,7 @@ $(VENV)/.stamp-run: $(VENV)/.stamp-venv requirements/serve.txt requirements/ligh
 	@$(PY) -m pip install $(foreach f,serve light train client,-r requirements/$(f).txt) || { echo "error: the packages could not be installed; the reason stands above" >&2; exit 1; }
 	@touch $@
 
-$(VENV)/.stamp-dev: $(VENV)/.stamp-run requirements/dev.txt
+$(VENV)/.stamp-dev: $(VENV)/.stamp-run $(wildcard requirements/*.txt)
 	@$(PY) -m pip install -r requirements/dev.txt || { echo "error: the packages of requirements/dev.txt could not be installed; the reason stands above" >&2; exit 1; }
 	@touch $@
 
