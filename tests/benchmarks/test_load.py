@@ -61,8 +61,8 @@ def test_a_slope_is_what_a_line_through_the_values_rises_in_percent_of_their_mea
 
 
 def test_the_rise_of_a_soak_looks_at_the_last_three_quarters_alone() -> None:
-    seen = [{"seconds": float(i), "java": 100.0 + min(i, 25) * 4.0} for i in range(101)]
-    assert rise(seen, "java") == {"mean_mib": 200.0, "min_mib": 200.0, "max_mib": 200.0, "rise_percent": 0.0}
+    seen = [{"seconds": float(i), "front": 100.0 + min(i, 25) * 4.0} for i in range(101)]
+    assert rise(seen, "front") == {"mean_mib": 200.0, "min_mib": 200.0, "max_mib": 200.0, "rise_percent": 0.0}
 
 
 SECONDS = 0.05
