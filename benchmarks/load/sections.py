@@ -75,13 +75,14 @@ class Tally:
         return found | {"rates": self.rates} | by_request
 
 
-def run_in(network: Network, sides: Sequence[Side]) -> None:
+def run_in(network: Network, sides: Sequence[Side], offline: Remote) -> None:
     """Each side is used for a while: Java runs slowly until it has compiled what is used much."""
+    in_process(offline, BATCH, min(network.warm_up, 2.0))
     for side in sides:
         closed(side.client, CONCURRENCY, network.run_in)
 
 
-def in_process(network: Network, offline: Remote, batch: int, seconds: float) -> float:
+def in_process(offline: Remote, batch: int, seconds: float) -> float:
     """Images a second of one process without a server."""
     alone = offline.call("run", batch=batch, seconds=seconds, least=2)
     return float(alone["images"] / alone["seconds"])
@@ -100,7 +101,7 @@ def closed_rounds(
     warm_up, end = longer * network.warm_up, longer * (network.warm_up + network.turn)
     for turn in range(network.rounds):
         say(f"closed: {network.name}, batch {batch}, {clients} clients, turn {turn + 1} of {network.rounds}")
-        rates.append(in_process(network, offline, batch, network.turn))
+        rates.append(in_process(offline, batch, network.turn))
         for side, tally in zip(sides, tallies, strict=True):
             tally.turn(side, lambda client: closed(client, clients, end), warm_up=warm_up, until=end)
     return rates, tallies
@@ -111,7 +112,7 @@ def closed_numbers(setting: LoadSetting) -> Numbers:
     rows = []
     for network in setting.networks:
         with setting.sides(network, "closed") as sides, setting.offline(network, usable_cores()) as offline:
-            run_in(network, sides)
+            run_in(network, sides, offline)
             for clients in CLIENTS:
                 alone, tallies = closed_rounds(network, sides, offline, clients=clients, batch=BATCH)
                 about: Numbers = {"network": network.name, "clients": clients}
@@ -149,8 +150,8 @@ def open_numbers(setting: LoadSetting) -> Numbers:
     rows = []
     for network in setting.networks:
         with setting.sides(network, "open") as sides, setting.offline(network, usable_cores()) as offline:
-            run_in(network, sides)
-            alone = in_process(network, offline, BATCH, network.turn)
+            run_in(network, sides, offline)
+            alone = in_process(offline, BATCH, network.turn)
             for share in OPEN_SHARES if network is setting.tiny else OPEN_SHARES[:1]:
                 about = {"network": network.name, "share": share, "offered": share * alone}
                 tallies = open_rounds(network, sides, share * alone)
@@ -199,7 +200,7 @@ def overhead_numbers(setting: LoadSetting) -> Numbers:
                 setting.offline(network, cores) as offline,
             ):
                 threads = sides[0].served.description()["threads"]
-                run_in(network, sides)
+                run_in(network, sides, offline)
                 rounds = closed_rounds(network, sides, offline, clients=CONCURRENCY, batch=batch)
                 about = {"network": network.name, "batch": batch, "workers": workers, "threads": threads}
                 found += [about | one for one in overhead_rows(sides, *rounds)]
