@@ -82,6 +82,11 @@ def run_in(network: Network, sides: Sequence[Side], offline: Remote) -> None:
         closed(side.client, CONCURRENCY, network.run_in)
 
 
+def threads_of(sides: Sequence[Side]) -> int:
+    """Of torch in a worker: what one process without a server is to compute with."""
+    return int(sides[0].served.description()["threads"])
+
+
 def in_process(offline: Remote, batch: int, seconds: float) -> float:
     """Images a second of one process without a server."""
     alone = offline.call("run", batch=batch, seconds=seconds, least=2)
@@ -111,7 +116,10 @@ def closed_numbers(setting: LoadSetting) -> Numbers:
     """Each network as it is shipped, 1, 8 and 32 clients."""
     rows = []
     for network in setting.networks:
-        with setting.sides(network, "closed") as sides, setting.offline(network, usable_cores()) as offline:
+        with (
+            setting.sides(network, "closed") as sides,
+            setting.offline(network, threads_of(sides)) as offline,
+        ):
             run_in(network, sides, offline)
             for clients in CLIENTS:
                 alone, tallies = closed_rounds(network, sides, offline, clients=clients, batch=BATCH)
@@ -149,7 +157,7 @@ def open_numbers(setting: LoadSetting) -> Numbers:
     """Fixed rates, the same for every server: shares of what one process does, each network as it is shipped."""
     rows = []
     for network in setting.networks:
-        with setting.sides(network, "open") as sides, setting.offline(network, usable_cores()) as offline:
+        with setting.sides(network, "open") as sides, setting.offline(network, threads_of(sides)) as offline:
             run_in(network, sides, offline)
             alone = in_process(offline, BATCH, network.turn)
             for share in OPEN_SHARES if network is setting.tiny else OPEN_SHARES[:1]:
