@@ -3,8 +3,9 @@
     python -m benchmarks.load [--only closed,open,overhead,faults,hostile] [--quick]
     python -m benchmarks.load --soak 20          # 20 minutes of saturation, alone
     python -m benchmarks.load --faults           # the faults alone
+    python -m benchmarks.load --engine both      # TorchServe and the light server, turn about in one run
 
-starts TorchServe on loopback itself and writes Markdown and JSON to benchmarks/results. Sections that are measured in
+starts the servers on loopback itself and writes Markdown and JSON to benchmarks/results. Sections that are measured in
 runs of their own on one day are joined in one report. The machine should do nothing else meanwhile.
 """
 
@@ -15,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,10 @@ from benchmarks.load.soak import soak_numbers, soak_text
 from benchmarks.pictures import of_coco_sizes
 from benchmarks.tables import Part, document, measured_on
 from model.files import exit_status
+from server.processes import ENGINES, TORCHSERVE
 
 IMAGES = 32
+BOTH = "both"
 LONGEST_SOAK = 60.0
 """Minutes."""
 
@@ -61,10 +64,24 @@ def sections(soak_minutes: float) -> dict[str, Section]:
         "overhead": Section(title=beside, measure=overhead_numbers, show=overhead_text, large=True),
         "closed": Section(title="Closed loop", measure=closed_numbers, show=closed_text, large=True),
         "open": Section(title="Open loop", measure=open_numbers, show=open_text, large=True),
-        "soak": Section(title="Soak", measure=soak, show=soak_text),
-        "faults": Section(title="Faults under load", measure=faults_numbers, show=faults_text),
-        "hostile": Section(title="Hostile requests", measure=hostile_numbers, show=hostile_text),
+        "soak": one_by_one("Soak", soak, soak_text),
+        "faults": one_by_one("Faults under load", faults_numbers, faults_text),
+        "hostile": one_by_one("Hostile requests", hostile_numbers, hostile_text),
     }
+
+
+def one_by_one(
+    title: str, measure: Callable[[LoadSetting], dict[str, Any]], show: Callable[[dict[str, Any]], str]
+) -> Section:
+    """A section that is measured on one server after the other, each with a heading of its own."""
+
+    def measure_each(setting: LoadSetting) -> dict[str, Any]:
+        return {engine: measure(replace(setting, engines=(engine,))) for engine in setting.engines}
+
+    def show_each(numbers: dict[str, Any]) -> str:
+        return "\n".join(f"### {engine}\n\n{show(found)}" for engine, found in numbers.items())
+
+    return Section(title=title, measure=measure_each, show=show_each)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -83,7 +100,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if any(known[name].large for name in chosen) and not options.without_large:
             sizes = {"min_size": options.min_size, "max_size": options.max_size}
             networks.append(large_network(folder / "large", images[0], **sizes, quick=options.quick))
-        setting = LoadSetting(folder=folder, images=images, networks=tuple(networks), quick=options.quick)
+        setting = LoadSetting(
+            folder=folder,
+            images=images,
+            networks=tuple(networks),
+            quick=options.quick,
+            engines=engines_of(options.engine),
+        )
         path = options.out / f"load-{machine['date'][:10]}{'-quick' if options.quick else ''}.md"
         for name in chosen:
             say(f"section {name}, load {machine['load_before']}")
@@ -105,6 +128,8 @@ def parser() -> argparse.ArgumentParser:
     add("--only", metavar="SECTION,...", help=f"(default: {names})")
     add("--soak", type=float, metavar="MINUTES", help="the soak, alone or with --only")
     add("--faults", action="store_true", help="the faults, alone or with --only")
+    told = "the server under test; both: turn about in one run (default: %(default)s)"
+    add("--engine", choices=(*ENGINES, BOTH), default=TORCHSERVE, help=told)
     sent = f"folder; its first {IMAGES} are sent (default: drawn ones)"
     add("--images", type=Path, help=sent)
     trained = ROOT / "build" / "maskx.pt"
@@ -113,6 +138,11 @@ def parser() -> argparse.ArgumentParser:
     add_network_options(made, "ResNet-50")
     add_folder(made, "load")
     return made
+
+
+def engines_of(asked: str) -> tuple[str, ...]:
+    """The servers that --engine names."""
+    return ENGINES if asked == BOTH else (asked,)
 
 
 def choose(options: argparse.Namespace, known: dict[str, Section]) -> list[str]:

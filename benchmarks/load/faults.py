@@ -26,7 +26,7 @@ from client import Client, Retries
 
 CLIENTS = 4
 RESPONSE_TIMEOUT = 5
-"""Seconds after which TorchServe ends a worker that does not answer: small, so that a stopped one is found soon."""
+"""Seconds after which a worker that does not answer is ended: small, so that a stopped one is found soon."""
 PATIENCE = 90.0
 """Seconds that a fault may take to pass."""
 RELOADS = 3
@@ -198,7 +198,7 @@ def faults_text(numbers: Numbers) -> str:
     return (
         table(headers, rows)
         + f"\nThe tiny network, {numbers['clients']} clients of client/ one request after the other; responseTimeout "
-        f"{numbers['response_timeout']} s, after which TorchServe ends a stopped worker. A new worker loads the model: "
+        f"{numbers['response_timeout']} s, after which a stopped worker is ended. A new worker loads the model: "
         "that is most of the time to recovery.\n"
     )
 

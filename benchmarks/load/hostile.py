@@ -1,4 +1,4 @@
-"""The section of hostile requests: each of them against TorchServe with the tiny network, and how long each took."""
+"""The section of hostile requests: each of them against a server with the tiny network, and how long each took."""
 
 import threading
 import time
@@ -12,7 +12,17 @@ from benchmarks.load.setting import LoadSetting, say
 from benchmarks.tables import shown, table
 from tests.hostile.case import ANSWERED, BY_SERVER, Case, http
 from tests.hostile.images import FORMATS, encoded
-from tests.hostile.judge import Offline, Outcome, Seen, all_cases, channel_to, run, send, send_by_grpc
+from tests.hostile.judge import (
+    Offline,
+    Outcome,
+    Seen,
+    all_cases,
+    cases_for,
+    channel_to,
+    run,
+    send,
+    send_by_grpc,
+)
 
 AIM = 2.0
 """Seconds for the slowest answer."""
@@ -50,7 +60,7 @@ def offline_answers(torchscript: Path) -> Offline:
 
 def hostile_numbers(setting: LoadSetting) -> Numbers:
     """All cases over REST, those that have a counterpart over gRPC; batches of one, so that bytes can be compared."""
-    cases = all_cases()
+    cases = cases_for(setting.engines[0], all_cases())
     offline = offline_answers(setting.tiny.path)
     for case in [*cases, *valid_cases()]:
         if case.image:
@@ -81,7 +91,7 @@ def _counted(outcome: Outcome, seconds: float) -> Numbers:
 
 
 def _groups(rows: Sequence[tuple[Case, Seen, str]]) -> list[Numbers]:
-    """By group: how many, what they were answered with, how many in TorchServe's own form, and the slowest."""
+    """By group: how many, what they were answered with, how many in a form of the server's own, and the slowest."""
     found = []
     for group in sorted({case.group for case, _, _ in rows}):
         mine = [(case, seen) for case, seen, _ in rows if case.group == group]
@@ -116,7 +126,7 @@ def hostile_text(numbers: Numbers) -> str:
         answers = [f"{n} x {'hung up' if status == '0' else status}" for status, n in one["statuses"].items()]
         cells = (str(one["requests"]), ", ".join(answers), str(one["own_form"]), shown(one["slowest"]))
         rows.append((one["group"], *cells))
-    headers = ("group, REST", "requests", "answered with", "by TorchServe itself", "slowest")
+    headers = ("group, REST", "requests", "answered with", "in another form", "slowest")
     lines += ["", table(headers, rows)]
     told = "A 400 is the service's error, a 200 the offline network's answer byte for byte; what TorchServe answers "
-    return "\n".join(lines) + f"\n{told}by itself has a form of its own, which the proxy replaces.\n"
+    return "\n".join(lines) + f"\n{told}by itself is in another form, which the proxy replaces.\n"

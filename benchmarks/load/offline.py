@@ -14,7 +14,7 @@ from maskx_warm_up import warm_up_network
 
 
 class Offline:
-    """decode + network + encode of image bytes, batch after batch, as the worker of TorchServe does it."""
+    """decode + network + encode of image bytes, batch after batch, as a server's worker does it."""
 
     def __init__(self, path: str, images: Sequence[str], threads: int) -> None:
         """Loads and warms up as the handler does, on the CPU or on the first GPU.

@@ -19,6 +19,8 @@ from server.processes import Ports, free_ports, server_processes
 
 WORKERS = ("model_service_worker.py", "light/worker.py")
 """Programs of the processes that run the handler: TorchServe's, the light server's."""
+FRONT = "server.light"
+"""Module that the light server's front runs; TorchServe's is Java."""
 SHIPPED = ROOT / "serve_config" / "model-config.yaml"
 
 
@@ -73,10 +75,19 @@ class Served:
         now = self.worker()
         return before is not None and now is not None and before.pid == now.pid
 
-    def java(self) -> psutil.Process:
-        """TorchServe itself."""
-        (found,) = [one for one in server_processes(self.state) if one.name() == "java"]
+    def front(self) -> psutil.Process:
+        """What listens: Java, or the light server's front."""
+        (found,) = [one for one in server_processes(self.state) if is_front(one)]
         return found
+
+    def cpu_seconds(self) -> float:
+        """What all its processes have taken of the processor so far."""
+        spent = 0.0
+        for process in server_processes(self.state):
+            with contextlib.suppress(psutil.Error):
+                times = process.cpu_times()
+                spent += times.user + times.system
+        return spent
 
     def kill_worker(self, how: signal.Signals) -> int:
         """Sends the signal to the worker; returns its pid. Raises ValueError where there is none."""
@@ -94,11 +105,16 @@ class Served:
         return described
 
 
+def is_front(process: psutil.Process) -> bool:
+    """Whether it is Java or the light server's front; a server's other processes are its workers and its starter."""
+    return process.name() == "java" or any(word.endswith(FRONT) for word in process.cmdline())
+
+
 class Memory:
-    """Resident memory of Java and of the worker, looked up once: finding processes by their mark costs time."""
+    """Resident memory of the front and of the worker, looked up once: finding processes by their mark costs time."""
 
     def __init__(self, served: Served) -> None:
-        self._processes = {"java": served.java(), "worker": served.worker()}
+        self._processes = {"front": served.front(), "worker": served.worker()}
 
     def now(self) -> dict[str, float]:
         """MiB of each; one that is gone is left out."""

@@ -1,7 +1,8 @@
 """What one load test is about: the networks, the images, how long each turn takes."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from benchmarks.load.client import samples_of
 from benchmarks.load.server import Served, pack
 from benchmarks.load.times import Sample
 from benchmarks.worker import Remote, prepared_apart
+from server.processes import TORCHSERVE
 
 PROTOCOLS = ("REST", "gRPC")
 CONCURRENCY = 8
@@ -45,13 +47,27 @@ class Network:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Side:
+    """A server that runs, asked over one protocol by a generator of load of its own."""
+
+    engine: str
+    protocol: str
+    served: Served
+    client: Remote
+
+
+@dataclass(frozen=True, kw_only=True)
 class LoadSetting:
-    """folder: for what is made on the way. images: files that are sent. quick: to see that it works."""
+    """folder: for what is made on the way. images: files that are sent. quick: to see that it works.
+
+    engines: the servers under test, see `server.processes.ENGINES`.
+    """
 
     folder: Path
     images: tuple[str, ...]
     networks: tuple[Network, ...]
     quick: bool
+    engines: tuple[str, ...] = (TORCHSERVE,)
 
     @property
     def tiny(self) -> Network:
@@ -59,7 +75,7 @@ class LoadSetting:
         return self.networks[0]
 
     def served(self, network: Network, name: str, **settings: Any) -> Served:
-        """The network's archive with the shipped model-config.yaml, to be entered.
+        """The network's archive with the shipped model-config.yaml, to be entered: the first of the engines.
 
         `settings` are those of `server.life.start`, without which the server is as `make serve` starts it; "changes"
         among them are changes of model-config.yaml.
@@ -67,7 +83,22 @@ class LoadSetting:
         folder = self.folder / name
         shutil.rmtree(folder, ignore_errors=True)
         archive = pack(network.path, folder / "archive", **settings.pop("changes", {}))
-        return Served(archive, folder / "serve", **settings)
+        return Served(archive, folder / "serve", **{"engine": self.engines[0], **settings})
+
+    @contextmanager
+    def sides(self, network: Network, name: str, **settings: Any) -> Iterator[list[Side]]:
+        """Every server over every protocol, in the order of their turns; the servers run beside each other."""
+        with ExitStack() as stack:
+            servers = {}
+            for engine in self.engines:
+                served = self.served(network, f"{name}-{engine}", engine=engine, **settings)
+                servers[engine] = stack.enter_context(served)
+            yield [
+                Side(engine=engine, protocol=protocol, served=served, client=stack.enter_context(client))
+                for protocol in PROTOCOLS
+                for engine, served in servers.items()
+                for client in [self.client(served, protocol)]
+            ]
 
     def client(self, served: Served, protocol: str) -> Remote:
         """A generator of load for a server that runs."""
@@ -91,9 +122,10 @@ def closed(client: Remote, concurrency: int, seconds: float, most: int = MOST) -
     return samples_of(answer), answer["cpu"]
 
 
-def opened(client: Remote, rate: float, seconds: float) -> list[Sample]:
-    """Samples of an open loop."""
-    return samples_of(client.call("open", rate=rate, seconds=seconds, most=MOST))
+def opened(client: Remote, rate: float, seconds: float) -> tuple[list[Sample], float]:
+    """Samples of an open loop, and what the generator took of the processor in seconds."""
+    answer = client.call("open", rate=rate, seconds=seconds, most=MOST)
+    return samples_of(answer), answer["cpu"]
 
 
 def given_images(folder: Path, count: int) -> tuple[str, ...]:

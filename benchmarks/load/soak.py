@@ -1,4 +1,4 @@
-"""The soak: saturation for many minutes; errors, and whether the memory of Java and of the worker stays flat."""
+"""The soak: saturation for many minutes; errors, and whether the memory of front and worker stays flat."""
 
 import threading
 import time
@@ -46,7 +46,7 @@ def soak_numbers(setting: LoadSetting, minutes: float) -> Numbers:
         "minutes": minutes,
         **found,
         "same_worker": same,
-        "memory": {name: rise([one for one in seen if name in one], name) for name in ("java", "worker")},
+        "memory": {name: rise([one for one in seen if name in one], name) for name in ("front", "worker")},
         "seen": seen,
     }
 

@@ -61,8 +61,8 @@ def test_a_slope_is_what_a_line_through_the_values_rises_in_percent_of_their_mea
 
 
 def test_the_rise_of_a_soak_looks_at_the_last_three_quarters_alone() -> None:
-    seen = [{"seconds": float(i), "java": 100.0 + min(i, 25) * 4.0} for i in range(101)]
-    assert rise(seen, "java") == {"mean_mib": 200.0, "min_mib": 200.0, "max_mib": 200.0, "rise_percent": 0.0}
+    seen = [{"seconds": float(i), "front": 100.0 + min(i, 25) * 4.0} for i in range(101)]
+    assert rise(seen, "front") == {"mean_mib": 200.0, "min_mib": 200.0, "max_mib": 200.0, "rise_percent": 0.0}
 
 
 SECONDS = 0.05
@@ -163,6 +163,7 @@ def test_drawn_images_have_cocos_sizes_and_are_drawn_once(tmp_path: Path) -> Non
 
 
 TIMES: dict[str, Any] = {"rate": 2.0, "requests": 7, "errors": {}, "max": 1.0, "mean": 1.0}
+TIMES |= {"client_cpu_ms": 1.0, "server_cpu_ms": 2.5}
 TIMES |= {"p50": 0.5, "p90": 0.6, "p99": None, "p99.9": None}
 
 
@@ -170,18 +171,24 @@ def test_sections_measured_apart_stand_in_one_report_in_their_order_and_a_new_on
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "load.md"
-    row = {"network": "tiny", "protocol": "REST", "clients": 8, "client_cpu_ms": 1.0, **TIMES}
+    row = {"network": "tiny", "server": "light", "protocol": "REST", "clients": 8, **TIMES}
+    alone = {"network": "tiny", "server": "in process", "clients": 8, "rate": 4.0}
     fault = {"fault": "SIGKILL", "requests": 9, "lost": {"Busy": 2}, "slowest": 3.0, "recovery": 4.25}
     for name, numbers in (
-        ("faults", {"clients": 4, "response_timeout": 5, "rows": []}),
-        ("closed", {"rows": [row]}),
-        ("faults", {"clients": 4, "response_timeout": 5, "rows": [fault]}),
+        ("faults", {"light": {"clients": 4, "response_timeout": 5, "rows": []}}),
+        ("closed", {"rows": [alone, row]}),
+        ("faults", {"light": {"clients": 4, "response_timeout": 5, "rows": [fault]}}),
     ):
         measured = {"numbers": numbers, "minutes": 1.5, "images": "drawn"}
         text = load.write(path, load.sections(0.0), name, measured, MACHINE)
     assert path.read_text() == text
     assert text.index("## Closed loop") < text.index("## Faults under load")
-    assert "| tiny | REST | 8 | 2.00 | 7 | 500 ms | 600 ms | - | - | 1.00 s | 0 | 1.0 ms |" in text
+    times = "0.50 | 2.00 | 7 | 500 ms | 600 ms | - | - | 1.00 s | 0 | 1.0 ms | 2.5 ms |"
+    assert (
+        f"| tiny | 8 | light | REST | {times}" in text
+        and "| tiny | 8 | in process | - | 1.00 | 4.00 |" in text
+    )
+    assert "## Faults under load" in text and "### light" in text
     assert text.count("SIGKILL") == 1 and "| 9 | 2 x Busy | 4.2 s | - | 3.0 s |" in text
     assert "1.5 minutes, load before 0.1, images drawn" in text
 
@@ -191,18 +198,25 @@ def test_the_overhead_says_which_networks_are_below_the_bar_and_which_batch_is_e
     rows = [
         {
             "network": "tiny",
+            "server": server,
             "batch": batch,
             "workers": workers,
             "threads": 2 // workers,
             "rates": {"in process": [10.0, 12.0], "REST": [rate], "gRPC": [11.0]},
             "ratios": {"REST": rate / 11, "gRPC": 1.0},
-            "client_cpu_ms": {"REST": 1.0, "gRPC": 2.0},
             "times": {"REST": times, "gRPC": times},
         }
-        for batch, workers, rate in ((1, 1, 8.8), (4, 1, 10.9), (8, 1, 11.0), (4, 2, 15.0))
+        for server, batch, workers, rate in (
+            ("torchserve", 1, 1, 8.8),
+            ("torchserve", 4, 1, 10.9),
+            ("torchserve", 8, 1, 11.0),
+            ("torchserve", 4, 2, 15.0),
+            ("light", 1, 1, 11.0),
+        )
     ]
     text = load.overhead_text({"concurrency": 8, "delay": 1, "threads": 2, "rows": rows})
-    assert "below it: tiny, batchSize 1, workers 1, REST (0.80)." in text
-    assert "tiny: batchSize 4 is the smallest within 2 %" in text
-    assert "| tiny | 4 | 2 x 1 |" in text
+    assert "below it: tiny, torchserve, batchSize 1, workers 1, REST (0.80)." in text
+    assert "tiny, torchserve: batchSize 4 is the smallest within 2 %" in text
+    assert "tiny, light: batchSize 1 is the smallest within 2 %" in text
+    assert "| tiny | torchserve | 4 | 2 x 1 |" in text
     assert "11.00 (10.00 to 12.00)" in text and "1 x 503" in text

@@ -82,7 +82,7 @@ def test_the_light_server_asks_again_itself_so_clients_need_no_retries(
 def test_when_java_dies_torchserves_starter_ends(served: Served) -> None:
     """By which `run` notices it."""
     (starter,) = [one for one in server_processes(served.state) if "ts.model_server" in one.cmdline()]
-    served.java().kill()
+    served.front().kill()
     wait_until(lambda: starter not in server_processes(served.state))
 
 

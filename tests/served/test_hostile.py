@@ -7,10 +7,20 @@ from pathlib import Path
 import pytest
 
 from benchmarks.load.hostile import offline_answers, valid_cases
-from server.processes import ENGINES, LIGHT
+from server.processes import ENGINES
 from tests.hostile.case import ANSWERED, AS_PILLOW, BY_SERVER, REFUSED, Case, http
 from tests.hostile.images import encoded
-from tests.hostile.judge import Offline, Seen, all_cases, channel_to, judge, run, send, send_by_grpc
+from tests.hostile.judge import (
+    Offline,
+    Seen,
+    all_cases,
+    cases_for,
+    channel_to,
+    judge,
+    run,
+    send,
+    send_by_grpc,
+)
 from tests.served.machine import Machine
 from tests.served.nginx import SECRET, proxy
 
@@ -37,11 +47,10 @@ def test_every_hostile_request_is_answered_as_it_should_be_and_the_valid_ones_be
     server: Machine, offline: Offline
 ) -> None:
     worker = server.worker().pid
-    # h11 takes the answer to a CONNECT for the begin of a tunnel: the light server refuses it.
-    cases = [case for case in CASES if server.running.engine != LIGHT or case.name != "CONNECT"]
+    cases = cases_for(server.running.engine, CASES)
     outcome = run(cases, lambda case: send(case, server.ports.inference), offline, valid_cases())
     assert outcome.wrong == []
-    assert len(outcome.rows) == len(cases) and outcome.valid >= len(CASES) // 5
+    assert len(outcome.rows) == len(CASES) and outcome.valid >= len(CASES) // 5
     assert server.worker().pid == worker
 
 
