@@ -110,6 +110,7 @@ class Peer(Side):
                     "score": round(score, 6),
                     "area": int(coco_mask.area(rle)),
                     "mask_supervised": True,
+                    "mask_source": "masks",
                     "segmentation": {"size": [height, width], "counts": rle["counts"].decode("ascii")},
                 }
             )

@@ -85,7 +85,7 @@ def test_no_module_makes_errors_of_its_own(module: str) -> None:
     for call in made.get("RequestError", []):
         assert len(call.args) == 1 or ast.unparse(call.args[1]) in CONSTANTS, f"{module}:{call.lineno}"
     for node in ast.walk(tree):
-        if isinstance(node, ast.Dict):
+        if isinstance(node, ast.Dict) and module != "maskx_schemas.py":  # which says what an error looks like
             keys = {key.value for key in node.keys if isinstance(key, ast.Constant)}
             assert not keys & {"error", "code"}, f"{module}:{node.lineno}"
 

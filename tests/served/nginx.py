@@ -131,8 +131,9 @@ class Proxy:
         return {child.pid for child in children if "shutting down" in "".join(child.cmdline())}
 
     def log(self) -> list[dict[str, Any]]:
-        """What the access log says, one object per request."""
-        return [json.loads(line) for line in (self.folder / "run" / "access.log").read_text().splitlines()]
+        """What the access log says, one object per request; a line that is being written does not count yet."""
+        written = (self.folder / "run" / "access.log").read_text().rpartition("\n")[0]
+        return [json.loads(line) for line in written.splitlines()]
 
     def ask(
         self,

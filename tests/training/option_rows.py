@@ -133,6 +133,10 @@ ROWS: dict[str, list[str]] = {
 ELSEWHERE: dict[str, str] = {
     "augment.swapped_classes": "tests/training/data/test_sides.py::"
     "test_a_training_with_pairs_goes_through_and_says_no_hint",
+    "augment.views": "tests/training/features/test_kept.py::"
+    "test_masks_learn_the_same_to_the_last_bit_from_kept_features",
+    "data.features": "tests/training/features/test_kept.py::"
+    "test_masks_learn_the_same_to_the_last_bit_from_kept_features",
     "device=auto": "tests/training/test_train.py::test_a_gpu_that_was_asked_for_and_is_not_there_is_an_error",
     "device=cuda": "tests/training/test_train.py::test_a_gpu_that_was_asked_for_and_is_not_there_is_an_error",
     "output.tensorboard=true": "tests/training/test_train.py::test_tensorboard_gets_the_figures_of_the_log",

@@ -23,7 +23,7 @@ export function isTransferred(detection) {
   return detection.mask_supervised === false;
 }
 
-/** Whether the class was taught after training. */
+/** Whether the class was taught by masks that no person drew, a segmenter's for one. */
 export function isTaught(detection) {
   return detection.mask_source === "taught";
 }

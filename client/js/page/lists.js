@@ -6,7 +6,7 @@ const THUMBNAIL = 96;
 const SOURCES = {
   masks: "mask learned from masks",
   some_masks: "mask learned from few masks",
-  taught: "taught after training",
+  taught: "mask learned from made masks",
   boxes: "mask transferred",
 };
 

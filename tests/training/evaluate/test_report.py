@@ -25,7 +25,10 @@ def test_the_table_has_a_row_per_group_and_class_in_aligned_columns(tmp_path: Pa
     assert [line.split()[0] for line in lines[1:4]] == ["A", "B", "all"]
     assert lines[3].split()[1:] == ["4", "12", *7 * ["0.0"], "100.0", "75.1"]
     assert len({len(line) for line in lines[:4]}) == 1
-    assert [line.split()[:3] for line in lines[6:8]] == [["ant", "A", "3"], ["bee", "B", "3"]]
+    assert [line.split()[:4] for line in lines[6:8]] == [
+        ["ant", "A", "masks", "3"],
+        ["bee", "B", "boxes", "3"],
+    ]
 
 
 def test_sizes_and_recall_stand_below_and_lvis_columns_only_where_it_is_lvis(tmp_path: Path) -> None:

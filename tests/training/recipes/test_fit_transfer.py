@@ -103,7 +103,7 @@ def test_a_class_whose_mask_weights_saw_no_mask_is_not_fitted_on_and_gets_ts(
     folder: Path, tmp_path: Path
 ) -> None:
     def fourth(contents: dict[str, Any]) -> None:
-        contents["classes"]["has_mask"] = [True, False, True]
+        contents["classes"] |= {"has_mask": [True, False, True], "mask_sources": ["masks", "boxes", "masks"]}
 
     path = changed(folder, tmp_path / "two.pt", fourth)
     assert read_finished(path).labels == (1, 3)
@@ -265,7 +265,7 @@ def softmax(contents: dict[str, Any]) -> None:
 
 
 def one_with_masks(contents: dict[str, Any]) -> None:
-    contents["classes"]["has_mask"] = [False, True, False]
+    contents["classes"] |= {"has_mask": [False, True, False], "mask_sources": ["boxes", "masks", "boxes"]}
 
 
 @pytest.mark.parametrize(
