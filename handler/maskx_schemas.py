@@ -138,6 +138,10 @@ def answer_schemas() -> dict[str, Schema]:
                 "type": "boolean",
                 "description": "Whether the class had masks in training (set A); false: its masks are transferred.",
             },
+            "mask_source": {
+                "enum": ["masks", "some_masks", "taught", "boxes"],
+                "description": "What the class's masks were learned from; absent where the archive does not say it.",
+            },
             "segmentation": {"oneOf": [run_lengths, polygons, picture]},
             "keypoints": {
                 "type": "array",
