@@ -3,6 +3,7 @@ the light server's too."""
 
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -41,23 +42,38 @@ def standin_archive(standin: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="session")
-def server(
-    standin_archive: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory, engine: str
-) -> Iterator[Machine]:
-    """The stand-in, served with batches of what there is, so that nobody waits for more."""
-    archive = standin_archive("quick", batchSize=4, maxBatchDelay=1)
-    with serving(tmp_path_factory.mktemp("machine"), archive, "--engine", engine) as machine:
-        yield machine
+def shared(
+    standin_archive: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., Machine]]:
+    """Serves the stand-in, by an engine and with changes of its configuration; what is asked for again is there still.
+
+    A fixture with the parameter `engine` would end its server whenever the next test has the other engine, so in each
+    file once more.
+    """
+    started: dict[tuple[object, ...], Machine] = {}
+    with ExitStack() as stack:
+
+        def served(engine: str, **changes: Any) -> Machine:
+            key = (engine, *sorted(changes.items()))
+            if key not in started:
+                archive = standin_archive("shared", **changes)
+                machine = serving(tmp_path_factory.mktemp("machine"), archive, "--engine", engine)
+                started[key] = stack.enter_context(machine)
+            return started[key]
+
+        yield served
 
 
 @pytest.fixture(scope="session")
-def batched(
-    standin_archive: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory, engine: str
-) -> Iterator[Machine]:
+def server(shared: Callable[..., Machine], engine: str) -> Machine:
+    """The stand-in, served with batches of what there is, so that nobody waits for more."""
+    return shared(engine, batchSize=4, maxBatchDelay=1)
+
+
+@pytest.fixture(scope="session")
+def batched(shared: Callable[..., Machine], engine: str) -> Machine:
     """The stand-in, served with batches of 8 that are waited for."""
-    archive = standin_archive("batched", batchSize=8, maxBatchDelay=300)
-    with serving(tmp_path_factory.mktemp("batched"), archive, "--engine", engine) as machine:
-        yield machine
+    return shared(engine, batchSize=8, maxBatchDelay=300)
 
 
 @pytest.fixture(scope="module")
