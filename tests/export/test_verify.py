@@ -25,7 +25,7 @@ from export.verify import (
 )
 from model.config import TransferConfig
 from model.inference import Inference
-from tests.export.tiny import CLASSES, tiny_network
+from tests.export.tiny import CLASSES, answers_here, tiny_network
 
 LABELS = CLASSES.num_classes + 1
 
@@ -75,8 +75,9 @@ def test_a_good_file_passes(served: Inference, scripted: tuple[torch.jit.ScriptM
 
 
 def test_a_file_with_other_weights_is_refused(
-    served: Inference, scripted: tuple[torch.jit.ScriptModule, bytes]
+    served: Inference, scripted: tuple[torch.jit.ScriptModule, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(verification, "answers_of_fresh_process", answers_here)
     other = copy.deepcopy(served)
     with torch.no_grad():
         other.box_head.fc7.bias.add_(1e-6)
@@ -314,6 +315,7 @@ def test_a_layer_frozen_wrongly_is_refused(
         other.box_head.fc7.weight.mul_(1.01)
         other.box_head.fc7.bias.add_(0.01)
     wrong = torch.jit.freeze(torch.jit.script(other))
+    monkeypatch.setattr(verification, "answers_of_fresh_process", answers_here)
     monkeypatch.setattr(torch.jit, "freeze", lambda *_, **__: wrong)
     with pytest.raises(ExportError, match="frozen"):
         verify(tiny_network(), served, *scripted)

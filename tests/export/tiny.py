@@ -1,15 +1,19 @@
-"""A network small enough to be exported in seconds."""
+"""A network small enough to be exported in seconds, and what an export costs left out where it is not the question."""
 
 import dataclasses
+import io
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
+import export.torchscript
 from export.archive import ROOT
+from export.verify import Answer, Case
 from model.build import build_network
 from model.checkpoint import save_checkpoint
 from model.classes import ClassTable
@@ -58,6 +62,22 @@ def save_network(
     contents = {"format": 1, "model": network.state_dict(), "model_config": to_dict(config), "step": 0}
     save_checkpoint(path, {**contents, "training_config": {}, "classes": classes.to_dict(), **more})
     return path
+
+
+def answers_here(data: bytes, cases: list[Case]) -> list[Answer]:
+    """As `export.verify.answers_of_fresh_process`, in this process, which spares the start of another one."""
+    loaded, answers = torch.jit.load(io.BytesIO(data)), []
+    with torch.inference_mode():
+        for loaded.batched in (False, True):
+            answers += [loaded(*case) for case in cases]
+    return answers
+
+
+def unverified(network: MaskXRCNN, metadata: dict[str, Any]) -> bytes:
+    """`export_network` without its verification, for whoever only wants a file: tests/export have what it compares."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(export.torchscript, "verify", lambda *_: None)
+        return export.torchscript.export_network(network, metadata)
 
 
 def run_module(

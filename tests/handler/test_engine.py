@@ -25,7 +25,7 @@ from maskx_model import ServedModel
 from maskx_parameters import Parameters
 from model.build import build_network
 from model.serving import REDUCIBLE, prepared_for_serving
-from tests.export.tiny import CLASSES, CONFIG, tiny_network
+from tests.export.tiny import CLASSES, CONFIG, tiny_network, unverified
 from tests.served.standin import scene
 
 CPU = torch.device("cpu")
@@ -36,7 +36,7 @@ PARTS = ("backbone",)
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "maskx.pt"
     metadata = build_metadata(CLASSES, mask_size=14, max_detections=30, min_size=64, max_size=96)
-    path.write_bytes(export_network(tiny_network(), metadata))
+    path.write_bytes(unverified(tiny_network(), metadata))
     return path
 
 

@@ -1,4 +1,5 @@
-"""Several processes train and evaluate as one would, by `torchrun` on this machine (gloo), and say everything once."""
+"""Several processes train and evaluate as one would, by `torchrun` or as it would start them, on this machine
+(gloo), and say everything once."""
 
 import json
 import signal
@@ -13,6 +14,7 @@ import torch
 
 from model.checkpoint import load_checkpoint
 from model.network import MaskXRCNN
+from tests.training.processes import begin_two
 from tests.training.tiny_set import rows, tiny_changes, weights, write_tiny_set
 from training.config import load_config
 from training.data.coco import CocoDataset
@@ -72,8 +74,10 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
     return process.returncode, output
 
 
-def two(module: str, *arguments: str) -> tuple[int, str]:
-    return ended(start(module, *arguments))
+def two(module: str, *arguments: str, folder: Path) -> tuple[int, str]:
+    """The same without torchrun and its start: the higher status, and the output of both."""
+    done = [process.ended() for process in begin_two(module, *arguments, folder=folder)]
+    return max(abs(status) for status, _ in done), "".join(output for _, output in done)
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +120,7 @@ def test_two_processes_train_as_one_with_all_images_and_say_everything_once(
     objects = set_a_objects(tiny_set)[:5]
     assert any(one != other for one, other in objects), "the processes should see different numbers of masks"
     assert any(0 in both and max(both) > 0 for both in objects), "one process should once see none"
-    status, output = two("training.train", *words(tiny_set, tmp_path))
+    status, output = ended(start("training.train", *words(tiny_set, tmp_path)))
     assert status == 0, output
     require_like(tmp_path, alone)
     assert load_checkpoint(tmp_path / "checkpoint.pt")["processes"] == 2
@@ -137,9 +141,8 @@ def test_a_run_goes_on_with_another_number_of_processes_and_of_parts(
 ) -> None:
     """1 -> 2 processes in 2 parts each -> 1 process in 4 parts."""
     assert main(words(tiny_set, tmp_path, steps=2)) == 0
-    status, output = two(
-        "training.train", *words(tiny_set, tmp_path, "--resume", "schedule.accumulate=2", steps=4)
-    )
+    more = words(tiny_set, tmp_path, "--resume", "schedule.accumulate=2", steps=4)
+    status, output = two("training.train", *more, folder=tmp_path / "output")
     assert status == 0, output
     assert output.count("going on at step 2 of 4") == 1
     assert output.count("warning: 2 processes instead of 1") == 1
@@ -162,7 +165,9 @@ def test_two_processes_evaluate_to_the_very_numbers_of_one(
     options += ["--annotations", str(annotations), "--device", "cpu", "--score-threshold", "0.001"]
     options += ["--batch-size", "2", "--leave-out-broken"]
     assert evaluate([*options, "--out", str(tmp_path / "one")]) == 0
-    status, output = two("training.evaluate", *options, "--out", str(tmp_path / "two"))
+    status, output = two(
+        "training.evaluate.__main__", *options, "--out", str(tmp_path / "two"), folder=tmp_path / "output"
+    )
     assert status == 0, output
     assert output.count("left out: 1 images that are missing") == 1
     found = (tmp_path / "two" / "results.json").read_text()
@@ -203,7 +208,7 @@ def test_a_picture_that_breaks_for_one_process_has_the_stand_in_of_one_process_a
     assert main(words(folder, alone, "output.checkpoint_every=1", steps=1)) == 0
     torch.save(weights(alone), alone / "step1.pt")
     assert main(words(folder, alone, "--restart")) == 0
-    status, output = two("training.train", *words(folder, tmp_path / "out"))
+    status, output = two("training.train", *words(folder, tmp_path / "out"), folder=tmp_path / "output")
     assert status == 0, output
     require_like(tmp_path / "out", alone)
     assert output.count("warning: step 1: ") == output.count("another image takes its place") == 1, output
@@ -224,7 +229,9 @@ def test_a_mistake_of_one_process_ends_all_with_its_one_line(tmp_path: Path) -> 
         data = picture.read_bytes()
         picture.write_bytes(data[: len(data) // 2])
     seed = next(seed for seed in range(100) if empty_places(seed, whole) == [False, True])
-    status, output = two("training.train", *words(folder, tmp_path / "out", f"seed={seed}"))
+    status, output = two(
+        "training.train", *words(folder, tmp_path / "out", f"seed={seed}"), folder=tmp_path / "output"
+    )
     errors = [line for line in output.splitlines() if line.startswith("error: ")]
     assert status != 0 and len(errors) == 1 and ".png: " in errors[0], output
     assert errors[0].startswith("error: step 1: none of 5 images")

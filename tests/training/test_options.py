@@ -1,6 +1,5 @@
 """Every option of the method: trained for 20 steps (2 if large), exported, reloaded, and predicted with."""
 
-import io
 import json
 import tomllib
 from collections.abc import Iterator
@@ -15,10 +14,11 @@ import torch
 from PIL import Image
 
 import export.verify
+from export.files import METADATA_NAME
 from export.torchscript import export_checkpoint
-from export.verify import Answer, Case
 from model.checkpoint import load_checkpoint
 from model.keypoints.layout import COCO_NAMES
+from tests.export.tiny import answers_here
 from tests.model.small_network import asked
 from tests.training.option_rows import AMOUNTS, BASE, ELSEWHERE, ROWS
 from tests.training.tiny_set import rows as logged_rows
@@ -73,13 +73,6 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Drawn:
     return drawn
 
 
-def answers_here(data: bytes, cases: list[Case]) -> list[Answer]:
-    """As `export.verify.answers_of_fresh_process`, in this process: tests/export start the other one."""
-    loaded = torch.jit.load(io.BytesIO(data))
-    with torch.inference_mode():
-        return [loaded(*case) for case in cases]
-
-
 @pytest.mark.parametrize("row", ROWS)
 def test_an_option_trains_is_exported_reloaded_and_predicts(
     row: str, drawn: Drawn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -97,7 +90,9 @@ def test_an_option_trains_is_exported_reloaded_and_predicts(
 
     monkeypatch.setattr(export.verify, "answers_of_fresh_process", answers_here)
     export_checkpoint(checkpoint, tmp_path / "maskx.pt")  # only where eager == scripted == reloaded, exactly
-    model = torch.jit.load(tmp_path / "maskx.pt")
+    extra: dict[str, str | bytes] = {METADATA_NAME: ""}
+    model = torch.jit.load(tmp_path / "maskx.pt", _extra_files=extra)
+    assert json.loads(extra[METADATA_NAME])["mask_size"] == 2 * config.model.mask.roi_size
     picture = Image.open(next(Path(config.data.train_images).glob("*.png"))).convert("RGB")
     image = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
     with torch.inference_mode():

@@ -1,18 +1,22 @@
 """The training loop on a tiny set: what it writes, how it stops, and that it goes on as if it had never stopped."""
 
 import json
+import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from model.checkpoint import load_checkpoint, load_network
+from tests.training.processes import begin
 from tests.training.tiny_set import equal, rows, tiny_changes, weights, write_tiny_set
+from training.run import Run
 from training.train import main
 
 Words = list[str]
@@ -205,44 +209,28 @@ def test_a_run_does_not_go_on_with_other_data(
     assert "which of them have masks, are not those of the run" in capsys.readouterr().err
 
 
-COMMAND = [sys.executable, "-m", "training.train"]
 LONG = ["schedule.detector_steps=12", "schedule.mask_steps=12", "model.transfer.dropout=0.2"]
 
 
-SIGNALLED = """
-import os, signal, sys
-from training.run import Run
-from training.train import main
+def signalled_after(step: int, number: signal.Signals) -> None:
+    """The training is sent a signal when so many steps are done: SIGKILL alone, others with its loader workers."""
+    train_on = Run.train_on
 
-step, number = int(sys.argv.pop(1)), int(sys.argv.pop(1))
-train_on = Run.train_on
+    def signalled(run: Run, *batch: Any) -> Any:
+        if run.step == step:
+            os.kill(os.getpid() if number == signal.SIGKILL else 0, number)
+        return train_on(run, *batch)
 
-def signalled(run, *batch):
-    if run.step == step:
-        os.kill(os.getpid() if number == signal.SIGKILL else 0, number)
-    return train_on(run, *batch)
-
-Run.train_on = signalled
-sys.exit(main(sys.argv[1:]))
-"""
-"""The training, which is sent a signal when so many steps are done: SIGKILL alone, others with its loader workers."""
+    Run.train_on = signalled  # type: ignore[method-assign, assignment]
 
 
-def stop_at(step: int, number: signal.Signals, words: Words) -> tuple[int, str]:
+def stop_at(step: int, number: signal.Signals, words: Words, output: Path) -> tuple[int, str]:
     """Train with the arguments `words` in a process group of its own, signalled after `step`: status and output."""
-    done = subprocess.run(
-        [sys.executable, "-c", SIGNALLED, str(step), str(int(number)), *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        timeout=400,
-        check=False,
-    )
-    return done.returncode, done.stdout
+    before = partial(signalled_after, step, number)
+    return begin("training.train", *words, output=output, before=before).ended()
 
 
-@pytest.mark.timeout(1800)  # four processes, each of which starts torch anew
+@pytest.mark.timeout(900)
 def test_a_run_killed_and_interrupted_ends_with_the_weights_of_one_left_alone(
     tiny_set: Path, tmp_path: Path
 ) -> None:
@@ -250,18 +238,19 @@ def test_a_run_killed_and_interrupted_ends_with_the_weights_of_one_left_alone(
     alone, broken = tmp_path / "alone", tmp_path / "broken"
     more = ["data.workers=2", *LONG]
     words = [*tiny_changes(tiny_set, alone), *more]
-    subprocess.run([*COMMAND, *words], check=True, capture_output=True, timeout=400)
+    assert main(words) == 0
     words = [*tiny_changes(tiny_set, broken), *more, "output.checkpoint_every=2", "--resume"]
 
-    status, output = stop_at(5, signal.SIGKILL, words)
+    status, output = stop_at(5, signal.SIGKILL, words, tmp_path / "killed.txt")
     assert status == -signal.SIGKILL and load_checkpoint(broken / "checkpoint.pt")["step"] == 4, output
 
-    status, output = stop_at(14, signal.SIGINT, words)
+    status, output = stop_at(14, signal.SIGINT, words, tmp_path / "interrupted.txt")
     assert status == 130 and load_checkpoint(broken / "checkpoint.pt")["step"] == 15, output
     assert "stopped by SIGINT at step 15" in output and "--resume" in output
     assert "Traceback" not in output
 
-    subprocess.run([*COMMAND, *words], check=True, capture_output=True, timeout=400)
+    status, output = begin("training.train", *words, output=tmp_path / "last.txt").ended()
+    assert status == 0, output
     assert equal(weights(alone), weights(broken))
     assert [row["step"] for row in rows(broken)] == [str(step) for step in range(1, 25)]
     assert [row["loss"] for row in rows(broken)] == [row["loss"] for row in rows(alone)]

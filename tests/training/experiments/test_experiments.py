@@ -1,10 +1,7 @@
 """Grids of experiments: what is trained, what is kept, how several processes share one."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,8 +11,8 @@ import pytest
 from PIL import Image
 
 from model.classes import ClassTable
-from tests.conftest import ROOT
 from tests.training.data.coco_scene import CLASSES, KnowingNetwork, usual_scene
+from tests.training.processes import begin
 from tests.training.tiny_set import SMALLEST
 from training.config import DEFAULT_CONFIG, TrainingConfig, changed, config_from_dict, load_config, to_dict
 from training.evaluate import __main__ as evaluate
@@ -371,21 +368,14 @@ def test_two_processes_share_a_grid_and_train_nothing_twice(tmp_path: Path) -> N
         'about = "A test."\npreset = "shapes"\nseeds = 1\ndata = "drawn"\ndrawing = {train = 4, val = 2}\n'
         '[[rows]]\nname = "exact"\n[[rows]]\nname = "agnostic"\nset = ["model.transfer.kind=class_agnostic"]\n'
     )
-    words = [sys.executable, "-m", "training.experiments", str(tmp_path / "two.toml"), "--no-timing"]
+    words = [str(tmp_path / "two.toml"), "--no-timing", "--out", str(tmp_path / "out"), *TINY]
     processes = [
-        subprocess.Popen(
-            [*words, "--out", str(tmp_path / "out"), *TINY],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
-        for _ in range(2)
+        begin("training.experiments.__main__", *words, output=tmp_path / f"output{number}.txt")
+        for number in range(2)
     ]
-    shown = [process.communicate(timeout=280)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], shown
-    text = "".join(shown)
+    done = [process.ended() for process in processes]
+    assert [status for status, _ in done] == [0, 0], done
+    text = "".join(output for _, output in done)
     assert text.count("stage detector: 2 steps") == 1 and text.count("stage mask: 1 steps") == 2
     assert text.count("| agnostic | 1 |") == 2  # both end with the whole table
     assert len(json.loads((tmp_path / "out" / "results.json").read_text())["rows"]) == 2

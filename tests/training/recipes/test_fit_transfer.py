@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+import export.verify
 from export.torchscript import export_checkpoint
 from model.checkpoint import load_checkpoint, load_network, save_checkpoint
+from tests.export.tiny import answers_here
 from tests.training.datasets.small_sets import write_json
 from tests.training.recipes.torchvision_peer import small_peer
 from tests.training.tiny_set import tiny_changes, write_tiny_set
@@ -115,13 +117,14 @@ def test_a_class_whose_mask_weights_saw_no_mask_is_not_fitted_on_and_gets_ts(
 
 
 def test_the_network_is_evaluated_exported_and_grown_by_a_class_with_boxes_alone(
-    folder: Path, tmp_path: Path
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fitted = tmp_path / "fitted.pt"
     assert main([str(folder / "before.pt"), "--out", str(fitted), "--input", "cls+box"]) == 0
     assert (
         evaluate(["--checkpoint", str(fitted), "--device", "cpu", "--out", str(tmp_path / "evaluation")]) == 0
     )
+    monkeypatch.setattr(export.verify, "answers_of_fresh_process", answers_here)
     export_checkpoint(fitted, tmp_path / "maskx.pt")  # which verifies the table
     words = ["--images", str(folder / "images"), "--annotations", str(folder / "new.json"), "--steps", "2"]
     assert grow.main([str(fitted), *words, "--out", str(tmp_path / "grown")]) == 0
