@@ -54,7 +54,7 @@ def begin(
     environment: dict[str, str] | None = None,
 ) -> Begun:
     """`python -m module words`, after `before()`, which can be pickled; `output` is added to where it is there."""
-    arguments = (module, words, output, before, environment or {})
+    arguments = (module, words, output, before, environment or {}, multiprocessing.get_start_method())
     process = _CONTEXT.Process(target=_command, args=arguments)
     process.start()
     return Begun(process, output)
@@ -84,8 +84,12 @@ def _command(
     output: Path,
     before: Callable[[], None] | None,
     environment: dict[str, str],
+    method: str,
 ) -> None:
     os.setsid()
+    multiprocessing.set_start_method(
+        method, force=True
+    )  # of loader workers; the one of this process is another
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (sys.stdout, sys.stderr):
         os.dup2(file, stream.fileno())
