@@ -54,7 +54,7 @@ SHELL := /bin/sh
 .PHONY: help setup data convert train evaluate archive serve ready predict predict-folder stop versions register set-default unregister demo check test docs tools fetch calibrate experiments bench bench-gpu gpu-check bench-training profile accuracy load wheel image clean FORCE
 
 help:                ## this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-21s %s\n", $$1, $$2}'
 	@echo 'Variables: CONFIG=file.toml  ARGS="key=value ..."  RUN=folder of the training (the last one)  IMAGE=photo.jpg  IMAGES=folder'
 	@echo '           OUT=overlay.png  ARCHIVE=file.mar  VERSION=2.0  NAME=data set  WEIGHTS=file  PYTHON=python3.11  {DATA,FETCH,CONVERT,CALIBRATE,EXPERIMENTS,OFFLINE,EVALUATE,SERVE,PREDICT,TEST,BENCH,GPU,PROFILE,ACCURACY,LOAD,IMAGE}_ARGS=more flags of that step'
 
@@ -79,7 +79,7 @@ evaluate: build/evaluation/results.json  ## AP and AR over A, B and all classes,
 calibrate: $(RUN)/finished  ## the mask threshold of classes without masks, measured on classes held out of set A
 	@$(PY) -m training.experiments.mask_threshold --checkpoint $(RUN)/checkpoint.pt $(CALIBRATE_ARGS)
 
-experiments: setup   ## a grid of trainings -> build/experiments: GRID=shapes|photos|paper EXPERIMENTS_ARGS="--dry-run"
+experiments: setup   ## a grid of trainings -> build/experiments: GRID=shapes (photos, paper) EXPERIMENTS_ARGS="--dry-run"
 	@$(PY) -m training.experiments $(GRID) $(EXPERIMENTS_ARGS)
 
 archive: build/maskx.mar  ## checkpoint -> TorchScript, verified -> build/maskx.mar
