@@ -10,6 +10,9 @@ import math
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
+from importlib.machinery import EXTENSION_SUFFIXES
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +40,23 @@ CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 """Linux' control group, version 2, as a container sees its own: quota and period in microseconds, or "max"."""
 
 _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_operators() -> None:
+    """Registers torchvision's operators, which the file calls, for the whole process.
+
+    From its library alone, as a C++ host does: the package brings PyTorch's compilers with it, which take as long to
+    import as torch itself and 170 MB, and nothing here runs them.
+    """
+    package = find_spec("torchvision")
+    folders = [] if package is None else package.submodule_search_locations or []
+    for folder in () if "torchvision" in sys.modules else folders:
+        for name in ("_C_stable", "_C"):  # newer versions, older ones
+            for library in (Path(folder, name + suffix) for suffix in EXTENSION_SUFFIXES):
+                if library.is_file():
+                    torch.ops.load_library(str(library))
+                    return
+    import_module("torchvision")
 
 
 def fusers_off() -> None:

@@ -7,6 +7,7 @@ Knows nothing of the server and nothing of the project that made the file: torch
 file's own metadata.json says what its labels mean.
 """
 
+import importlib.metadata
 import json
 import os
 from collections import Counter
@@ -16,7 +17,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torchvision  # registers the operators that the TorchScript calls
 from torch import Tensor
 
 from maskx_answer import Detections
@@ -26,6 +26,7 @@ from maskx_engine import (
     fusers,
     fusers_off,
     keep_freed_memory,
+    load_operators,
     ready_to_run,
     usable_cores,
 )
@@ -62,6 +63,7 @@ class ServedModel:
             ValueError: the file is not a maskx.pt, its metadata is not understood, or the precision is not for it.
         """
         fusers_off()
+        load_operators()
         if device.type == "cuda" and device.index is not None:
             torch.cuda.set_device(device)
         extra = {METADATA_NAME: ""}
@@ -176,7 +178,10 @@ class ServedModel:
             "threads": torch.get_num_threads(),
             "categories": len(self.categories),
             "input": {"min_size": self.min_size, "max_size": self.max_size},
-            "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
+            "versions": {
+                "torch": torch.__version__,
+                "torchvision": importlib.metadata.version("torchvision"),
+            },
         }
 
     def bring(self, images: Sequence[Pixels]) -> None:

@@ -158,6 +158,36 @@ print([line.split()[1] for line in open("/proc/self/status") if line.startswith(
     assert kept - given_back > 150_000
 
 
+def test_the_operators_are_there_without_importing_torchvision() -> None:
+    """In a process of its own, with all that a worker imports of the handler."""
+    program = """
+import sys
+import maskx_engine, maskx_served, maskx_service, maskx_warm_up
+import torch
+maskx_engine.load_operators()
+maskx_engine.load_operators()
+boxes = torch.tensor([[0.0, 0.0, 9.0, 9.0], [0.0, 0.0, 9.0, 8.0], [20.0, 20.0, 29.0, 29.0]])
+kept = torch.ops.torchvision.nms(boxes, torch.tensor([0.5, 0.9, 0.1]), 0.5).tolist()
+print(kept, [name for name in ("torchvision", "torch._dynamo", "sympy") if name in sys.modules])
+import torchvision
+assert torchvision.ops.nms(boxes, torch.tensor([0.5, 0.9, 0.1]), 0.5).tolist() == kept
+"""
+    folder = Path(maskx_engine.__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[1, 2] []\n"
+
+
+def test_a_torchvision_whose_library_is_not_found_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    imported: list[str] = []
+    monkeypatch.delitem(sys.modules, "torchvision")
+    monkeypatch.setattr(maskx_engine, "EXTENSION_SUFFIXES", [".none"])
+    monkeypatch.setattr(maskx_engine, "import_module", imported.append)
+    maskx_engine.load_operators()
+    assert imported == ["torchvision"]
+
+
 @pytest.mark.parametrize("missing", ["_is_avx512_bf16_supported", "_is_mkldnn_bf16_supported"])
 def test_auto_is_float32_where_torch_cannot_tell(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     onednn = SimpleNamespace(_is_mkldnn_bf16_supported=lambda: True)

@@ -11,12 +11,17 @@ from tests.served.standin import png, scene
 from tests.wheel import Environment, build_wheel
 
 
+@pytest.fixture(scope="module")
+def wheel(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_wheel(root, tmp_path_factory.mktemp("wheel"))
+
+
 @pytest.mark.engines(*ENGINES)
 def test_what_the_wheel_serves_the_wheel_asks(
-    root: Path, standin_archive: Callable[..., Path], tmp_path: Path, engine: str
+    wheel: Path, standin_archive: Callable[..., Path], tmp_path: Path, engine: str
 ) -> None:
     extra = "serve" if engine == TORCHSERVE else LIGHT
-    environment = Environment(tmp_path / "env", build_wheel(root, tmp_path), "grpc", extra)
+    environment = Environment(tmp_path / "env", wheel, "grpc", extra)
     (environment.packages / "maskx_service.py").write_text(
         "raise ImportError('not the one in the archive')\n"
     )
