@@ -38,13 +38,16 @@ VOLUME ["/srv/maskx/build"]
 ENTRYPOINT ["python", "-m"]
 CMD ["training.train", "--help"]
 
-FROM base AS serve
+# What `serve` and `light` both need, PyTorch above all: where both images lie, these layers lie there once. Each installs
+# the rest of its own list, of which nothing asks for torch: pip would bring Triton back with it.
+FROM base AS served
 # Triton compiles kernels for torch.compile, which is not used here, and brings an assembler; with it go headers, static
 # libraries and protoc: 1.2 GB that a server has no use for.
+# hadolint ignore=SC2046
 RUN --mount=type=bind,source=requirements,target=/requirements \
     --mount=type=cache,target=/root/.cache/pip \
     --mount=type=secret,id=pip,target=/etc/pip.conf \
-    pip install -r /requirements/serve.txt \
+    pip install -c /requirements/constraints.txt $(grep -xFf /requirements/serve.txt /requirements/light.txt | grep ==) \
     && if pip show --quiet triton 2>/dev/null; then pip uninstall --yes triton; fi \
     && packages=$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
     && find "$packages" -type f \( -name '*.a' -o -name '*.h' -o -name '*.hpp' -o -name '*.cuh' -o -path '*/torch/bin/protoc*' \) -delete \
@@ -52,34 +55,37 @@ RUN --mount=type=bind,source=requirements,target=/requirements \
 RUN useradd --no-create-home --home-dir /run/maskx --shell /usr/sbin/nologin --uid 10001 maskx \
     && install -d -o 10001 -g 10001 -m 0700 /run/maskx
 WORKDIR /srv/maskx
+# /run/maskx is to be a tmpfs of user 10001: all that is ever written lies there. NVIDIA's runtime mounts nvidia-smi for
+# `utility`; the GPUs are counted with it.
+ENV HOME=/run/maskx TMPDIR=/run/maskx NVIDIA_DRIVER_CAPABILITIES=compute,utility
+
+FROM served AS serve
+# hadolint ignore=SC2046
+RUN --mount=type=bind,source=requirements,target=/requirements \
+    --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=secret,id=pip,target=/etc/pip.conf \
+    pip install -c /requirements/constraints.txt $(grep -vxFf /requirements/light.txt /requirements/serve.txt | grep ==)
 COPY server/ server/
 COPY client/js/ client/js/
 COPY serve_config/ serve_config/
 COPY build/maskx.mar build/maskx.mar.sha256 ./
-# /run/maskx is to be a tmpfs of user 10001: all that is ever written lies there. NVIDIA's runtime mounts nvidia-smi for
-# `utility`; TorchServe counts the GPUs with it.
-ENV HOME=/run/maskx TMPDIR=/run/maskx NVIDIA_DRIVER_CAPABILITIES=compute,utility
 USER 10001:10001
 HEALTHCHECK --interval=15s --timeout=10s --start-period=180s --retries=3 \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8083/ready', timeout=8)"]
 ENTRYPOINT ["python", "-m", "server", "run"]
 CMD ["--archive", "maskx.mar", "--state", "/run/maskx/state"]
 
-FROM base AS light
+FROM served AS light
+# hadolint ignore=SC2046
 RUN --mount=type=bind,source=requirements,target=/requirements \
     --mount=type=cache,target=/root/.cache/pip \
     --mount=type=secret,id=pip,target=/etc/pip.conf \
-    pip install -r /requirements/light.txt -r /requirements/traces.txt \
-    && if pip show --quiet triton 2>/dev/null; then pip uninstall --yes triton; fi
-RUN useradd --no-create-home --home-dir /run/maskx --shell /usr/sbin/nologin --uid 10001 maskx \
-    && install -d -o 10001 -g 10001 -m 0700 /run/maskx
-WORKDIR /srv/maskx
+    pip install -r /requirements/traces.txt $(grep -vxFf /requirements/serve.txt /requirements/light.txt | grep ==)
 COPY server/ server/
 COPY client/js/ client/js/
 COPY serve_config/ serve_config/
 COPY build/maskx.mar build/maskx.mar.sha256 ./
 RUN test -s server/light/generated/messages.bin
-ENV HOME=/run/maskx TMPDIR=/run/maskx NVIDIA_DRIVER_CAPABILITIES=compute,utility
 USER 10001:10001
 HEALTHCHECK --interval=15s --timeout=10s --start-period=180s --retries=3 \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8080/ready', timeout=8)"]

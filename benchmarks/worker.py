@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from benchmarks import ROOT
+from server.settings import SPIN
 
 
 class Remote:
@@ -25,7 +26,7 @@ class Remote:
         self.target = target
         command = [sys.executable, "-m", "benchmarks.worker", target, json.dumps(options)]
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+        environment = {**SPIN, **os.environ, "PYTHONWARNINGS": "ignore"}  # as a server's worker has it
         self._process = subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
         try:
             self.answer = self._read()

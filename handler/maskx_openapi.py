@@ -4,7 +4,7 @@ by, so that there is no second list.
 Whoever serves it adds the errors that stand in front of the handler (`Described.errors`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,20 +24,21 @@ EXAMPLE_IMAGE = (
 class Described:
     """The model that a document is about.
 
-    `defaults`: of its parameters, None where they are not known; `categories`: names, empty where they are not known;
+    `defaults`: of its parameters, None where they are not known; `categories`: names by id, empty where not known;
     `limits`: of a request. `errors`: further statuses that the server in front answers with, and what they mean.
     """
 
     name: str = "maskx"
     version: str = "1.0"
     defaults: Parameters | None = None
-    categories: Sequence[str] = ()
+    categories: Mapping[int, str] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
     errors: Sequence[tuple[int, str]] = ()
 
 
 def openapi_document(described: Described) -> dict[str, Any]:
-    """The document: paths, parameters, bodies, answers and errors, with examples that can be sent."""
+    """The document: paths, parameters, bodies, answers and errors, with examples that can be sent; and under
+    `x-categories` the id and name of each category, for whoever lets people choose."""
     name = described.name
     schemas = request_schemas(described.defaults, max_images=described.limits.max_images) | answer_schemas()
     predict = _predict(described)
@@ -52,6 +53,7 @@ def openapi_document(described: Described) -> dict[str, Any]:
             "version": described.version,
             "summary": "An image in, COCO-style detections with masks out.",
         },
+        "x-categories": [{"id": id_, "name": one} for id_, one in described.categories.items()],
         "paths": {
             f"/predictions/{name}": predict,
             f"/predictions/{name}/{{version}}": versioned,
@@ -119,7 +121,7 @@ def _headers(described: Described) -> list[dict[str, Any]]:
     for form in FORMS:
         schema = {key: value for key, value in schemas[form.name].items() if key != "description"}
         if "oneOf" in schema:
-            schema = {"type": "string", "examples": list(described.categories[:2])}
+            schema = {"type": "string", "examples": list(described.categories.values())[:2]}
         listed.append(
             {
                 "name": form.name,

@@ -82,7 +82,7 @@ def load(
             name=name,
             version=str(manifest["modelVersion"]),
             defaults=model.defaults,
-            categories=[one.name for one in model.categories.values()],
+            categories={one.id: one.name for one in model.categories.values()},
             limits=settings.limits,
         )
     )

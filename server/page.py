@@ -77,6 +77,8 @@ PASSED_ON = (
     "output",
 )
 GIVEN_BACK = ("content-type", "retry-after")
+TOLD = "/openapi.json"
+"""What the page reads the names of the categories from; of a server that has none, such as TorchServe, it is 404."""
 SECONDS = 300.0
 """What one answer may take."""
 ASKED = re.compile(r"/predictions/[A-Za-z0-9_][A-Za-z0-9_.%-]{0,127}(/[0-9][A-Za-z0-9_.-]{0,31})?")
@@ -88,8 +90,11 @@ class PageHandler(BaseHTTPRequestHandler):
     server: "PageServer"
 
     def do_GET(self) -> None:
-        found = files().get(self.path.partition("?")[0])
-        if found is None:
+        path = self.path.partition("?")[0]
+        found = files().get(path)
+        if path == TOLD and self.command == "GET":
+            self._pass_on(TOLD, b"", {})
+        elif found is None:
             self._send(404, b"no such file; the page is at /", {"Content-Type": "text/plain"})
         else:
             self._send(200, found.body, {"Content-Type": found.content_type, **found.headers})
@@ -111,15 +116,19 @@ class PageHandler(BaseHTTPRequestHandler):
         length = self.headers.get("Content-Length", "")
         body = self.rfile.read(int(length)) if length.isdigit() else b""
         sent = {name: self.headers[name] for name in PASSED_ON if name in self.headers}
+        self._pass_on(self.path, body, sent)
+
+    do_PUT = do_POST  # noqa: N815  curl -T
+
+    def _pass_on(self, path: str, body: bytes, sent: Mapping[str, str]) -> None:
+        method = "GET" if self.command == "GET" else "POST"
         try:
-            status, answer, headers = _asked(self.server.behind, self.path, body, sent)
+            status, answer, headers = _asked(self.server.behind, method, path, body, sent)
         except OSError as error:
             self.log_error("%s: %s", self.server.behind, error)
             self._refuse(502, "Unreachable", f"nobody answers at {self.server.behind}")
             return
-        self._send(status, answer, headers)
-
-    do_PUT = do_POST  # noqa: N815  curl -T
+        self._send(status, answer, {**HEADERS, **headers} if method == "GET" else headers)
 
     def _refuse(self, status: int, kind: str, message: str) -> None:
         said = {"error": {"code": status, "type": kind, "message": message}}
@@ -152,13 +161,13 @@ class PageServer(ThreadingHTTPServer):
 
 
 def _asked(
-    server: str, path: str, body: bytes, headers: Mapping[str, str]
+    server: str, method: str, path: str, body: bytes, headers: Mapping[str, str]
 ) -> tuple[int, bytes, dict[str, str]]:
     parts = urllib.parse.urlsplit(server)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     connection = kind(parts.netloc, timeout=SECONDS)
     try:
-        connection.request("POST", parts.path.rstrip("/") + path, body, dict(headers))
+        connection.request(method, parts.path.rstrip("/") + path, body, dict(headers))
         answer = connection.getresponse()
         given = {name: answer.headers[name] for name in GIVEN_BACK if name in answer.headers}
         return answer.status, answer.read(), given

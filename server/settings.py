@@ -72,6 +72,11 @@ HANDED_DOWN = re.compile(
 )
 """Variables that Java and the worker get; no other, so that a secret under whatever name stays with who starts them.
 Of these, config.properties hides from the worker what sounds like a secret."""
+SPIN = {"GOMP_SPINCOUNT": "1000"}
+"""Rounds of a loop in which torch's threads wait for each other with their core in hand: tens of microseconds, what
+libgomp itself takes where it knows of too few cores. Its 300 000 of otherwise are 7 ms of a core after every operation,
+in which the front, the decoders and every other program wait."""
+SPIN_SAID = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 TELEMETRY = "OTEL_"
 """How the variables begin that the light server's front gets, and no worker: they may hold a collector's secret."""
 
@@ -269,16 +274,25 @@ def workers_of_a_gpu(gpus: int, *, cores: int, memory: int) -> int:
 
 
 def threads_of(batching: Batching, environment: Mapping[str, str]) -> dict[str, str]:
-    """What tells several workers to share the cores; nothing for one, or where somebody has said it already.
+    """What tells a worker's threads how to wait, and several workers to share the cores; nothing where somebody has
+    said it already.
 
-    PyTorch's threads wait for each other spinning: with as many in every worker as there are cores, two workers on 2
-    cores answered 22 requests a second where they answer 77 with one thread each, and one worker with two answers 47
-    (the small network of `make demo`, batches of 1, one run). Workers of a GPU have next to nothing for those threads
-    to do and get one each; those that decode are others, and each worker has them for all cores, for they do not spin.
+    PyTorch's threads wait for each other spinning, see `SPIN`: where another program has one of two cores, the thread
+    on the other burns it for nothing. The small network of `make demo` in batches of 1 answered 0.3 to 0.5 images a
+    second and took 350 to 610 ms of the processor for each on two cores that 13 others wanted, and 27 to 58 with 14 to
+    15 ms with this (one process, turns of 6 s).
+
+    With as many threads in every worker as there are cores, two workers on 2 cores answered 22 requests a second where
+    they answer 77 with one thread each, and one worker with two answers 47 (the same network, one run, before `SPIN`).
+    Workers of a GPU have next to nothing for those threads to do and get one each; those that decode are others, and
+    each worker has them for all cores, for they do not spin.
     """
+    said = {} if any(name in environment for name in SPIN_SAID) else dict(SPIN)
     if batching.workers == 1 or "OMP_NUM_THREADS" in environment:
-        return {}
-    return {"OMP_NUM_THREADS": "1" if batching.on_gpu else str(max(core_count() // batching.workers, 1))}
+        return said
+    return said | {
+        "OMP_NUM_THREADS": "1" if batching.on_gpu else str(max(core_count() // batching.workers, 1))
+    }
 
 
 def handed_down(environment: Mapping[str, str]) -> dict[str, str]:

@@ -71,10 +71,13 @@ render() {
     page
 }
 
-# page/: the files of client/js, which lie beside this file in the image.
+# page/: the files of client/js, which lie beside this file in the image; without the page nothing is told either.
 page() {
     setting PAGE 'on|off' 'on or off' on
-    test "$value" = on || return 0
+    if test "$value" = off; then
+        echo 'return 404;' > "$new/told.conf"
+        return 0
+    fi
     js=$here/js
     test -d "$js" || js=$here/../../client/js
     test -r "$js/page/index.html" || fail "the page's files lie neither in $here/js nor in client/js; MASKX_PAGE=off goes without them"

@@ -189,7 +189,7 @@ class Told:
 
     async def openapi(self, request: Request) -> Response:
         """Of the default version, with the front's own refusals."""
-        return JSONResponse(self._document())
+        return JSONResponse(self._document(), headers=HEADERS)
 
     async def docs(self, request: Request) -> Response:
         """The document as a page."""

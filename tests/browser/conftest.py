@@ -18,7 +18,7 @@ from maskx_model import ServedModel
 from maskx_service import Service
 from maskx_settings import Limits
 from server.page import PageServer
-from tests.browser.look import BLUE, GREEN, RED, write
+from tests.browser.look import BLUE, GREEN, RED, until, write
 from tests.served.standin import scene
 from tests.served.upstream import Answer, Seen, Upstream, upstream
 
@@ -27,11 +27,20 @@ FETCHED = ROOT / "build" / "tools" / "chromium"
 
 @dataclass
 class Site:
-    """The page's address, and the server behind it. `change` may change an answer before it is sent."""
+    """The page's address, and the server behind it. `change` may change an answer before it is sent; `told` is its
+    OpenAPI document, None where it has none, as TorchServe."""
 
     url: str
     behind: Upstream
     change: Callable[[dict[str, Any]], None]
+    told: dict[str, Any] | None = None
+
+    def open(self, driver: Any) -> None:
+        """Opens the page anew, until it has asked for the document; what was asked before is forgotten."""
+        self.behind.seen.clear()
+        driver.get(self.url)
+        until(lambda: [one for one in self.behind.seen if one.method == "GET"], "the page")
+        self.behind.seen.clear()
 
 
 def programs() -> tuple[str, str]:
@@ -113,6 +122,9 @@ def site(whole_site: Site, service: Service, driver: Any) -> Iterator[Site]:
     """The page, opened anew; afterwards the browser must not have complained of anything but refused requests."""
 
     def answer(seen: Seen) -> Answer:
+        if seen.method == "GET":
+            told = whole_site.told if seen.path == "/openapi.json" else None
+            return Answer(404 if told is None else 200, json.dumps(told).encode())
         (made,) = service.answer([fields_of(seen)], [seen.headers])
         body = made.body
         if made.content_type == "application/json" and made.status == 200:
@@ -123,9 +135,9 @@ def site(whole_site: Site, service: Service, driver: Any) -> Iterator[Site]:
 
     whole_site.change = lambda _: None
     whole_site.behind.answer = answer
-    whole_site.behind.seen.clear()
+    whole_site.told = None
     driver.get_log("browser")
-    driver.get(whole_site.url)
+    whole_site.open(driver)
     yield whole_site
     complaints = [one["message"] for one in driver.get_log("browser")]
     assert [one for one in complaints if "Failed to load resource" not in one] == []

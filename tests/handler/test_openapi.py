@@ -22,7 +22,7 @@ from tests.served.standin import png, scene
 DESCRIBED = Described(
     version="2.0",
     defaults=Parameters(score_threshold=0.25, max_detections=100),
-    categories=("red", "green", "blue"),
+    categories={7: "red", 11: "green", 90: "blue"},
     limits=Limits(max_images=5),
     errors=[(413, "RequestTooLarge: The request has more bytes than allowed.")],
 )
@@ -54,6 +54,14 @@ EXAMPLES = dict(bodies())
 def asked(service: Service, fields: dict[str, Any], headers: Mapping[str, str] | None = None) -> Answer:
     (answer,) = service.answer([fields], [headers or {}])
     return answer
+
+
+def test_the_document_has_every_category_to_choose_from() -> None:
+    assert [tuple(one.values()) for one in DOCUMENT["x-categories"]] == [
+        (7, "red"),
+        (11, "green"),
+        (90, "blue"),
+    ]
 
 
 def test_a_validator_of_openapi_finds_nothing_wrong_with_the_document() -> None:
@@ -161,6 +169,6 @@ def test_the_page_has_every_path_parameter_and_schema_and_neither_script_nor_out
 
 
 def test_the_page_shows_names_of_categories_as_text_not_as_markup() -> None:
-    hostile = openapi_document(Described(categories=("<script>alert(1)</script>", "'\"&")))
+    hostile = openapi_document(Described(categories={1: "<script>alert(1)</script>", 2: "'\"&"}))
     page = documentation_page(hostile).decode()
     assert "<script" not in page and "&lt;script&gt;" in page

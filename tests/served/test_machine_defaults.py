@@ -13,9 +13,11 @@ from server.processes import Batching, Ports
 from server.settings import (
     CONFIG,
     MOST_WAITING,
+    SPIN,
     WORKER_MEMORY,
     batching_for,
     effective_config,
+    handed_down,
     threads_of,
     workers_of_a_gpu,
 )
@@ -94,12 +96,21 @@ def test_several_workers_share_the_cores_unless_somebody_said_otherwise(
 
     def of(workers: int, *, on_gpu: bool = False, **environment: str) -> dict[str, str]:
         batching = Batching(batch_size=4, batch_delay=1, workers=workers, on_gpu=on_gpu)
-        return threads_of(batching, environment)
+        return threads_of(batching, {"OMP_WAIT_POLICY": "passive", **environment})
 
     assert (of(1), of(2), of(3)) == ({}, {"OMP_NUM_THREADS": "4"}, {"OMP_NUM_THREADS": "2"})
     assert of(20) == {"OMP_NUM_THREADS": "1"}
     assert of(2, OMP_NUM_THREADS="8") == {}
     assert (of(1, on_gpu=True), of(2, on_gpu=True)) == ({}, {"OMP_NUM_THREADS": "1"})
+
+
+def test_the_threads_of_a_worker_wait_without_holding_a_core_unless_somebody_said_otherwise() -> None:
+    one = Batching(batch_size=4, batch_delay=1, workers=1, on_gpu=False)
+    assert threads_of(one, {}) == threads_of(one, {"OMP_NUM_THREADS": "2"}) == SPIN
+    assert (
+        threads_of(one, {"GOMP_SPINCOUNT": "300000"}) == threads_of(one, {"OMP_WAIT_POLICY": "active"}) == {}
+    )
+    assert handed_down(SPIN) == SPIN
 
 
 def test_a_containers_share_of_the_cores_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -69,6 +69,19 @@ def test_files_are_sent_whole_and_only_by_their_own_paths(front: PageServer) -> 
         assert ask(front, "GET", path).status == 404
 
 
+def test_the_document_is_that_of_the_server_behind_without_what_the_browser_sent(
+    front: PageServer, behind: Upstream
+) -> None:
+    behind.answer = lambda _: Answer(200, b'{"openapi": "3.1.0"}')
+    reply = ask(front, "GET", "/openapi.json?x=1", headers={"Authorization": "Bearer x"})
+    assert (reply.status, reply.body) == (200, b'{"openapi": "3.1.0"}')
+    assert reply.headers["content-security-policy"].startswith("default-src 'none'")
+    (seen,) = behind.seen
+    assert (seen.method, seen.path, "authorization" in seen.headers) == ("GET", "/openapi.json", False)
+    behind.answer = lambda _: Answer(404, b"{}")
+    assert ask(front, "GET", "/openapi.json").status == 404
+
+
 @pytest.mark.parametrize(
     "headers",
     [

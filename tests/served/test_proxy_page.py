@@ -8,7 +8,7 @@ import pytest
 
 from server.page import files
 from tests.served.nginx import Proxy, make_proxy, proxy
-from tests.served.upstream import Upstream
+from tests.served.upstream import Answer, Upstream
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +43,32 @@ def test_a_browser_that_has_a_file_is_not_sent_it_again(front: Proxy) -> None:
     assert front.ask("GET", "/js/maskx.js", b"", {"If-None-Match": tag}).status == 304
 
 
+@pytest.mark.parametrize("path", ["/openapi.json", "/docs"])
+def test_what_the_server_tells_of_itself_is_there_without_a_secret_under_its_own_policy(
+    front: Proxy, behind: Upstream, path: str
+) -> None:
+    behind.seen.clear()
+    policy = {"Content-Security-Policy": "default-src 'none'", "X-Content-Type-Options": "nosniff"}
+    behind.answer = lambda _: Answer(200, b"what is told", {"content-type": "text/html", **policy})
+    try:
+        reply = front.ask("GET", f"{path}?a=b", b"", {"Cookie": "x"}, secret=None)
+        assert (reply.status, reply.body) == (200, b"what is told")
+        assert {name: reply.headers[name.lower()] for name in policy} == policy
+        assert front.ask("HEAD", path, b"", secret=None).status == 200
+        assert front.ask("POST", path, b"x").status == 404
+        assert {one.path for one in behind.seen} == {path}
+        assert not {"cookie", "authorization"} & set(behind.seen[0].headers)
+        behind.answer = lambda _: Answer(404, b"TorchServe's own words")
+        reply = front.ask("GET", path, b"", secret=None)
+        assert (reply.status, reply.error()["type"]) == (404, "NotFound")
+    finally:
+        behind.answer = lambda _: Answer()
+        behind.seen.clear()
+
+
 def test_a_proxy_that_is_told_to_has_no_page_but_answers(behind: Upstream) -> None:
     with proxy(INFERENCE=behind.address, PAGE="off") as made:
-        for path in files():
+        for path in (*files(), "/openapi.json", "/docs"):
             reply = made.ask("GET", path, b"")
             assert (reply.status, reply.error()["type"]) == (404, "NotFound")
         assert made.ask().status == 200

@@ -2,6 +2,7 @@
 import { maskWindow, predict } from "../maskx.js";
 import { camera } from "./camera.js";
 import { canvasSize, detectionAt, drawMarks, drawMasks, drawnImage, isTaught, isTransferred, labelOf } from "./draw.js";
+import { offerNames } from "./known.js";
 import { curlLine, pythonLine } from "./lines.js";
 import { foundItem, mark, roving, stripItem } from "./lists.js";
 
@@ -257,4 +258,5 @@ async function copy(line) {
 
 listen();
 camera(add);
+offerNames({ place: at("known"), title: at("known-title"), list: at("names"), field: at("categories") });
 show();

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.engines("light")
 
 def document(server: Machine) -> dict[str, Any]:
     reply = server.ask(path="/openapi.json", method="GET")
-    assert reply.status == 200
+    assert reply.status == 200 and reply.headers["x-content-type-options"] == "nosniff"
     told: dict[str, Any] = json.loads(reply.body)
     return told
 
@@ -32,6 +32,7 @@ def test_the_document_is_valid_and_is_of_the_model_that_is_served(server: Machin
     assert list(parameters) == list(PARAMETERS)
     assert parameters["score_threshold"]["default"] == 0.5
     assert parameters["categories"]["examples"] == ["red", "green"]
+    assert [one["name"] for one in told["x-categories"]] == ["red", "green", "bleu \u00e9"]
 
 
 def test_every_example_of_every_path_is_answered_as_the_document_says(server: Machine) -> None:
