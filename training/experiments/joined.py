@@ -22,6 +22,7 @@ from training.evaluate.truth import GroundTruth, load_ground_truth
 from training.experiments.variants import Train
 from training.join.grids import run_lengths
 from training.join.joined import Checked, Join, checked, config_of_run, document_with_masks, join
+from training.join.kept import KeptSegmenter
 from training.join.objects import Objects, Placed
 from training.join.trust import choice
 from training.locks import locked
@@ -39,10 +40,11 @@ class Joins:
     Args:
         segmenter: folder of a promptable segmenter; None: no row needs it.
         train: see `training.experiments.variants.Train`.
+        kept: folder of what the segmenter says of images and boxes, whichever run asks (`training.join.kept`).
     """
 
-    def __init__(self, segmenter: Path | None, train: Train) -> None:
-        self._folder, self._train = segmenter, train
+    def __init__(self, segmenter: Path | None, train: Train, kept: Path) -> None:
+        self._folder, self._train, self._kept = segmenter, train, kept
         self._made: dict[Path, Join] = {}
 
     def require_segmenter(self, row: str) -> None:
@@ -91,9 +93,8 @@ class Joins:
         with locked(run / "join" / "lock", wait=True):
             if run not in self._made:
                 config = config_of_run(run, [])
-                self._made[run] = join(
-                    config, load_segmenter(self._folder, device=config.device), self._train
-                )
+                segmenter = KeptSegmenter(load_segmenter(self._folder, device=config.device), self._kept)
+                self._made[run] = join(config, segmenter, self._train)
             yield self._made[run]
 
 
