@@ -78,7 +78,7 @@ class Experiments:
         segmenter: Path | None = None,
     ) -> None:
         self.grid, self.train, self.out = grid, train, out
-        self.joins = Joins(segmenter, train)
+        self.joins = Joins(segmenter, train, out / "segmenter")
         self.rows, self.overrides = tuple(rows), tuple(overrides)
         self._cells: dict[tuple[int, str], list[Cell]] = {}
 

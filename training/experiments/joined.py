@@ -22,7 +22,9 @@ from training.evaluate.truth import GroundTruth, load_ground_truth
 from training.experiments.variants import Train
 from training.join.grids import run_lengths
 from training.join.joined import Checked, Join, checked, config_of_run, document_with_masks, join
+from training.join.kept import KeptSegmenter
 from training.join.objects import Objects, Placed
+from training.join.report import by_class, checked_table, summary
 from training.join.trust import choice
 from training.locks import locked
 from training.prompt_masks import load_segmenter
@@ -39,10 +41,11 @@ class Joins:
     Args:
         segmenter: folder of a promptable segmenter; None: no row needs it.
         train: see `training.experiments.variants.Train`.
+        kept: folder of what the segmenter says of images and boxes, whichever run asks (`training.join.kept`).
     """
 
-    def __init__(self, segmenter: Path | None, train: Train) -> None:
-        self._folder, self._train = segmenter, train
+    def __init__(self, segmenter: Path | None, train: Train, kept: Path) -> None:
+        self._folder, self._train, self._kept = segmenter, train, kept
         self._made: dict[Path, Join] = {}
 
     def require_segmenter(self, row: str) -> None:
@@ -78,11 +81,18 @@ class Joins:
     def results(self, run: Path, source: str, judged_by: ClassTable) -> Results:
         """How good masks of a source are, of the detections and the true boxes of the validation set.
 
-        Objects of set A are judged as if their class were in set B.
+        Objects of set A are judged as if their class were in set B. Of `CHOSEN` the rule's own account, and how right
+        it was, is written beside the join's files.
         """
         with self._join(run) as joined:
             mine = _by(joined, source)
-            return judge(_predictions(mine, run, checked(mine)), judged_by)
+            of_truth = checked(mine)
+            if source == CHOSEN:
+                path = run / "join" / "explained.txt"
+                table = checked_table(of_truth, joined.judged_labels)
+                write_whole(path, f"{summary(joined)}\n\n{by_class(joined)}\n\n{table}\n")
+                print(f"{path} written", flush=True)
+            return judge(_predictions(mine, run, of_truth), judged_by)
 
     @contextmanager
     def _join(self, run: Path) -> Iterator[Join]:
@@ -91,9 +101,8 @@ class Joins:
         with locked(run / "join" / "lock", wait=True):
             if run not in self._made:
                 config = config_of_run(run, [])
-                self._made[run] = join(
-                    config, load_segmenter(self._folder, device=config.device), self._train
-                )
+                segmenter = KeptSegmenter(load_segmenter(self._folder, device=config.device), self._kept)
+                self._made[run] = join(config, segmenter, self._train)
             yield self._made[run]
 
 

@@ -45,6 +45,17 @@ def test_a_segmenter_that_knows_every_pixel_is_judged_by_its_own_masks(
 
 def test_the_rule_takes_that_segmenter_by_itself(rows: dict[str, dict[str, Any]]) -> None:
     assert rows["joined"]["mask_iou_b"] > rows["best"]["mask_iou_b"]
+    run = Path(rows["best"]["checkpoint"]).parent
+    told = (run / "join" / "explained.txt").read_text()
+    assert "true boxes of" in told and "set B: predicted against true IoU" in told
+
+
+def test_no_row_asks_a_segmenter_what_another_has_asked_before(
+    rows: dict[str, dict[str, Any]], tiny_set: Path
+) -> None:
+    out = Path(rows["best"]["checkpoint"]).parents[3]
+    images = len(json.loads((tiny_set / "train.json").read_text())["images"])
+    assert len(list((out / "segmenter").rglob("embedding.npz"))) == images
 
 
 def test_a_student_learns_from_the_segmenters_masks_of_set_b_and_from_true_ones_of_set_a(
