@@ -251,10 +251,10 @@ class Pool:
         try:
             async with asyncio.timeout(self.settings.startup_timeout):
                 said = await worker.receive()
+        except TimeoutError:  # before OSError, of which it is one
+            said = ("failed", f"the model was not loaded within {self.settings.startup_timeout:g} s")
         except (OSError, EOFError):
             said = ("failed", f"the worker ended while it loaded the model (log: {self.settings.log.name})")
-        except TimeoutError:
-            said = ("failed", f"the model was not loaded within {self.settings.startup_timeout:g} s")
         told = {"version": self.version, "pid": worker.process.pid}
         if said[0] != "ready":
             self.failure = said[1]
