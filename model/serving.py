@@ -150,7 +150,9 @@ class OneCanvas(nn.Module):
             taken, int64 [N] (zeros stand in the others), and mask probabilities [N, D, M, M].
         """
         network, height, width = self.inference, canvas.shape[2], canvas.shape[3]
-        features, proposals, _, hidden = network.trunk(canvas, height, width, sizes_N2)
+        levels, logits, deltas = network.dense_trunk(canvas)
+        features, proposals, _, pooled = network.proposed(levels, logits, deltas, sizes_N2, height, width)
+        hidden = network.dense_box_head(pooled)[: proposals.shape[0]]
         boxes, scores, labels, counts = network.box_predictor.found_at_most(
             proposals, hidden, network.box_predictor(hidden), sizes_N2, thresholds_N, self.most, class_mask
         )
