@@ -42,14 +42,14 @@ def write_parts(network: Inference, folder: Path) -> dict[str, Path]:
     given = {
         "trunk": {"canvas": torch.rand(2, 3, 3 * step, 4 * step)},
         "box_head": {"pooled": box},
-        "mask_head": {"pooled": mask, "weights": rows, "bias": network.mask_bias},
+        "mask_head": {"pooled": mask, "rows": rows, "bias": network.mask_bias},
     }
     free = {
         "trunk": {name: {0: "images", 2: f"{name}_h", 3: f"{name}_w"} for name in ("canvas", *RPN_OUTPUTS)},
         "box_head": {name: {0: "rois"} for name in ("pooled", "hidden")},
-        "mask_head": {name: {0: "rois"} for name in ("pooled", "weights", "logits")},
+        "mask_head": {name: {0: "rois"} for name in ("pooled", "rows", "probabilities")},
     }
-    outputs = {"trunk": RPN_OUTPUTS, "box_head": ("hidden",), "mask_head": ("logits",)}
+    outputs = {"trunk": RPN_OUTPUTS, "box_head": ("hidden",), "mask_head": ("probabilities",)}
     modules, paths = modules_of(network), {name: folder / f"{name}.onnx" for name in PARTS}
     with torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter's age, and of sizes that it takes for constants

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.engines.dense import Dense, Trunk, cast, modules_of
+from benchmarks.engines.dense import Dense, cast, modules_of
+from maskx_engine import ask_for_winograd
 from model.inference import Inference
 
 ArrayRun = Callable[[list[np.ndarray]], list[np.ndarray]]
@@ -91,12 +92,15 @@ def by_arrays(run_of: Callable[[str], ArrayRun]) -> Dense:
 
 
 def optimised_torchscript(network: Inference, precision: str) -> Dense:
-    """The trunk by `torch.jit.optimize_for_inference`, which gives oneDNN the convolutions; the heads as they are."""
+    """The trunk by `torch.jit.optimize_for_inference`, which gives oneDNN the convolutions; the heads as served."""
     cast(network, precision)
-    heads = modules_of(network)
-    frozen = torch.jit.freeze(torch.jit.script(Trunk(network).eval()))
-    trunk: Any = torch.jit.optimize_for_inference(frozen)
-    return Dense(trunk=trunk, box_head=heads["box_head"], mask_head=heads["mask_head"])
+    if precision == "float32":
+        ask_for_winograd(network.mask_branch)
+    frozen: dict[str, Any] = {
+        name: torch.jit.freeze(torch.jit.script(module.eval()))
+        for name, module in modules_of(network).items()
+    }
+    return Dense(**{**frozen, "trunk": torch.jit.optimize_for_inference(frozen["trunk"])})
 
 
 def torch_compiled(network: Inference, precision: str) -> Dense:

@@ -1,9 +1,9 @@
 """Other engines compute the dense parts of the same network: the same numbers, the same answers."""
 
 import json
-from collections.abc import Callable
+import shutil
+import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,10 +14,8 @@ from benchmarks.engines.dense import (
     BOUNDS,
     PARTS,
     Dense,
-    Recorded,
     answers_of,
     cast,
-    computed_by,
     difference,
     differences,
     eager,
@@ -25,14 +23,12 @@ from benchmarks.engines.dense import (
 )
 from benchmarks.engines.onnx_files import write_parts
 from benchmarks.engines.runners import onnx_runtime, openvino, optimised_torchscript
+from benchmarks.engines.side import COMPILED, ONNX_RUNTIME, OPENVINO, STAGE_OF, TORCHSCRIPT, EngineSide
 from benchmarks.speed.floor import run_eagerly
 from benchmarks.speed.network import config_of_size
-from benchmarks.speed.ours import Ours
 from benchmarks.speed.peer import pixels_of
 from model.inference import Inference
 from tests.benchmarks.small_bench import CLASSES, MAX_SIZE, MIN_SIZE, Bench, fewer_proposals
-
-Given = dict[str, tuple[Tensor, ...]]
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +37,24 @@ def files(network: Inference, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 
 @pytest.fixture(scope="module")
-def ours(bench: Bench) -> Ours:
-    return Ours(bench.served, "cpu", "float32")
+def folder(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """As `prepare` makes it, of the small bench."""
+    made = tmp_path_factory.mktemp("network")
+    shutil.copy(bench.served, made / "maskx.pt")
+    about = {"classes": CLASSES, "min_size": MIN_SIZE, "max_size": MAX_SIZE}
+    (made / "about.json").write_text(json.dumps(about))
+    return str(made)
+
+
+@pytest.fixture(scope="module")
+def ours(folder: str) -> EngineSide:
+    return EngineSide(folder, TORCHSCRIPT, "float32")
+
+
+@pytest.fixture(scope="module")
+def by_onnx(folder: str) -> EngineSide:
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (requirements/peers.txt)")
+    return EngineSide(folder, ONNX_RUNTIME, "float32")
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +74,9 @@ def network_of(bench: Bench) -> Inference:
     return fewer_proposals(network_in(bench.served, config_of_size(MIN_SIZE, MAX_SIZE), CLASSES))
 
 
-def tensors(network: Inference, *, images: int, rows: int, columns: int, rois: int) -> Given:
+def tensors(
+    network: Inference, *, images: int, rows: int, columns: int, rois: int
+) -> dict[str, tuple[Tensor, ...]]:
     """What each part may be given, of sizes that no file was traced with."""
     torch.manual_seed(1)
     crops = [torch.rand(rois, 256, pool.size, pool.size) for pool in (network.box_pool, network.mask_pool)]
@@ -112,30 +126,46 @@ def test_torchscript_optimised_for_inference_gives_the_trunks_numbers(
 
 
 def test_a_request_by_onnx_runtime_is_answered_as_by_the_network_itself(
-    bench: Bench, ours: Ours, onnx: Dense
+    bench: Bench, ours: EngineSide, by_onnx: EngineSide
 ) -> None:
     """Wherever a part's answer went missing or to another place, boxes and masks would be others."""
-    (expected,) = ours.answer([bench.picture])
-    network = network_of(bench)
-    calls: list[str] = []
-
-    def counted(name: str) -> Callable[..., Any]:
-        def run(*given: Tensor) -> Any:
-            calls.append(name)
-            return getattr(onnx, name)(*given)
-
-        return run
-
-    computed_by(network, Dense(**{name: counted(name) for name in PARTS}))
-    other = Ours(bench.served, "cpu", "float32")
-    other.model._module = network
-    (found,) = other.answer([bench.picture])
-    assert calls == list(PARTS)
+    (expected,), (found,) = (side.answer([bench.picture]) for side in (ours, by_onnx))
     assert len(json.loads(expected)["detections"]) > 10
     assert agreement(expected, found) > 0.9
+    given = by_onnx.differences([bench.file])
+    assert set(given) == set(PARTS)
+    assert 0 < max(given.values()) < BOUNDS["float32"]
 
 
-def test_answers_agree_by_class_box_and_mask(bench: Bench, ours: Ours) -> None:
+def test_the_times_of_stages_and_parts_fill_a_request(bench: Bench, folder: str, by_onnx: EngineSide) -> None:
+    for side in (by_onnx, EngineSide(folder, TORCHSCRIPT, "float32")):
+        before = side.answer([bench.picture])
+        found = side.breakdown([bench.file])
+        whole = found.pop("whole")
+        assert set(found) == {*STAGE_OF.values(), "all else"}
+        assert [name for name, seconds in found.items() if not seconds > 0] == []
+        assert sum(found.values()) == pytest.approx(whole)
+        assert side.answer([bench.picture]) == before
+
+
+def test_an_engine_that_is_not_known_or_not_installed_says_so(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match=r"engine is 'abacus'; known are ONNX Runtime, OpenVINO"):
+        EngineSide(folder, "abacus", "float32")
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(ImportError, match=r"openvino is not installed here.*requirements/peers\.txt"):
+        EngineSide(folder, OPENVINO, "float32")
+
+
+def test_without_a_package_the_compiled_engine_is_not_measured_as_something_else(
+    folder: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="the package is not used: there is no"):
+        EngineSide(folder, COMPILED, "float32", package=str(tmp_path / "maskx.pt2"))
+
+
+def test_answers_agree_by_class_box_and_mask(bench: Bench, ours: EngineSide) -> None:
     (body,) = ours.answer([bench.picture])
     assert agreement(body, body) == 1.0
     content = json.loads(body)
@@ -148,20 +178,6 @@ def test_answers_agree_by_class_box_and_mask(bench: Bench, ours: Ours) -> None:
     assert agreement(body, json.dumps(fewer).encode()) == pytest.approx(2 * (count - 1) / (2 * count - 1))
     nothing = json.dumps({"detections": []}).encode()
     assert (agreement(nothing, nothing), agreement(body, nothing)) == (1.0, 0.0)
-
-
-def test_what_the_parts_were_given_in_a_request_is_kept_for_the_comparison(
-    bench: Bench, network: Inference
-) -> None:
-    other, recorded = network_of(bench), Recorded(eager(network))
-    computed_by(other, recorded.dense())
-    run_eagerly(other, pixels_of(bench.picture))
-    assert {name: len(given) for name, given in recorded.given.items()} == {
-        "trunk": 1,
-        "box_head": 1,
-        "mask_head": 3,
-    }
-    assert recorded.given["trunk"][0].shape == (1, 3, 96, 160)
 
 
 def test_bfloat16_differs_from_float32_by_more_than_the_bound_of_float32_and_less_than_its_own(
