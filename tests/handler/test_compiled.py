@@ -454,8 +454,8 @@ def test_the_record_that_is_read_is_the_one_that_was_written(path: Path) -> None
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny network as it is exported."""
     path = tmp_path_factory.mktemp("tiny") / "maskx.pt"
-    sizes = {"min_size": CONFIG.input.min_size, "max_size": CONFIG.input.max_size}
-    metadata = build_metadata(CLASSES, mask_size=14, max_detections=30, **sizes)
+    least, most = CONFIG.input.min_size, CONFIG.input.max_size
+    metadata = build_metadata(CLASSES, mask_size=14, max_detections=30, min_size=least, max_size=most)
     path.write_bytes(export_network(tiny_network(), metadata))
     return path
 
