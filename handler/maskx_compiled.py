@@ -149,7 +149,8 @@ def require_fit(
         _same("a GPU of compute capability", record.get("capability"), f"{major}.{minor}")
     else:
         _same("the architecture", record.get("architecture"), platform.machine())
-        _require_capability(record.get("capability"), torch.backends.cpu.get_cpu_capability())
+        if not record.get("march"):  # else for a family, whose instructions say all
+            _require_capability(record.get("capability"), torch.backends.cpu.get_cpu_capability())
         lacking = lacking_here(record.get("instructions", ()))
         if lacking:
             raise Unfit(

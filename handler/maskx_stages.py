@@ -174,6 +174,7 @@ class StagedNetwork:
         own = [method for part, method in DENSE.items() if part not in compiled.parts]
         stages = torch.jit.script(Stages(module).eval())
         self._stages = torch.jit.freeze(stages, preserved_attrs=[*STAGES, *own])
+        self._code = smallest_part(module)
         self._most_images = max(int(compiled.record.get("most_images") or 1), 1)
 
     def packed(
@@ -233,6 +234,15 @@ class StagedNetwork:
             return self._compiled.run("mask_head", crops, rows, bias)[0]
         probabilities: Tensor = self._stages.dense_mask_head(crops, rows, bias)
         return probabilities
+
+
+def smallest_part(module: Any) -> Any:
+    """Of a loaded module's parts the one with the least weights; itself, where it has none.
+
+    All parts of a file share its code, which lives as long as one of them: frozen code of another module that calls it
+    does not keep it, and would crash (torch 2.15).
+    """
+    return min(module.children(), key=lambda part: sum(p.numel() for p in part.parameters()), default=module)
 
 
 def trunk_of(compiled: CompiledParts, canvas: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:

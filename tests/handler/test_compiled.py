@@ -10,6 +10,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from torch import Tensor, nn
 
 import maskx_compiled
 import maskx_stages
+from export.metadata import build_metadata
+from export.torchscript import export_network
 from maskx_answer import Detections
 from maskx_compiled import CompiledParts, instructions_here, lacking_here, package_for, remove_left
 from maskx_engine import prepared
@@ -28,6 +31,8 @@ from maskx_image import DecodedImage
 from maskx_model import ServedModel
 from maskx_parameters import Parameters
 from maskx_stages import StagedNetwork
+from model.serving import REDUCIBLE
+from tests.export.tiny import CLASSES, CONFIG, tiny_network
 from tests.served.compiled_standin import (
     BoxHead,
     MaskHead,
@@ -184,6 +189,20 @@ def test_a_processor_that_knows_more_takes_what_was_compiled_for_less_and_not_th
     found = package_for(path.parent, torchscript=path, device=CPU, precision="float32", wanted="auto")
     assert isinstance(found, CompiledParts) is taken
     assert taken or f"with {made}, and this one has {here}" in str(found)
+
+
+def test_a_package_for_a_family_of_processors_needs_that_familys_instructions_alone(
+    path: Path, loads: dict[str, Eager], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    monkeypatch.setattr(maskx_compiled, "instructions_here", lambda: {"avx2", "fma"})
+    put_package(path, capability="AVX512", march="x86-64-v3", instructions=["avx2", "fma"])
+    assert isinstance(
+        package_for(path.parent, torchscript=path, device=CPU, precision="float32", wanted="auto"),
+        CompiledParts,
+    )
+    put_package(path, capability="AVX512", march="x86-64-v4", instructions=["avx2", "avx512f"])
+    assert "with avx512f, and this one lacks it" in why_not(path)
 
 
 def test_instructions_are_known_by_pytorchs_names_and_the_systems(
@@ -368,7 +387,7 @@ def test_a_part_of_more_images_than_the_package_takes_goes_in_several(
     monkeypatch.setattr(maskx_stages, "Stages", lambda module: nn.Identity())
     monkeypatch.setattr(torch.jit, "script", lambda module: module)
     monkeypatch.setattr(torch.jit, "freeze", lambda module, preserved_attrs: Frozen())
-    network = StagedNetwork(None, CompiledParts({"most_images": 2}, eager()), mask_size=28)
+    network = StagedNetwork(nn.Module(), CompiledParts({"most_images": 2}, eager()), mask_size=28)
     masks = torch.tensor([True, False, True, False, True])
     none = torch.zeros(5)
     _, table = network.packed([none] * 5, none, none, none, none, masks)
@@ -429,3 +448,55 @@ def test_folders_of_killed_processes_are_removed_and_no_others(
 def test_the_record_that_is_read_is_the_one_that_was_written(path: Path) -> None:
     package = put_package(path, step=64)
     assert maskx_compiled.read_record(package) == json.loads(json.dumps(record_of(path, step=64)))
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny network as it is exported."""
+    path = tmp_path_factory.mktemp("tiny") / "maskx.pt"
+    least, most = CONFIG.input.min_size, CONFIG.input.max_size
+    metadata = build_metadata(CLASSES, mask_size=14, max_detections=30, min_size=least, max_size=most)
+    path.write_bytes(export_network(tiny_network(), metadata))
+    return path
+
+
+class Own:
+    """A dense part of an exported file in a library's place, in the precision of the library."""
+
+    def __init__(self, path: Path, part: str, precision: str) -> None:
+        module: Any = torch.jit.load(str(path))
+        prepared(module, CPU, precision, REDUCIBLE)
+        self.method = getattr(module, maskx_stages.DENSE[part])
+        self.rows: list[int] = []
+
+    def run(self, inputs: list[Tensor]) -> list[Tensor]:
+        self.rows.append(inputs[0].shape[0])
+        answers = self.method(*inputs)
+        if isinstance(answers, Tensor):
+            return [answers]
+        return [one for some in answers for one in some]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("parts", [PARTS, ("trunk",)])
+def test_an_exported_network_in_stages_answers_as_it_does_whole(
+    exported: Path, precision: str, parts: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = {part: Own(exported, part, precision) for part in parts}
+    monkeypatch.setattr(maskx_compiled, "load_libraries", lambda *_: made)
+    package = write_package(
+        exported.with_name("a.pt2"),
+        record_of(exported, precision=precision, parts=list(parts), most_images=2),
+        {},
+    )
+    model = ServedModel(exported, CPU, precision=precision, engine="auto", package=package)
+    assert model.engine["used"] == "compiled", model.engine
+    random = np.random.default_rng(0)
+    sizes = [(60, 80), (80, 60), (64, 64), (60, 80), (61, 80), (60, 81), (400, 11)]
+    images = [random.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
+    every = Parameters(score_threshold=0.0, max_detections=20)
+    wished = [replace(every, mask_format="none") if i % 3 == 1 else every for i in range(len(sizes))]
+    found = model.predict(images, wished)
+    assert all(len(one.labels) == 20 for one in found)
+    assert max(made["trunk"].rows) == 2
+    assert same(found, ServedModel(exported, CPU, precision=precision).predict(images, wished))
