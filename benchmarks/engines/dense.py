@@ -19,8 +19,10 @@ LEVELS = 5
 PARTS = ("trunk", "box_head", "mask_head")
 BOUNDS = {"float32": 1e-3, "bfloat16": 0.1}
 """The largest difference of a part's answer from eager float32, in shares of the largest value of that answer.
-Another order of the same sums reached 3e-4 in the trunk of calibrated random weights, 5e-6 of others. bfloat16 has 8 bits of mantissa, and each rounding errs by up to 0.4 %; after the 60 layers of a trunk our own reaches
-5 %."""
+
+Another order of the same sums reached 3e-4 in the trunk of calibrated random weights, 5e-6 in others. bfloat16 has 8
+bits of mantissa, and each rounding errs by up to 0.4 %; after the 60 layers of a trunk our own reaches 5 %.
+"""
 
 Given = Mapping[str, Sequence[Tensor]]
 """What each part is given, by the part's name."""
