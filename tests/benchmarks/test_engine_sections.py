@@ -1,11 +1,12 @@
 """What the comparison of engines says is what its numbers say, and a side that is missing is named with its reason."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.engines import packaged
+from benchmarks.engines import packaged, page
 from benchmarks.engines.sections import breakdown_table, whole
 from benchmarks.engines.side import STAGE_OF
 from benchmarks.engines.started import PEER_COMPILED, PEERS, wanted
@@ -85,6 +86,35 @@ def test_without_a_compiler_the_reason_is_told(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(packaged, "require_compiler", missing)
     assert packaged.make_package(str(tmp_path), "float32")["reason"] == "no C++ compiler is here"
+
+
+def test_the_pages_table_has_the_results_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cost = {
+        "ready": 4.25,
+        "loaded_mib": 900.4,
+        "peak_one_mib": 1100.0,
+        "peak_batch_mib": 1600.0,
+        "archive_mib": 120.0,
+    }
+    parts = {
+        page.WHOLE: {
+            "480p": {"compiled float32": {"median": 0.5}},
+            "1080p": {PEER: {"median": 5.0}},
+            "skipped": {},
+        },
+        page.BREAKDOWN: {"shares": {"compiled float32": {"network": 0.61}}},
+        page.COST: {"compiled float32": cost},
+    }
+    path = tmp_path / "cpu.json"
+    path.write_text(json.dumps({"parts": parts}))
+    assert page.main([str(path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "| compiled float32 | 500 ms | - | 61 % |" in lines
+    assert f"| {PEER} | - | 5.00 s | - |" in lines
+    assert "| ready after | 4.2 s |" in lines and "| memory at load | 900 MiB |" in lines
+    path.write_text(json.dumps({"parts": {}}))
+    assert page.main([str(path)]) == 2
+    assert "run make bench with --parts engines" in capsys.readouterr().err
 
 
 def test_peers_can_be_chosen_and_left_out() -> None:
