@@ -5,6 +5,7 @@
 prints it; every figure is one of that file's.
 """
 
+import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -27,16 +28,27 @@ COST_ROWS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if len(given) != 1 or not Path(given[0]).is_file():
-        print(f"error: one result of the bench (.json) is expected, and {given} was given", file=sys.stderr)
-        return 2
+    options = parser().parse_args(arguments)
     try:
-        print(page_table(json.loads(Path(given[0]).read_text(encoding="utf-8"))))
+        print(page_table(json.loads(options.result.read_text(encoding="utf-8"))))
+    except (OSError, ValueError) as error:
+        print(f"error: {options.result} is no result of the bench: {error}", file=sys.stderr)
+        return 2
     except KeyError as error:
-        print(f"error: {given[0]} has no part {error}; run make bench with --parts engines", file=sys.stderr)
+        print(
+            f"error: {options.result} has no part {error}; run make bench with --parts engines",
+            file=sys.stderr,
+        )
         return 2
     return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    told = (__doc__ or "").splitlines()[0]
+    made = argparse.ArgumentParser(prog="python -m benchmarks.engines.page", description=told)
+    made.add_argument("result", type=Path, help="the .json that the bench wrote beside its tables")
+    return made
 
 
 def page_table(result: Mapping[str, Any]) -> str:
