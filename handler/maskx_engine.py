@@ -131,7 +131,17 @@ def cpu_multiplies_bfloat16() -> bool:
 
 
 def ready_to_run(module: Any, device: torch.device, precision: str, reducible: Sequence[str]) -> Any:
-    """The module with the weights of its `reducible` parts cast, convolutions channels_last, frozen.
+    """The module as `prepared`, frozen; for its arguments see there."""
+    return frozen(prepared(module, device, precision, reducible))
+
+
+def frozen(module: Any) -> Any:
+    """The module frozen, with the method that packs the answers of a batch where it has one."""
+    return torch.jit.freeze(module.eval(), preserved_attrs=[PACKED] if hasattr(module, PACKED) else None)
+
+
+def prepared(module: Any, device: torch.device, precision: str, reducible: Sequence[str]) -> Any:
+    """The module itself, with the weights of its `reducible` parts cast, and convolutions channels_last; not frozen.
 
     A module that knows a way for GPUs beside the one for CPUs (`batched`) is told which it is.
 
@@ -157,7 +167,7 @@ def ready_to_run(module: Any, device: torch.device, precision: str, reducible: S
             if value.dim() == 4:
                 value = value.contiguous(memory_format=torch.channels_last)
             parameter.data = value
-    return torch.jit.freeze(module.eval(), preserved_attrs=[PACKED] if hasattr(module, PACKED) else None)
+    return module.eval()
 
 
 def ask_for_winograd(module: Any) -> None:

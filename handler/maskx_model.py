@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from maskx_answer import Detections
+from maskx_compiled import SUFFIX, package_for
 from maskx_engine import (
     PACKED,
     choose_precision,
@@ -27,10 +28,11 @@ from maskx_engine import (
     fusers_off,
     keep_freed_memory,
     load_operators,
-    ready_to_run,
+    prepared,
     usable_cores,
 )
 from maskx_parameters import MAX_DETECTIONS, Category, Parameters
+from maskx_stages import network_of
 
 METADATA_NAME = "metadata.json"
 FORMAT_VERSION = 1
@@ -49,15 +51,27 @@ class ServedModel:
     `categories` maps labels to what they stand for; `defaults` are the parameters of a request that names none;
     `precision` is what the network computes in; the network brings an image's shorter side to `min_size` pixels, its
     longer within `max_size`. `keypoint_names` are empty without keypoints; `keypoint_lines` join them by their numbers.
+    `engine` says what computes: "asked", one of `maskx_compiled.ENGINES`; "used", torchscript or compiled; "reason",
+    where a package was not taken; "package", of one that was.
     """
 
-    def __init__(self, path: Path, device: torch.device, *, precision: str = "auto") -> None:
+    def __init__(
+        self,
+        path: Path,
+        device: torch.device,
+        *,
+        precision: str = "auto",
+        engine: str = "torchscript",
+        package: Path | None = None,
+    ) -> None:
         """Reads the file.
 
         Args:
             path: of the maskx.pt.
             device: to run on.
             precision: "auto", "float32", "bfloat16" or "float16" (`maskx_engine.choose_precision`).
+            engine: one of `maskx_compiled.ENGINES`; a package that cannot be used is a warning.
+            package: of the compiled parts; None for maskx.pt2 beside the maskx.pt.
 
         Raises:
             ValueError: the file is not a maskx.pt, its metadata is not understood, or the precision is not for it.
@@ -98,7 +112,21 @@ class ServedModel:
             keep_freed_memory()
             if torch.get_num_threads() > usable_cores():
                 torch.set_num_threads(usable_cores())
-        self._module = ready_to_run(module.eval(), device, self.precision, reducible)
+        compiled = package_for(
+            package or path.with_suffix(SUFFIX),
+            torchscript=path,
+            device=device,
+            precision=self.precision,
+            wanted=engine,
+        )
+        self._module, self.engine = network_of(
+            prepared(module, device, self.precision, reducible),
+            compiled,
+            precision=self.precision,
+            labels=len(self.categories),
+            mask_size=int(metadata.get("mask_size", 0)),
+        )
+        self.engine = {"asked": engine} | self.engine
         self._copies = copies_for(device)
 
     @torch.inference_mode()
@@ -174,6 +202,7 @@ class ServedModel:
         return more | {
             "device": str(self.device),
             "precision": self.precision,
+            "engine": self.engine,
             "fusers": fusers(),
             "threads": torch.get_num_threads(),
             "categories": len(self.categories),

@@ -61,17 +61,20 @@ def load(
     """
     settings = read_settings(config)
     device = choose_device(settings.device_type, gpu_id, torch.cuda.is_available())
-    model = ServedModel(folder / manifest["serializedFile"], device, precision=settings.precision)
+    model = ServedModel(
+        folder / manifest["serializedFile"], device, precision=settings.precision, engine=settings.engine
+    )
     service = Service(model, settings.limits, name=name, version=str(manifest["modelVersion"]))
     decoding = choose_decoding(service, model, settings.decode, together=batch_size)
     begin = time.monotonic()
     runs = warm_up_network(model, batch_size)
     warm_up_service(service)
     logger.info(
-        "%s is ready on %s in %s, %d categories; warmed up by %d runs in %.1f s; JPEGs decoded by %s",
+        "%s is ready on %s in %s by %s, %d categories; warmed up by %d runs in %.1f s; JPEGs decoded by %s",
         name,
         device,
         model.precision,
+        model.engine["used"],
         len(model.categories),
         runs,
         time.monotonic() - begin,

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from maskx_compiled import ENGINES
 from maskx_engine import PRECISIONS
 from maskx_image import MAX_PIXELS, MAX_SIDE
 
@@ -59,11 +60,13 @@ class Limits:
 class Settings:
     """What of model-config.yaml concerns the handler; `device_type` is "cpu", "gpu" or "" (take what there is).
 
-    `precision` is what the network computes in, see `maskx_engine.choose_precision`; `decode` is one of DECODES.
+    `precision` is what the network computes in, see `maskx_engine.choose_precision`; `engine` is one of
+    `maskx_compiled.ENGINES`, `decode` one of DECODES.
     """
 
     device_type: str
     precision: str
+    engine: str
     decode: str
     limits: Limits
 
@@ -85,13 +88,16 @@ def read_settings(config: Mapping[str, Any] | None) -> Settings:
     if not isinstance(section, Mapping):
         raise ValueError(f"model-config.yaml: maskx is {section!r}; a section of keys and values is expected")
     limits = {field.name for field in fields(Limits)}
-    _refuse_unknown(section, {"precision", "decode", *limits}, "model-config.yaml, section maskx")
+    _refuse_unknown(section, {"precision", "engine", "decode", *limits}, "model-config.yaml, section maskx")
     precision = _one_of(PRECISIONS, section.get("precision", "auto"), "maskx.precision")
+    engine = _one_of(ENGINES, section.get("engine", "auto"), "maskx.engine")
     decode = _one_of(DECODES, section.get("decode", "auto"), "maskx.decode")
     given = {key: section[key] for key in limits & section.keys()}
     for key, value in given.items():
         _positive(value, f"model-config.yaml: maskx.{key}")
-    return Settings(device_type=device_type, precision=precision, decode=decode, limits=Limits(**given))
+    return Settings(
+        device_type=device_type, precision=precision, engine=engine, decode=decode, limits=Limits(**given)
+    )
 
 
 def _one_of(allowed: Sequence[str], value: Any, key: str) -> str:

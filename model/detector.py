@@ -49,8 +49,8 @@ class Detector(nn.Module):
         """Mask weights [R, F] of labels [R], and the bias: one for all [], or [R, 1, 1]."""
         raise NotImplementedError
 
-    def mask_features(self, features: dict[str, Tensor], rois: Tensor, labels: Tensor) -> Tensor:
-        """What the mask head sees of RoIs [R, 5], each of its label [R]: [R, channels, S, S].
+    def mask_crops(self, features: dict[str, Tensor], rois: Tensor, labels: Tensor) -> Tensor:
+        """Crops of RoIs [R, 5], each of its label [R], with the prior where there is one: [R, channels, S, S].
 
         In evaluation there may be more labels than RoIs; crops of zeros are added for those at the end.
         """
@@ -60,7 +60,11 @@ class Detector(nn.Module):
             of_box, w_cls = self.box_pool(features, rois, rows), self.box_predictor.cls_score.weight[labels]
             prior = self.box_head.prior(of_box, w_cls, self.mask_pool.size)
             pooled = pooled + prior.unsqueeze(1).to(pooled.dtype)
-        return self.box_head.for_masks(pooled)
+        return pooled
+
+    def mask_features(self, features: dict[str, Tensor], rois: Tensor, labels: Tensor) -> Tensor:
+        """What the mask head sees of RoIs [R, 5], each of its label [R]: [R, channels, S, S], see `mask_crops`."""
+        return self.box_head.for_masks(self.mask_crops(features, rois, labels))
 
     def mask_logits(self, features: dict[str, Tensor], rois: Tensor, labels: Tensor) -> Tensor:
         """Mask logits [R, M, M] of RoIs [R, 5] (image, then XYXY in pixels of the canvas), each for its label [R]."""

@@ -20,15 +20,13 @@ from model.backbones.norms import FrozenBatchNorm2d
 from model.boxes.head import FCBoxHead
 from model.canvas import Canvas
 from model.inference import Inference
+from model.inference.dense import LEAST_STEPS
 
 REDUCIBLE = ("backbone", "rpn.head", "box_head", "mask_branch")
 """Modules whose weights may be cast to a lower precision, all of them or none; all others stay float32."""
 
 REDUCIBLE_WITH_KEYPOINTS = (*REDUCIBLE, "keypoint_branch.convs")
 """The same of a network with keypoints, whose last layer stays float32: neighbouring cells differ by little."""
-
-LEAST_STEPS = 3
-"""Of a canvas' sides: below it the coarsest level is one cell wide, which torch.export takes for a constant."""
 
 
 @torch.no_grad()
@@ -150,7 +148,9 @@ class OneCanvas(nn.Module):
             taken, int64 [N] (zeros stand in the others), and mask probabilities [N, D, M, M].
         """
         network, height, width = self.inference, canvas.shape[2], canvas.shape[3]
-        features, proposals, _, hidden = network.trunk(canvas, height, width, sizes_N2)
+        levels, logits, deltas = network.dense_trunk(canvas)
+        features, proposals, _, pooled = network.proposed(levels, logits, deltas, sizes_N2, height, width)
+        hidden = network.dense_box_head(pooled)[: proposals.shape[0]]
         boxes, scores, labels, counts = network.box_predictor.found_at_most(
             proposals, hidden, network.box_predictor(hidden), sizes_N2, thresholds_N, self.most, class_mask
         )

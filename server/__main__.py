@@ -2,6 +2,7 @@
 
     python -m server start [--archive build/maskx.mar] [--ports free] [--tokens] [--model-api] [--cors-origin ORIGIN]
     python -m server start --engine light [the same] [--host 0.0.0.0] [--tls-cert FILE --tls-key FILE]
+    python -m server start --compile [--checkpoint build/train/checkpoint.pt] [the same]
     python -m server run   [the same] [--probes 127.0.0.1:8083] [--linger 2] [--drain 150]
     python -m server ready
     python -m server stop
@@ -28,8 +29,9 @@ from pathlib import Path
 
 import psutil
 
+from .compiling import package_for
 from .drain import run
-from .life import ARCHIVE, STATE, ready, start, stop
+from .life import ARCHIVE, STATE, ready, require_archive, start, stop
 from .management import KEY_FILE
 from .processes import ENGINES, HOST, LIGHT, TORCHSERVE, Ports, Running, ports_of
 from .settings import INSTALLED, MODEL, PROGRAM
@@ -82,6 +84,16 @@ def tls_of(certificate: Path | None, key: Path | None) -> tuple[Path, Path] | No
     return certificate, key
 
 
+def compiled_for(options: argparse.Namespace) -> Path | None:
+    """The package that --compile asks for. Raises ValueError: --checkpoint without it, or no archive to compile."""
+    if not options.compile:
+        if options.checkpoint is not None:
+            raise ValueError("--checkpoint is what --compile compiles; without --compile the archive has all")
+        return None
+    require_archive(options.archive)
+    return package_for(options.archive, checkpoint=options.checkpoint, say=partial(print, flush=True))
+
+
 STARTS_WITH = (
     "archive",
     "state",
@@ -103,7 +115,8 @@ def _start(options: argparse.Namespace) -> tuple[Running, psutil.Popen]:
     begin = time.monotonic()
     print(f"starting {NAMES[options.engine]} with {options.archive} ...", flush=True)
     tls = tls_of(options.tls_cert, options.tls_key)
-    running, process = start(**{name: getattr(options, name) for name in STARTS_WITH + BATCHED_BY}, tls=tls)
+    wished = {name: getattr(options, name) for name in STARTS_WITH + BATCHED_BY}
+    running, process = start(**wished, tls=tls, package=compiled_for(options))
     print(report(running, options.state, options.archive, time.monotonic() - begin), flush=True)
     return running, process
 
@@ -182,6 +195,10 @@ def _add_start_options(parser: argparse.ArgumentParser) -> None:
     told = "handler processes, which share the cores (default: 1; for each GPU 1 to 4, by cores and memory)"
     add("--workers", type=int, help=told)
     add("--timeout", type=float, default=180.0, help="seconds until the model must answer")
+    told = "compile the network for this machine at the first start, and keep that (docs/files/compiled.md)"
+    add("--compile", action="store_true", help=told)
+    told = "for --compile: what the archive was exported from (default: that of the last run)"
+    add("--checkpoint", type=Path, metavar="FILE", help=told)
     told = "the origin of a web page that may ask from a browser, such as http://localhost:3000, or * (default: none)"
     add("--cors-origin", default="", metavar="ORIGIN", help=told)
     told = "torchserve, or light: the same answers without Java (docs/servers.md) (default: %(default)s)"

@@ -20,6 +20,7 @@ from typing import Any
 
 import psutil
 
+from .compiling import with_package
 from .hardware import core_count, gpu_count, gpu_memory
 from .management import KEY_FILE, not_ready_because
 from .processes import (
@@ -82,6 +83,7 @@ def start(
     engine: str = TORCHSERVE,
     host: str = HOST,
     tls: tuple[Path, Path] | None = None,
+    package: Path | None = None,
 ) -> tuple[Running, psutil.Popen]:
     """Starts a server and waits until it answers; one that runs from the same state folder is stopped first.
 
@@ -97,13 +99,13 @@ def start(
         batch_size, batch_delay (ms), workers: None for what suits the machine, see `batching_for`.
         cors_origin: of the web page that may ask from a browser, "*" for any, "" for none.
         engine: one of ENGINES.
+        package: of compiled parts, for an archive without one of its own (`compiling.package_for`).
         host, tls: of the light server alone: the address for predictions, and the files of certificate and key.
 
     Raises:
         ValueError: what is wrong and what to do; nothing is left running.
     """
-    if not archive.is_file():
-        raise ValueError(f"there is no {archive}; make it with {MAKE}, or name one with --archive")
+    require_archive(archive)
     ports = ports or Ports()
     certificate, key = map(str, (one.resolve() for one in tls)) if tls else ("", "")
     running = Running(
@@ -130,6 +132,8 @@ def start(
         copy = state / STORE / f"{MODEL}.mar"
         checked_copy(archive, copy)
         contents = read_contents(copy)
+        if package is not None:
+            with_package(copy, package)
         gpus = gpu_count()
         for_one_gpu = workers_of_a_gpu(gpus, cores=core_count(), memory=gpu_memory())
         wished = {"batch_size": batch_size, "batch_delay": batch_delay, "workers": workers}
@@ -152,6 +156,12 @@ def start(
         stop(state=state)
         raise
     return running, process
+
+
+def require_archive(archive: Path) -> None:
+    """Raises ValueError: there is no such file."""
+    if not archive.is_file():
+        raise ValueError(f"there is no {archive}; make it with {MAKE}, or name one with --archive")
 
 
 def require_possible(running: Running) -> None:

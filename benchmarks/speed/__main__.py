@@ -1,6 +1,6 @@
 """The bench: our serving against torchvision's Mask R-CNN and against the machine; one run, one table.
 
-    python -m benchmarks.speed [--quick] [--parts speed classes memory throughput] [--device cpu]
+    python -m benchmarks.speed [--quick] [--parts speed classes memory engines throughput]
     python -m benchmarks.speed --gpu     # speed and throughput on a GPU; without one a short form on the CPU
 
 writes Markdown and JSON to benchmarks/results. The machine should do nothing else meanwhile.
@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.command import add_folder, add_network_options, described, numbers_of, parser_of, write_result
+from benchmarks.engines.sections import engines
+from benchmarks.engines.started import MORE_PEERS, PEERS
 from benchmarks.speed.parts import speed
 from benchmarks.speed.parts_memory import classes, memory
 from benchmarks.speed.setting import CLASSES, Setting, say
@@ -25,8 +27,9 @@ PARTS: dict[str, Callable[[Setting], list[Part]]] = {
     "classes": lambda setting: [classes(setting)],
     "memory": lambda setting: [memory(setting)],
     "throughput": throughput,
+    "engines": engines,
 }
-ON_CPU, ON_GPU = ("speed", "classes", "memory"), ("speed", "throughput")
+ON_CPU, ON_GPU = ("speed", "classes", "memory", "engines"), ("speed", "throughput")
 NO_GPU = "NO GPU HERE: every figure below is of the CPU, in a short form that only shows that the bench runs."
 
 
@@ -53,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         max_size=options.max_size,
         rounds=options.rounds or (1 if quick else 10 if on_gpu else 3),
         quick=quick,
+        peers=None if options.peers is None else tuple(options.peers),
     )
     names = options.parts or (ON_GPU if options.gpu else ON_CPU)
     cores = f"{machine['processor']}, {machine['cores']} cores"
@@ -74,6 +78,8 @@ def parser() -> argparse.ArgumentParser:
     add = made.add_argument
     add("--gpu", action="store_true", help="on a GPU; without one a short form on the CPU")
     add("--parts", nargs="+", choices=list(PARTS), help=f"(default: {' '.join(ON_CPU)})")
+    told = f"engines to compare with, none for no name (default: {', '.join(PEERS)})"
+    add("--peers", nargs="*", choices=[*PEERS, *MORE_PEERS], metavar="ENGINE", help=told)
     add("--precisions", nargs="+", help="(default: those that the device computes by itself)")
     add("--device", help="(default: cpu)")
     add("--rounds", type=int, help="timed runs of each slow thing (default: 3, on a GPU 10, --quick 1)")

@@ -21,7 +21,10 @@ say = partial(progress, "bench")
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """folder: for what is made on the way. rounds: timed runs of each side. quick: fewer of everything."""
+    """folder: for what is made on the way. rounds: timed runs of each side. quick: fewer of everything.
+
+    peers: engines that ours are compared with; None: all that are compared by default.
+    """
 
     folder: Path
     device: str
@@ -30,6 +33,7 @@ class Setting:
     max_size: int
     rounds: int
     quick: bool
+    peers: tuple[str, ...] | None = None
     prepared: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     def picture(self, size: str, seed: int = 0) -> str:

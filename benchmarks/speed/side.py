@@ -38,6 +38,10 @@ class Side(ABC):
         (seconds,) = timed(lambda: bodies.extend(self.answer(data)))
         return {"seconds": seconds, "detections": [len(json.loads(body)["detections"]) for body in bodies]}
 
+    def bodies(self, files: Sequence[str]) -> list[str]:
+        """The answers themselves, JSON."""
+        return [body.decode() for body in self.answer(read(files))]
+
     def repeat(self, files: Sequence[str], count: int, warm_up: int) -> list[float]:
         """Seconds of each of `count` batches, one after the other; a GPU's memory is counted anew."""
         forget_cuda_peak(self.device)

@@ -83,6 +83,18 @@ class CrowdAwareRPN(RegionProposalNetwork):
                 each image has as many proposals; those that are too many, at its end, are boxes of zeros.
         """
         logits, deltas = self.head(features)
+        return self.proposals_of(logits, deltas, height, width, sizes_N2, together)
+
+    def proposals_of(
+        self,
+        logits: list[Tensor],
+        deltas: list[Tensor],
+        height: int,
+        width: int,
+        sizes_N2: Tensor,
+        together: bool,
+    ) -> tuple[Tensor, list[int]]:
+        """`proposals` from what the head says of the levels."""
         boxes, scores, lengths = self.best_anchors(logits, deltas, height, width, sizes_N2)
         most = fewer(self._post_nms_top_n["testing"], scores.shape[1])
         if together:

@@ -4,26 +4,30 @@ import json
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path, PurePosixPath
 
 import pytest
 
+from export.archive import ENGINES
 from server.__main__ import _parser
 from server.processes import Ports
 from tests.deploy.deployed import instructions
 
 STAGES = ("train", "serve", "light", "proxy")
-MADE = {"build/maskx.mar", "build/maskx.mar.sha256"}
-"""What `make archive` makes; no part of the repository."""
+ARCHIVES = {f"archive-{engine}": engine for engine in ENGINES}
+"""Stages that hold the archive, with its compiled parts or without."""
+MADE = {"build/maskx.mar", "build/maskx.mar.sha256", "build/maskx.pt", "build/checkpoint.pt"}
+"""What `make archive` makes, and a training; no part of the repository."""
 
 
 def copied(root: Path, stage: str) -> list[tuple[str, str]]:
-    """(source, target) of each COPY of a stage, and of each bind mount of its RUNs."""
+    """(source, target) of each COPY of a stage out of the context, and of each bind mount of its RUNs."""
     found = []
     for instruction in instructions(root / "Dockerfile"):
         if instruction.stage != stage:
             continue
-        if instruction.name == "COPY":
+        if instruction.name == "COPY" and not instruction.arguments.startswith("--from="):
             *sources, target = shlex.split(instruction.arguments)
             found += [(source, target) for source in sources]
         for source, target in re.findall(
@@ -41,7 +45,7 @@ def allowed(root: Path, path: str) -> bool:
     return any(PurePosixPath(path).is_relative_to(entry) for entry in kept)
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", [*STAGES, *ARCHIVES])
 def test_what_a_stage_copies_is_there_and_in_the_context(root: Path, stage: str) -> None:
     sources = [source for source, _ in copied(root, stage)]
     assert sources
@@ -51,7 +55,7 @@ def test_what_a_stage_copies_is_there_and_in_the_context(root: Path, stage: str)
 
 
 def test_the_context_is_no_more_than_what_is_copied(root: Path) -> None:
-    sources = {source.rstrip("/") for stage in STAGES for source, _ in copied(root, stage)}
+    sources = {source.rstrip("/") for stage in (*STAGES, *ARCHIVES) for source, _ in copied(root, stage)}
     kept = {
         line[1:].rstrip("/")
         for line in (root / ".dockerignore").read_text().splitlines()
@@ -66,12 +70,16 @@ def test_the_serving_image_gets_the_archive_the_server_its_configuration_and_pag
     root: Path, stage: str
 ) -> None:
     both = copied(root, "served") + copied(root, stage)
-    assert {source.rstrip("/") for source, _ in both} == MADE | {
+    assert {source.rstrip("/") for source, _ in both} == {
         "client/js",
         "requirements",
         "serve_config",
         "server",
     }
+    others = [i.arguments for i in instructions(root / "Dockerfile") if (i.stage, i.name) == (stage, "COPY")]
+    assert [one for one in others if one.startswith("--from=")] == [
+        "--from=archive /archive/maskx.mar /archive/maskx.mar.sha256 ./"
+    ]
     assert ("requirements", "/requirements") in copied(root, stage)  # mounted for the RUN, not copied
 
 
@@ -94,7 +102,7 @@ def test_every_base_image_is_a_build_argument_with_a_version(root: Path) -> None
         if instruction.name != "FROM":
             continue
         image = instruction.arguments.split()[0]
-        if image not in stages:
+        if image not in stages and image != "archive-${ENGINE}":
             found = re.fullmatch(r"\$\{(\w+)\}", image)
             assert found, f"{image} is not a build argument"
             tag = given[found[1]].partition(":")[2]
@@ -117,7 +125,7 @@ def test_the_health_check_asks_the_readiness_endpoint_of_the_entry(root: Path) -
     assert json.loads(serve["ENTRYPOINT"]) == ["python", "-m", "server", "run"]
     options = _parser().parse_args(["run", *json.loads(serve["CMD"])])
     assert f"http://{options.probes}/ready" in serve["HEALTHCHECK"]
-    assert str(options.archive) in {Path(source).name for source, _ in copied(root, "serve")}
+    assert f"/archive/{options.archive} " in serve["COPY"]  # the last one
     assert str(options.state).startswith("/run/maskx/")
 
 
@@ -159,3 +167,33 @@ def test_with_what_both_servers_share_an_image_has_the_packages_of_its_list_and_
     assert shared | own == wanted and shared >= {"torch", "torchvision"} and not own & shared
     bases = [i.arguments for i in instructions(root / "Dockerfile") if i.name == "FROM" and i.stage == stage]
     assert bases[0].split()[0] == "served"
+
+
+def test_the_archive_of_an_image_is_the_one_made_already_unless_compiled_parts_are_asked_for(
+    root: Path,
+) -> None:
+    found = instructions(root / "Dockerfile")
+    given = [i.arguments for i in found if i.name == "ARG" and not i.stage]
+    assert "ENGINE=torchscript" in given
+    assert [i.arguments for i in found if i.stage == "archive"] == ["archive-${ENGINE} AS archive"]
+    assert {i.stage for i in found} >= set(ARCHIVES)
+    assert {source for source, _ in copied(root, "archive-torchscript")} == {
+        "build/maskx.mar",
+        "build/maskx.mar.sha256",
+    }
+
+
+def test_compiled_parts_are_made_for_a_named_family_by_commands_that_exist(root: Path) -> None:
+    found = [i for i in instructions(root / "Dockerfile") if i.stage == "archive-compiled"]
+    assert {"PROCESSOR", "PRECISION"} <= {i.arguments.partition("=")[0] for i in found if i.name == "ARG"}
+    made = next(i.arguments for i in found if i.name == "RUN" and "export.compiled" in i.arguments)
+    compiling, archiving = (shlex.split(command)[2:] for command in made.split("&&"))
+    values = {"$PROCESSOR": "x86-64-v4", "$PRECISION": "float32"}
+    for module, *arguments in (compiling, archiving):
+        told = subprocess.run(
+            [sys.executable, "-m", module, *(values.get(one, one) for one in arguments)],
+            capture_output=True,
+            text=True,
+            cwd=root,
+        )
+        assert told.returncode == 2 and "error: there is no /made/maskx.pt" in told.stderr, told.stderr

@@ -17,6 +17,7 @@ import pytest
 import export.archive
 from export.archive import MANIFEST, ROOT, build_archive, main, normalised_archive
 from tests.export.tiny import run_module
+from tests.served.compiled_standin import record_of, write_package
 
 Build = Callable[..., str]
 
@@ -184,4 +185,50 @@ def test_a_missing_handler_or_configuration_is_named(
     configuration.unlink()
     with pytest.raises(ValueError, match=r"there is no .*model-config.yaml"):
         build(out)
+    assert not out.exists()
+
+
+@pytest.fixture
+def package(exported: Path, tmp_path: Path) -> Path:
+    """A package of compiled parts that belongs to the exported file, as far as an archive looks at it."""
+    return write_package(tmp_path / "a, package.pt2", record_of(exported), {})
+
+
+def test_an_archive_with_compiled_parts_has_the_package_beside_the_whole_torchscript_file(
+    exported: Path, build: Build, package: Path, tmp_path: Path
+) -> None:
+    with_package = tmp_path / "with.mar"
+    digests = {build(with_package, package=package) for _ in range(2)}
+    assert digests == {hashlib.sha256(with_package.read_bytes()).hexdigest()}
+    build(tmp_path / "without.mar")
+    with zipfile.ZipFile(with_package) as archive, zipfile.ZipFile(tmp_path / "without.mar") as plain:
+        assert set(archive.namelist()) == {*plain.namelist(), "maskx.pt2"}
+        assert archive.read("maskx.pt2") == package.read_bytes()
+        assert archive.read("maskx.pt") == exported.read_bytes()
+        assert archive.getinfo("maskx.pt2").compress_type == zipfile.ZIP_STORED
+
+
+def test_the_command_packs_the_package_that_it_is_told(
+    exported: Path, package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = ["--torchscript", str(exported), "--out", str(tmp_path / "maskx.mar")]
+    assert main([*told, "--engine", "compiled", "--package", str(package)]) == 0
+    assert "MiB, 0.0 of them compiled), sha256" in capsys.readouterr().out
+    assert main([*told, "--package", str(package)]) == 2
+    assert "--package is for --engine compiled" in capsys.readouterr().err
+
+
+def test_a_package_that_is_missing_damaged_or_of_another_file_is_refused(
+    exported: Path, build: Build, package: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "maskx.mar"
+    with pytest.raises(ValueError, match="there is no .*none.pt2; make it with python -m export.compiled"):
+        build(out, package=tmp_path / "none.pt2")
+    write_package(package, record_of(exported, torchscript_sha256="1" * 64), {})
+    with pytest.raises(ValueError, match="was made from a TorchScript file with sha256 1{64}, and .* has "):
+        build(out, package=package)
+    for content in (b"text", b""):
+        package.write_bytes(content)
+        with pytest.raises(ValueError, match="is not a whole package of compiled parts"):
+            build(out, package=package)
     assert not out.exists()

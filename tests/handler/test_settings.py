@@ -39,6 +39,11 @@ def test_who_decodes_is_chosen_by_the_machine_unless_somebody_says_it() -> None:
     assert read_settings({"maskx": {"decode": "gpu"}}).decode == "gpu"
 
 
+def test_the_engine_is_chosen_by_what_the_archive_brings_unless_somebody_says_it() -> None:
+    assert read_settings({}).engine == "auto"
+    assert read_settings({"maskx": {"engine": "torchscript"}}).engine == "torchscript"
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
@@ -54,6 +59,7 @@ def test_who_decodes_is_chosen_by_the_machine_unless_somebody_says_it() -> None:
         ({"maskx": {"max_image": 3}}, "unknown key 'max_image'; did you mean max_images?"),
         ({"maskx": {"images_together": 0}}, "maskx.images_together is 0; a whole number of at least 1"),
         ({"maskx": {"decode": "cuda"}}, "maskx.decode is 'cuda'; allowed are auto, cpu, gpu"),
+        ({"maskx": {"engine": "onnx"}}, "maskx.engine is 'onnx'; allowed are auto, torchscript, compiled"),
         ({"jobQueueSize": 0}, "jobQueueSize is 0; a whole number of at least 1"),
         ({"maskx": 3}, "maskx is 3; a section"),
     ],

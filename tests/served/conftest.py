@@ -1,6 +1,9 @@
 """Two servers with the stand-in for all tests that only ask them: TorchServe's, and for tests with the marker `engines`
-the light server's too."""
+the light server's too.
 
+With MASKX_TEST_COMPILED=1 in the environment all of them run it with compiled parts, which takes a C++ compiler."""
+
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -12,6 +15,13 @@ import yaml
 
 from export.archive import ROOT, build_archive
 from server.processes import TORCHSERVE
+from tests.served.compiled_standin import (
+    kept_libraries,
+    record_of,
+    why_not_compiled,
+    write_package,
+    write_staged_standin,
+)
 from tests.served.machine import Machine, serving
 from tests.served.upstream import Answer, Upstream, upstream
 
@@ -24,9 +34,38 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("engine", engines, scope="session")
 
 
+COMPILED = os.environ.get("MASKX_TEST_COMPILED", "") not in ("", "0")
+
+
 @pytest.fixture(scope="session")
-def standin_archive(standin: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def staged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The maskx.pt of the stand-in in stages."""
+    return write_staged_standin(tmp_path_factory.mktemp("staged") / "maskx.pt")
+
+
+@pytest.fixture(scope="session")
+def staged_package(staged: Path) -> Path:
+    """Its package, of libraries compiled here and kept in build/, or a skip."""
+    if reason := why_not_compiled():
+        pytest.skip(reason)
+    libraries = kept_libraries(ROOT / "build" / "compiled-standin")
+    return write_package(staged.with_suffix(".pt2"), record_of(staged), libraries)
+
+
+@pytest.fixture(scope="session")
+def served_standin(request: pytest.FixtureRequest) -> tuple[Path, Path | None]:
+    """What is served in the network's place, and the package of its compiled parts."""
+    if COMPILED:
+        return request.getfixturevalue("staged"), request.getfixturevalue("staged_package")
+    return request.getfixturevalue("standin"), None
+
+
+@pytest.fixture(scope="session")
+def standin_archive(
+    served_standin: tuple[Path, Path | None], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
     """Packs the stand-in with the shipped model-config.yaml, changed by the keys given."""
+    torchscript, package = served_standin
     folder = tmp_path_factory.mktemp("archives")
 
     def pack(name: str, *, version: str = "1.0", **changes: Any) -> Path:
@@ -35,7 +74,7 @@ def standin_archive(standin: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         configuration = made / "model-config.yaml"
         configuration.write_text(yaml.safe_dump({**config, **changes}))
         archive = made / "maskx.mar"
-        build_archive(standin, archive, version=version, configuration=configuration)
+        build_archive(torchscript, archive, version=version, configuration=configuration, package=package)
         return archive
 
     return pack

@@ -60,7 +60,7 @@ def test_masks_on_ground_truth_wait_for_the_figures_alone(
 ) -> None:
     run, data = started("mask", "model.mask.train_on=ground_truth", "teacher.weight=0.5")
     assert run.teacher is not None
-    # The teacher pools in evaluation, which has its own counts (model/inference.py).
+    # The teacher pools in evaluation, which has its own counts (model/inference/).
     assert counted(run, data, 4, monkeypatch).waits["tolist"] == 1
 
 

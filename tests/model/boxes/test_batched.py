@@ -1,6 +1,7 @@
 """The way of a GPU on CPU tensors: the answers of the way of a CPU, few operations whatever the batch, few waits."""
 
 import dataclasses
+import io
 from typing import Any
 
 import pytest
@@ -152,6 +153,53 @@ def unpacked(words: Tensor, table: list[list[int]]) -> list[dict[str, Tensor]]:
             one["rle_offsets"] = ends - ends[0]
         found.append(one)
     return found
+
+
+STAGES = ("begun", "proposed", "detected", "cropped", "written", "parts_of", "packed_of")
+DENSE = ("dense_trunk", "dense_box_head", "dense_mask_head")
+
+
+@torch.no_grad()
+def through_the_stages(module: Any, dense: Any, arguments: Arguments) -> tuple[Tensor, list[list[int]]]:
+    """What `Inference.packed` does, with the dense parts of another module."""
+    images, sizes, thresholds, most, class_mask, with_masks = arguments
+    parts = module.parts_of(images, with_masks)
+    founds, counts = [], []
+    for part in parts:
+        canvas, about = module.begun(part, images, sizes, thresholds)
+        levels, logits, deltas = dense.dense_trunk(canvas)
+        height, width = canvas.shape[2:]
+        features, proposals, numbers, pooled = module.proposed(levels, logits, deltas, about, height, width)
+        hidden = dense.dense_box_head(pooled)
+        found, of_each = module.detected(
+            part, proposals, numbers, hidden, about, thresholds, most, class_mask
+        )
+        masked = sum(count for count, k in zip(of_each, part, strict=True) if with_masks[k])
+        probabilities = dense.dense_mask_head(*module.cropped(features, found, masked))
+        founds.append(module.written(features, found, probabilities, about, masked))
+        counts.append(of_each)
+    words, table = module.packed_of(parts, founds, counts, with_masks)
+    return words, table
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_the_frozen_stages_need_no_dense_weights_and_give_the_answers_of_the_whole(batched: bool) -> None:
+    served = network()
+    arguments = asked([*eight()[:7], image(48, 90, seed=1)])
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.script(served), buffer)
+    scripted, bare = (torch.jit.load(io.BytesIO(buffer.getvalue())) for _ in range(2))
+    scripted.batched = bare.batched = batched
+    expected = unpacked(*scripted.packed(*arguments))
+    for name, parameter in bare.named_parameters():
+        if name.startswith(("backbone.", "rpn.head.", "box_head.", "mask_branch.")):
+            parameter.data = torch.zeros([0] * parameter.dim())
+    frozen = torch.jit.freeze(bare.eval(), preserved_attrs=list(STAGES), optimize_numerics=False)
+    assert not hasattr(frozen, "packed") and not any(hasattr(frozen, name) for name in DENSE)
+    got = unpacked(*through_the_stages(frozen, scripted, arguments))
+    assert sum(len(one["labels"]) for one in expected) > 40
+    for one, other in zip(got, expected, strict=True):
+        assert all(torch.equal(one[key], other[key]) for key in other)
 
 
 def test_packed_keypoints_are_those_of_the_answers() -> None:

@@ -4,22 +4,20 @@ Evaluation and export run this very code; there is no second implementation.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.profiler import record_function
 
-from model.boxes.head import within
-from model.boxes.pooling import bucket_of, image_of, rois_of, with_cells
+from model.boxes.pooling import rois_of
 from model.canvas import scaled_boxes
 from model.detector import Detector
+from model.inference.stages import Stages
 from model.keypoints.head import KeypointBranch
-from model.masks.run_lengths import mask_run_lengths, run_lengths_of_images
+from model.masks.run_lengths import mask_run_lengths
 
 BOXES_TOGETHER = 1000
 """Given boxes whose masks are computed at once, which bounds the memory of images of very many."""
 
 
-class Inference(Detector):
+class Inference(Stages):
     """Mask^X R-CNN for one batch; what is asked for (threshold, count, classes, masks) is per image.
 
     Backbone, RPN head, box head and mask branch compute in the type of their weights, which may be float32, bfloat16 or
@@ -127,14 +125,39 @@ class Inference(Detector):
                 begin, counted from `counts` on, and where the last ends), the run lengths, and 3 D K of float32. -1
                 for offsets and counts of an image without masks, and for keypoints of a network without.
         """
-        table: list[list[int]] = [[0]] * len(images)
+        masks: list[bool] = with_masks.tolist()
+        parts = self.canvas.parts_of(images, masks, self.pixels_together)
+        founds: list[dict[str, Tensor]] = []
+        counts: list[list[int]] = []
+        for part in parts:
+            found, of_each = self.found_in(
+                part, images, sizes, score_threshold, max_detections, class_mask, masks
+            )
+            founds.append(found)
+            counts.append(of_each)
+        return self.packed_of(parts, founds, counts, with_masks)
+
+    @torch.jit.export
+    def parts_of(self, images: list[Tensor], with_masks: Tensor) -> list[list[int]]:
+        """Which images go through the network together (`model.canvas.Canvas.parts_of`)."""
+        masks: list[bool] = with_masks.tolist()
+        return self.canvas.parts_of(images, masks, self.pixels_together)
+
+    @torch.jit.export
+    def packed_of(
+        self,
+        parts: list[list[int]],
+        founds: list[dict[str, Tensor]],
+        counts: list[list[int]],
+        with_masks: Tensor,
+    ) -> tuple[Tensor, list[list[int]]]:
+        """`packed` of what was found in each of the `parts_of` all images: the answers of `found_in`."""
+        table: list[list[int]] = [[0]] * with_masks.shape[0]
         pieces: list[Tensor] = []
         masks: list[bool] = with_masks.tolist()
         at = 0
-        for part in self.canvas.parts_of(images, masks, self.pixels_together):
-            found, counts = self.found_in(
-                part, images, sizes, score_threshold, max_detections, class_mask, masks
-            )
+        for p, part in enumerate(parts):
+            found = founds[p]
             every = found["scores"].shape[0]
             keypoints = torch.zeros_like(found["scores"][:0])
             if "keypoints" in found:
@@ -155,11 +178,12 @@ class Inference(Detector):
             of_each = keypoints.numel() // max(every, 1)
             start = 0
             for i, k in enumerate(part):
-                row = [counts[i], begins[0] + 4 * start, begins[1] + start, begins[2] + start]
+                count = counts[p][i]
+                row = [count, begins[0] + 4 * start, begins[1] + start, begins[2] + start]
                 row += [begins[3] + start, begins[4]] if masks[k] else [-1, -1]
                 row.append(begins[5] + of_each * start if "keypoints" in found else -1)
                 table[k] = row
-                start += counts[i]
+                start += count
         if len(pieces) == 0:
             pieces.append(torch.zeros([0], dtype=torch.int32, device=self.mask_table.device))
         return torch.cat(pieces), table
@@ -177,137 +201,21 @@ class Inference(Detector):
         """What is found in the images `part`, which share a canvas: boxes, scores, labels (and keypoints) of all of
         them, image after image; run lengths and S + 1 offsets of the masks of those that want some, which come first;
         and how many detections each image has."""
-        height, width = self.canvas.padded_size_of(images[part[0]])
-        index = torch.tensor(part)
-        originals: list[list[int]] = sizes[index].tolist()
-        thresholds: list[float] = score_threshold[index].tolist()
-        most: list[int] = max_detections[index].tolist()
-        chosen: list[Tensor] = []
-        image_sizes: list[tuple[int, int]] = []
-        rows: list[list[float]] = []
-        for i, k in enumerate(part):
-            chosen.append(images[k])
-            h, w = self.canvas.size_of(images[k])
-            image_sizes.append((h, w))
-            rows.append([float(h), float(w), float(originals[i][0]), float(originals[i][1]), thresholds[i]])
-        device, dtype = self.mask_table.device, self.box_head.weight_type()
-        about = torch.tensor(rows, dtype=torch.float64).to(device, non_blocking=True)
-        sizes_N2 = about[:, :2].to(torch.float32)
-        with record_function("maskx::resize"):
-            canvas = self.canvas.resized(chosen, image_sizes, height, width)
-            canvas = canvas.to(dtype).contiguous(memory_format=torch.channels_last)
-        features, proposals, numbers, hidden = self.trunk(canvas, height, width, sizes_N2)
-        with record_function("maskx::box_head"):
-            logits = self.box_predictor(hidden)
-            asked = class_mask[index].to(device, non_blocking=True)
-            thresholds_N = about[:, 4].to(torch.float32)
-            boxes, scores, labels, image, counts = self.detections(
-                proposals, numbers, hidden, logits, sizes_N2, thresholds_N, most, asked, thresholds
-            )
+        canvas, about = self.begun(part, images, sizes, score_threshold)
+        height, width = canvas.shape[2], canvas.shape[3]
+        levels, logits, deltas = self.dense_trunk(canvas)
+        features, proposals, numbers, pooled = self.proposed(levels, logits, deltas, about, height, width)
+        hidden = self.dense_box_head(pooled)
+        found, counts = self.detected(
+            part, proposals, numbers, hidden, about, score_threshold, max_detections, class_mask
+        )
         with_mask = 0
         for i, k in enumerate(part):
             if masks[k]:
                 with_mask += counts[i]
-        rois = torch.cat([image.to(torch.float32).unsqueeze(1), boxes], dim=1)
-        with record_function("maskx::mask_head"):
-            probabilities = self.mask_probabilities(features, rois[:with_mask], labels[:with_mask])
-        found = {"scores": scores, "labels": labels}
-        scale = (about[:, 2:4] / about[:, :2]).to(torch.float32).flip(1)[image]
-        if self.keypoint_branch is not None:
-            with record_function("maskx::keypoint_head"):
-                keypoints = self.keypoint_branch.found(features, rois, labels)
-                found["keypoints"] = keypoints * F.pad(scale, [0, 1], value=1.0).unsqueeze(1)
-        with record_function("maskx::run_lengths"):
-            originals_S2 = about[:, 2:4][image]
-            boxes = scaled_boxes(boxes, scale.repeat(1, 2), self.box_pool.inclusive)
-            boxes = within(boxes, originals_S2.to(torch.float32))
-            counted, offsets = run_lengths_of_images(
-                probabilities, boxes[:with_mask], originals_S2[:with_mask].to(torch.int64), self.batched
-            )
-        found["boxes"], found["rle_counts"], found["rle_offsets"] = boxes, counted, offsets
-        return found, counts
-
-    def trunk(
-        self, canvas: Tensor, height: int, width: int, sizes_N2: Tensor
-    ) -> tuple[dict[str, Tensor], Tensor, list[int], Tensor]:
-        """Canvas [N, 3, height, width] -> levels to pool from, proposals [R, 4], how many are of each image, and the
-        box head's answers [R, D] float32; `sizes_N2` float32 is what each image fills of the canvas. Batched, every
-        image has as many proposals, and there is one number."""
-        with record_function("maskx::backbone"):
-            features: dict[str, Tensor] = self.backbone(canvas)
-        with record_function("maskx::rpn"):
-            proposals, numbers = self.rpn.proposals(
-                list(features.values()), height, width, sizes_N2, self.batched
-            )
-        with record_function("maskx::box_head"):
-            features = self.for_pooling(features)
-            rois = torch.cat([image_of(numbers, canvas.shape[0], proposals).unsqueeze(1), proposals], dim=1)
-            pooled = self.box_pool(features, rois, bucket_of(rois.shape[0]))
-            hidden = self.box_head(pooled)[: rois.shape[0]].float()
-        return features, proposals, numbers, hidden
-
-    def for_pooling(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The levels that RoIs are pooled from, each brought once to the form that `PyramidRoIAlign` reads as it is."""
-        levels: dict[str, Tensor] = {}
-        for name, level in features.items():
-            if name != "pool":
-                levels[name] = level.contiguous(memory_format=torch.channels_last)
-        return with_cells(levels, len(levels)) if self.batched else levels
-
-    def detections(
-        self,
-        proposals: Tensor,
-        numbers: list[int],
-        hidden: Tensor,
-        logits: Tensor,
-        sizes_N2: Tensor,
-        thresholds_N: Tensor,
-        most: list[int],
-        asked: Tensor,
-        thresholds: list[float],
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, list[int]]:
-        """Boxes [S, 4] in pixels of the canvas, scores, labels and image of each detection, image after image, and how
-        many each image has (`model.boxes.head.BoxPredictor`)."""
-        if self.batched:
-            return self.box_predictor.found_together(
-                proposals, hidden, logits, sizes_N2, thresholds_N, most, asked
-            )
-        boxes: list[Tensor] = []
-        scores: list[Tensor] = []
-        labels: list[Tensor] = []
-        counts: list[int] = []
-        start = 0
-        for i, number in enumerate(numbers):
-            end = start + number
-            box, score, label = self.box_predictor.found_in_image(
-                proposals[start:end],
-                hidden[start:end],
-                logits[start:end],
-                sizes_N2[i],
-                thresholds[i],
-                most[i],
-                asked[i],
-            )
-            boxes.append(box)
-            scores.append(score)
-            labels.append(label)
-            counts.append(box.shape[0])
-            start = end
-        box = torch.cat(boxes)
-        image = image_of(counts, len(counts), box).to(torch.int64)
-        return box, torch.cat(scores), torch.cat(labels), image, counts
-
-    def mask_rows(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mask weights [R, F] of labels [R], and the bias: one for all [], or [R, 1, 1]."""
-        bias = self.mask_bias
-        if bias.dim() > 0:
-            bias = bias[labels].view(-1, 1, 1)
-        return self.mask_table[labels], bias
-
-    def mask_probabilities(self, features: dict[str, Tensor], rois: Tensor, labels: Tensor) -> Tensor:
-        """Mask probabilities [D, M, M] of RoIs [D, 5] (image, then XYXY on the canvas) for their labels [D]."""
-        of_row = F.pad(labels, [0, bucket_of(labels.shape[0]) - labels.shape[0]])
-        return torch.sigmoid(self.mask_logits(features, rois, of_row))[: labels.shape[0]]
+        crops, rows, bias = self.cropped(features, found, with_mask)
+        probabilities = self.dense_mask_head(crops, rows, bias)
+        return self.written(features, found, probabilities, about, with_mask), counts
 
     def masks_on_boxes(
         self, images: list[Tensor], boxes: list[Tensor], labels: list[Tensor]
