@@ -242,5 +242,9 @@ build/evaluation/results.json: $(RUN)/finished build/run.txt $(if $(EVALUATE_ARG
 build/maskx.pt: $(RUN)/finished build/run.txt $(shell find model export -name "*.py")
 	@PYTHONWARNINGS=ignore::FutureWarning $(PY) -m export.torchscript --checkpoint $(RUN)/checkpoint.pt --out $@
 
+# The dense parts as machine code of this very machine: COMPILE_ARGS="--precision float32" (see export/compiled.py).
+build/maskx.pt2: build/maskx.pt $(if $(COMPILE_ARGS),FORCE)
+	@PYTHONWARNINGS=ignore::FutureWarning $(PY) -m export.compiled --torchscript build/maskx.pt --checkpoint $(RUN)/checkpoint.pt --out $@ $(COMPILE_ARGS)
+
 build/maskx.mar: build/maskx.pt $(wildcard handler/*.py serve_config/model-config.yaml)
 	@$(PY) -m export.archive --torchscript build/maskx.pt --out $@

@@ -64,14 +64,19 @@ def without_source_paths(data: bytes) -> bytes:
     return buffer.getvalue()
 
 
-def export_checkpoint(checkpoint: Path, out: Path) -> None:
-    """Reads, scripts, verifies, and only then writes `out`, whole or not at all."""
+def require_checkpoint(checkpoint: Path) -> None:
+    """A `ValueError` where there is no checkpoint, or a TorchScript file in its place."""
     if not checkpoint.is_file():
         raise ValueError(f"there is no checkpoint {checkpoint}; train one first (make train) or name another")
     if "constants.pkl" in records_of(checkpoint):
         raise ValueError(
             f"{checkpoint} is TorchScript, so exported already; expected a checkpoint of training.train"
         )
+
+
+def export_checkpoint(checkpoint: Path, out: Path) -> None:
+    """Reads, scripts, verifies, and only then writes `out`, whole or not at all."""
+    require_checkpoint(checkpoint)
     network, classes, contents = load_network(checkpoint)
     config = contents["model_config"]
     del contents  # with the weights, the optimiser's too

@@ -20,15 +20,13 @@ from model.backbones.norms import FrozenBatchNorm2d
 from model.boxes.head import FCBoxHead
 from model.canvas import Canvas
 from model.inference import Inference
+from model.inference.dense import LEAST_STEPS
 
 REDUCIBLE = ("backbone", "rpn.head", "box_head", "mask_branch")
 """Modules whose weights may be cast to a lower precision, all of them or none; all others stay float32."""
 
 REDUCIBLE_WITH_KEYPOINTS = (*REDUCIBLE, "keypoint_branch.convs")
 """The same of a network with keypoints, whose last layer stays float32: neighbouring cells differ by little."""
-
-LEAST_STEPS = 3
-"""Of a canvas' sides: below it the coarsest level is one cell wide, which torch.export takes for a constant."""
 
 
 @torch.no_grad()

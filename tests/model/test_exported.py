@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.serving import LEAST_STEPS, OneCanvas, export_one_canvas
+from model.inference.dense import LEAST_STEPS
+from model.serving import OneCanvas, export_one_canvas
 from tests.model.small_network import asked, small_network, transfer
 
 CLASSES, PLACES = 5, 20
