@@ -88,6 +88,9 @@ def code_of(part: DensePart, *, march: str = "", device: str = "cpu") -> list[An
     from torch._inductor import aot_compile
 
     options: dict[str, Any] = {"freezing": True, "aot_inductor.package": True}
+    options["cpp.dynamic_threads"] = (
+        True  # those of the process that runs it, not of the one that compiles it
+    )
     if march:
         options |= {"cpp.march": march, "cpp.simdlen": SIMD_BITS.get(march)}
     try:

@@ -58,7 +58,7 @@ def network_of(
     return frozen(module), {"used": "torchscript", "reason": compiled}
 
 
-class Stages(nn.Module):
+class ServedStages(nn.Module):
     """The stages of a loaded maskx.pt without its `forward`: frozen, it keeps the weights that they need and no others.
 
     (PyTorch keeps all that `forward` needs in every module that has one.) For shapes see `model.inference.Inference`.
@@ -172,7 +172,7 @@ class StagedNetwork:
         self._compiled = compiled
         self._mask_size = mask_size
         own = [method for part, method in DENSE.items() if part not in compiled.parts]
-        stages = torch.jit.script(Stages(module).eval())
+        stages = torch.jit.script(ServedStages(module).eval())
         self._stages = torch.jit.freeze(stages, preserved_attrs=[*STAGES, *own])
         self._code = smallest_part(module)
         self._most_images = max(int(compiled.record.get("most_images") or 1), 1)

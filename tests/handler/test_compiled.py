@@ -384,7 +384,7 @@ def test_a_part_of_more_images_than_the_package_takes_goes_in_several(
         def packed_of(self, parts: Any, founds: Any, counts: Any, masks: Any) -> Any:
             return torch.zeros(0), parts + counts
 
-    monkeypatch.setattr(maskx_stages, "Stages", lambda module: nn.Identity())
+    monkeypatch.setattr(maskx_stages, "ServedStages", lambda module: nn.Identity())
     monkeypatch.setattr(torch.jit, "script", lambda module: module)
     monkeypatch.setattr(torch.jit, "freeze", lambda module, preserved_attrs: Frozen())
     network = StagedNetwork(nn.Module(), CompiledParts({"most_images": 2}, eager()), mask_size=28)

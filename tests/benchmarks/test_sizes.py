@@ -1,0 +1,31 @@
+"""A thousand random sizes: each another, and a report that shows growth and stalls. No server runs here."""
+
+import io
+
+import pytest
+from PIL import Image
+
+from benchmarks.load.sizes import LEAST, MOST, main, photographs, report
+
+
+def test_every_photograph_has_a_size_of_its_own_and_they_are_the_same_each_time() -> None:
+    made = list(photographs(12))
+    sizes = [Image.open(io.BytesIO(one)).size for one in made]
+    assert len(set(sizes)) == 12 and all(LEAST <= side <= MOST for size in sizes for side in size)
+    assert made == list(photographs(12))
+
+
+def test_the_report_leaves_the_first_ones_out_and_tells_the_longest_and_the_growth() -> None:
+    seconds = [9.0] * 4 + [0.1] * 15 + [0.3]
+    resident = [100.0] * 18 + [150.0, 160.0]
+    text = report(seconds, resident)
+    assert "20 sizes, after the first 4" in text
+    assert "| longest / median | 3.00 |" in text and "| above the aim | 1 of 16 |" in text
+    assert "| resident MiB at first | 100 |" in text and "| resident MiB at last | 160 |" in text
+
+
+def test_too_few_images_and_no_archive_are_errors(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--images", "3"]) == 2
+    assert "--images is 3; at least 10" in capsys.readouterr().err
+    assert main(["--archive", "nowhere.mar"]) == 2
+    assert "there is no nowhere.mar" in capsys.readouterr().err
