@@ -96,12 +96,22 @@ def code_of(part: DensePart, *, march: str = "", device: str = "cpu") -> list[An
     try:
         program = exported(part)
         with torch.no_grad(), free_from_one(), weights_packed():
-            graph = program.module(check_guards=False)
-            files = aot_compile(graph, *(program.example_inputs or ()), options=options)  # type: ignore[arg-type]
+            try:
+                files = aot_compile(program.module(check_guards=False), *given(program), options=options)
+            except (
+                ValueError
+            ):  # it refuses a view (of the slim MLP) in the order of memory that it chose itself
+                options["layout_optimization"] = False
+                files = aot_compile(program.module(check_guards=False), *given(program), options=options)
     except Exception as error:  # of whatever class a compiler, or a form of the network, makes PyTorch raise
         raise CompileError(f"{type(error).__name__}: {one_line(error)[:400]}") from error
     assert isinstance(files, list)
     return files
+
+
+def given(program: torch.export.ExportedProgram) -> Any:
+    """Arguments and keywords that a program was exported by."""
+    return program.example_inputs or ((), {})
 
 
 @contextmanager

@@ -32,7 +32,7 @@ WIDE = dataclasses.replace(
     input=InputConfig(min_size=96, max_size=160),
     mask=dataclasses.replace(CONFIG.mask, mlp="none"),
 )
-"""The tiny network on canvases of 3 to 5 steps, without the MLP, which Inductor of PyTorch 2.15 refuses with free rows."""
+"""The tiny network on canvases of 3 to 5 steps, without the MLP, which Inductor (2.15) refuses with free rows."""
 
 
 def why_not() -> str:
