@@ -13,6 +13,7 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 import hypothesis
 import pytest
+import setuptools  # noqa: F401  (torch's compiler imports it, and could not after what some tests do to modules)
 import torch
 
 from tests.served.standin import write_standin

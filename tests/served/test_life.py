@@ -100,7 +100,7 @@ def test_the_served_answer_is_byte_for_byte_the_offline_one(
 
 def test_the_log_says_what_the_network_computes_in(machine: Machine) -> None:
     log = (machine.state / "logs" / "model_log.log").read_text()
-    assert "maskx is ready on cpu in float32, 5 categories" in log
+    assert "maskx is ready on cpu in float32 by torchscript, 5 categories" in log
 
 
 def test_the_served_answer_is_the_trained_networks(machine: Machine) -> None:

@@ -66,7 +66,8 @@ def upstream() -> Iterator[Upstream]:
                 self.send_header("connection", "close")  # as TorchServe
             self.send_header("content-length", str(len(answer.body)))
             self.end_headers()
-            self.wfile.write(answer.body)
+            if self.command != "HEAD":  # whose answer has the length of a body, and none
+                self.wfile.write(answer.body)
             if answer.hang_up:
                 self.close_connection = True
 

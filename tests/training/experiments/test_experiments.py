@@ -284,7 +284,7 @@ def test_what_cannot_be_run_is_named(
 
     unknown = error_of("shape")
     assert (
-        "shape: no such grid. There are clothing, mixed, paper, photos, shapes" in unknown
+        "shape: no such grid. There are clothing, mixed, mixed_photos, paper, photos, shapes" in unknown
         and "did you mean shapes?" in unknown
     )
     assert "no row is called exakt" in error_of("shapes", "--rows", "box,exakt")

@@ -82,7 +82,7 @@ def test_the_exported_file_carries_the_threshold_and_answers_as_the_network_does
     same = eager.for_pooling(eager.backbone(eager.canvas([image()], 64, 64)))
     boxes, labels = rois_of([torch.tensor([[10.0, 8, 50, 40]] * 2)]), torch.tensor([1, 2])
     with torch.no_grad():
-        shifted = scripted.mask_probabilities(features, boxes, labels)
+        shifted = scripted.dense_mask_head(*scripted.crops_of(features, boxes, labels))[: len(labels)]
         torch.testing.assert_close(shifted, eager.mask_probabilities(same, boxes, labels), atol=1e-5, rtol=0)
         network.set_mask_threshold(0.5, [])
         plain = network.inference().mask_probabilities(same, boxes, labels)

@@ -112,18 +112,19 @@ def answer_of_peer(model: MaskRCNN, image: Tensor) -> Answer:
 def answer_of_converted(network: Inference, image: Tensor, *, classes: int) -> Answer:
     """The same of the converted network, at torchvision's score threshold and number of detections."""
     masks: list[Tensor] = []
-    probabilities = network.mask_probabilities
+    mask_head = network.dense_mask_head
 
-    def remember(features: dict[str, Tensor], rois: Tensor, labels: Tensor) -> Tensor:
-        masks.append(probabilities(features, rois, labels))
+    def remember(crops: Tensor, rows: Tensor, bias: Tensor) -> Tensor:
+        masks.append(mask_head(crops, rows, bias))
         return masks[0]
 
-    network.mask_probabilities = remember  # type: ignore[method-assign]
+    network.dense_mask_head = remember  # type: ignore[method-assign]
     try:
         (answer,) = network(*asked([image], threshold=SCORE_THRESHOLD, most=MAX_DETECTIONS, classes=classes))
     finally:
-        del network.mask_probabilities
-    return Answer(boxes=answer["boxes"], scores=answer["scores"], labels=answer["labels"], masks=masks[0])
+        del network.dense_mask_head
+    found = len(answer["labels"])  # crops of zeros may stand behind them
+    return Answer(boxes=answer["boxes"], scores=answer["scores"], labels=answer["labels"], masks=masks[0][:found])
 
 
 def differences(one: Answer, other: Answer) -> Differences:
