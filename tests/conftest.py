@@ -1,6 +1,7 @@
 """What every test shares: one thread per process, the sample of COCO where it lies, no deadline."""
 
 import ctypes
+import importlib
 import os
 import sys
 from collections.abc import Iterator
@@ -13,12 +14,14 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 import hypothesis
 import pytest
-import setuptools  # noqa: F401  (torch's compiler imports it, and could not after what some tests do to modules)
 import torch
 
 from tests.served.standin import write_standin
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# torch's compiler imports it, and could not after what some tests do to modules.
+importlib.import_module("setuptools")
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"].partition(",")[0]))
 

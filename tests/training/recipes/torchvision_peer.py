@@ -124,7 +124,9 @@ def answer_of_converted(network: Inference, image: Tensor, *, classes: int) -> A
     finally:
         del network.dense_mask_head
     found = len(answer["labels"])  # crops of zeros may stand behind them
-    return Answer(boxes=answer["boxes"], scores=answer["scores"], labels=answer["labels"], masks=masks[0][:found])
+    return Answer(
+        boxes=answer["boxes"], scores=answer["scores"], labels=answer["labels"], masks=masks[0][:found]
+    )
 
 
 def differences(one: Answer, other: Answer) -> Differences:
