@@ -1,7 +1,6 @@
 """What every test shares: one thread per process, the sample of COCO where it lies, no deadline."""
 
 import ctypes
-import importlib
 import os
 import sys
 from collections.abc import Iterator
@@ -19,9 +18,6 @@ import torch
 from tests.served.standin import write_standin
 
 ROOT = Path(__file__).resolve().parent.parent
-
-# torch's compiler imports it, and could not after what some tests do to modules.
-importlib.import_module("setuptools")
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"].partition(",")[0]))
 
