@@ -170,7 +170,7 @@ def test_curl_asks_the_address_that_the_server_is_configured_to_listen_on(comman
 
 @pytest.mark.parametrize("module", sorted(set(re.findall(r"python -m ([a-z_.]+\w)", TEXT))))
 def test_a_module_that_a_sentence_starts_exists(module: str) -> None:
-    # setuptools, asked for pip, gives up distutils for the rest of the process, and torch's compiler cannot import it then
+    # setuptools, asked for pip, gives up distutils for good, and torch's compiler cannot be imported then
     assert module in ("pip", "torch.distributed.run") or importlib.util.find_spec(module)
 
 
