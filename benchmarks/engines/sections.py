@@ -175,7 +175,8 @@ def cost(setting: Setting, sides: Sides, one: Mapping[str, float], batch: Mappin
         cells += [f"{mib:.0f}" for mib in (began["loaded_mib"], one[name], batch[name])]
         rows.append([name, *cells, f"{size:.1f}", compiling])
         peak = {"peak_one_mib": one[name], "peak_batch_mib": batch[name], "archive_mib": size}
-        numbers[name] = {**began, **peak, "package": sides.packages[precision] if package else None}
+        about = {**sides.packages[precision], "path": Path(package).name} if package else None
+        numbers[name] = {**began, **peak, "package": about}  # a result names no machine's folders
     headers = ["engine", "ready after", "first request", "MiB loaded", "MiB at most, one 1080p"]
     headers += [f"MiB at most, batch of {largest}", "MiB of the archive", "compiling the package"]
     text = table(headers, rows)
