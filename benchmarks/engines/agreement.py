@@ -37,5 +37,7 @@ def _partners(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> int:
 def _overlap(a: dict[str, Any], b: dict[str, Any]) -> float:
     """The lesser of the IoU of boxes and masks."""
     box = coco_mask.iou([a["bbox"]], [b["bbox"]], [0])[0][0]
+    if a["area"] == b["area"] == 0:  # two empty masks are the same, though no pixel is in both
+        return float(box)
     mask = coco_mask.iou([a["segmentation"]], [b["segmentation"]], [0])[0][0]
     return float(min(box, mask))

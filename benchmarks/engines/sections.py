@@ -27,10 +27,11 @@ def engines(setting: Setting) -> list[Part]:
     with sides_of(setting, CLASSES, peers) as sides:
         same = differences(setting, sides)
         rows |= of_sizes(setting, sides)
-        parts = [breakdown(setting, sides)]
         memory_of_one = peaks(sides)
         rows |= of_batches(setting, sides)
-        parts.append(cost(setting, sides, memory_of_one, peaks(sides)))
+        costs = cost(setting, sides, memory_of_one, peaks(sides))
+        # At the end: from then on TorchScript goes stage by stage, and holds its weights a second time.
+        parts = [breakdown(setting, sides), costs]
     if not setting.quick:
         with sides_of(setting, MANY, ()) as many:
             rows[f"1080p, {MANY} classes"] = interleaved(

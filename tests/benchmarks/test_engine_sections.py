@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from benchmarks.engines import packaged, page
+from benchmarks.engines.agreement import agreement
 from benchmarks.engines.sections import breakdown_table, whole
 from benchmarks.engines.side import STAGE_OF
 from benchmarks.engines.started import PEER_COMPILED, PEERS, wanted
@@ -115,6 +116,13 @@ def test_the_pages_table_has_the_results_figures(tmp_path: Path, capsys: pytest.
     path.write_text(json.dumps({"parts": {}}))
     assert page.main([str(path)]) == 2
     assert "run make bench with --parts engines" in capsys.readouterr().err
+
+
+def test_an_empty_mask_agrees_with_itself() -> None:
+    rle = {"size": [4, 4], "counts": "`0"}
+    one = {"category_id": 1, "bbox": [0.0, 0.0, 2.0, 2.0], "area": 0, "segmentation": rle}
+    body = json.dumps({"detections": [one]}).encode()
+    assert agreement(body, body) == 1.0
 
 
 def test_peers_can_be_chosen_and_left_out() -> None:
