@@ -155,13 +155,15 @@ def test_missing_files_are_named(tmp_path: Path, reader: None, files: tuple[Path
         compile_package(files[1], tmp_path / "none.pt", tmp_path / "out.pt2")
 
 
-def test_without_a_compiler_the_message_says_what_was_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_compiler_the_message_says_what_was_looked_for() -> None:
     from torch._inductor import config, cpp_builder
 
     cpp_builder.cpp_compiler_search.cache_clear()
-    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
-    with pytest.raises(ValueError, match=r"no C\+\+ compiler \(looked for no-such-compiler\)"):
+    # Not monkeypatch, whose undoing takes the setting away for the rest of the process.
+    said = r"no C\+\+ compiler \(looked for no-such-compiler\)"
+    with config.patch({"cpp.cxx": ("no-such-compiler",)}), pytest.raises(ValueError, match=said):
         require_compiler()
+    assert config.cpp.cxx
 
 
 def test_a_pytorch_that_fixes_the_parity_of_sides_is_refused() -> None:
