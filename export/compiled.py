@@ -37,6 +37,7 @@ from model.checkpoint import load_network
 from model.files import command, exit_status, write_whole
 from model.inference import Inference
 from model.inference.dense import MOST_IMAGES, MOST_ROWS, PARTS, dense_parts, unused_weights
+from model.processor import cpu_multiplies_bfloat16
 from model.serving import REDUCIBLE, prepared_for_serving
 
 FORMAT_VERSION = 1
@@ -144,8 +145,7 @@ def precision_of(wanted: Wanted) -> str:
         return wanted.precision
     if wanted.device == "cuda":
         return "bfloat16" if torch.cuda.get_device_capability() >= (8, 0) else "float16"
-    in_onednn: Callable[[], bool] = torch.ops.mkldnn._is_mkldnn_bf16_supported
-    return "bfloat16" if torch.cpu._is_avx512_bf16_supported() and in_onednn() else "float32"
+    return "bfloat16" if cpu_multiplies_bfloat16() else "float32"
 
 
 def compiled_parts(served: Inference, data: bytes, wanted: Wanted, folder: Path, say: Say) -> Compiled:

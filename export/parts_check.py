@@ -69,7 +69,7 @@ class Served:
 def served_parts(data: bytes, inference: Inference) -> Served:
     """The TorchScript file's parts, on the device and in the type of `inference`.
 
-    The frozen ones as `maskx_engine.ready_to_run` has them, Winograd's form in float32 included.
+    The frozen ones as `maskx_engine.prepared` and `frozen` have them, Winograd's form in float32 included.
     """
     fusers_off()
     dtype, device = inference.box_head.weight_type(), inference.mask_table.device

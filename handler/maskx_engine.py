@@ -120,7 +120,7 @@ def cpu_multiplies_bfloat16() -> bool:
 
     The processor must have them (AVX512-BF16, a part of AMX too), and oneDNN must not have been told to leave them
     alone: it says that it supports bfloat16 with plain AVX-512 as well, but emulates it there, and a convolution takes
-    six times as long as in float32. The same rule is in training/run.py, which may not import this file.
+    six times as long as in float32. The same rule is in model/processor.py, which may not import this file.
     """
     on_processor = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     in_onednn = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
@@ -128,11 +128,6 @@ def cpu_multiplies_bfloat16() -> bool:
         return False
     told = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or ""
     return told.upper() not in ("AVX512_CORE", "AVX512_CORE_VNNI")
-
-
-def ready_to_run(module: Any, device: torch.device, precision: str, reducible: Sequence[str]) -> Any:
-    """The module as `prepared`, frozen; for its arguments see there."""
-    return frozen(prepared(module, device, precision, reducible))
 
 
 def frozen(module: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What takes "auto" for bfloat16 on a CPU, in serving and in training, beside what oneDNN then does."""
+"""What takes "auto" for bfloat16 on a CPU, in serving, compiling and training, beside what oneDNN then does."""
 
 import json
 import os
@@ -14,6 +14,7 @@ import json, sys
 import torch
 sys.path.insert(0, "handler")
 import maskx_engine
+from export.compiled import Wanted, precision_of
 from training.run import under_bfloat16
 cpu = torch.device("cpu")
 layer = torch.nn.Conv2d(64, 64, 3, padding=1, bias=False, dtype=torch.bfloat16)
@@ -21,14 +22,15 @@ torch.nn.init.constant_(layer.weight, 2.0**20)
 with torch.inference_mode():
     product = layer(torch.full((1, 64, 8, 8), 1e-39, dtype=torch.bfloat16))
 serving = maskx_engine.choose_precision("auto", cpu, ["backbone"]) == "bfloat16"
-print(json.dumps([serving, under_bfloat16("auto", cpu), not bool(product.any())]))
+compiling = precision_of(Wanted()) == "bfloat16"
+print(json.dumps([serving, compiling, under_bfloat16("auto", cpu), not bool(product.any())]))
 """
 """The processor's products of bfloat16 take 1e-39 for zero, as its manual says; those of float32 that emulate them
 do not."""
 
 
 def asked(root: Path, **variables: str) -> list[bool]:
-    """Whether serving takes bfloat16, whether training does, and whether a convolution was not emulated."""
+    """Whether serving takes bfloat16, whether a package and training do, and whether a convolution was not emulated."""
     held = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
     environment = {name: value for name, value in os.environ.items() if name not in held} | variables
     done = subprocess.run(
@@ -43,8 +45,8 @@ def asked(root: Path, **variables: str) -> list[bool]:
 )
 @pytest.mark.parametrize("isa", ["AVX512_CORE_BF16", "ALL"])
 def test_auto_is_bfloat16_exactly_where_onednn_does_not_emulate_it(root: Path, isa: str) -> None:
-    serving, training, multiplied = asked(root, ONEDNN_MAX_CPU_ISA=isa)
-    assert serving is training is multiplied
+    serving, compiling, training, multiplied = asked(root, ONEDNN_MAX_CPU_ISA=isa)
+    assert serving is compiling is training is multiplied
 
 
 @pytest.mark.parametrize(
@@ -60,4 +62,4 @@ def test_auto_is_bfloat16_exactly_where_onednn_does_not_emulate_it(root: Path, i
 def test_auto_is_float32_on_a_processor_held_to_instructions_without_bfloat16(
     root: Path, variables: dict[str, str]
 ) -> None:
-    assert asked(root, **variables) == [False, False, False]
+    assert asked(root, **variables) == [False, False, False, False]

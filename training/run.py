@@ -1,6 +1,5 @@
 """One training: what changes from step to step, a single step, and how the whole of it is saved and taken up again."""
 
-import os
 import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,6 +18,7 @@ from model.classes import ClassTable
 from model.host import read
 from model.masks.box_only import BoxOnly
 from model.network import MaskXRCNN
+from model.processor import cpu_multiplies_bfloat16
 from model.targets import Target
 from training.config import TrainingConfig, box_only_weights, to_dict
 from training.data.augment import scaled
@@ -43,20 +43,6 @@ def under_bfloat16(precision: str, device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return cpu_multiplies_bfloat16()
-
-
-def cpu_multiplies_bfloat16() -> bool:
-    """Whether oneDNN, which computes on a CPU, multiplies bfloat16 by instructions made for it.
-
-    The rule, and the reason for each part of it, are those of `maskx_engine.cpu_multiplies_bfloat16` in handler/, which
-    is not to be imported here.
-    """
-    on_processor = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    in_onednn = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
-    if on_processor is None or in_onednn is None or not (on_processor() and in_onednn()):
-        return False
-    told = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or ""
-    return told.upper() not in ("AVX512_CORE", "AVX512_CORE_VNNI")
 
 
 class NotFinite(ValueError):

@@ -20,7 +20,7 @@ import maskx_engine
 from export import fresh_process
 from export.metadata import build_metadata
 from export.torchscript import export_network
-from maskx_engine import choose_precision, fusers, fusers_off, ready_to_run, usable_cores
+from maskx_engine import choose_precision, frozen, fusers, fusers_off, prepared, usable_cores
 from maskx_model import ServedModel
 from maskx_parameters import Parameters
 from model.build import build_network
@@ -84,7 +84,7 @@ def test_only_the_reducible_parts_are_cast_and_no_parameter_is_left() -> None:
         def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             return self.a(x.to(self.a.weight.dtype)), self.ab(x)
 
-    ready = ready_to_run(torch.jit.script(Two()).eval(), CPU, "bfloat16", ["a"])
+    ready = frozen(prepared(torch.jit.script(Two()).eval(), CPU, "bfloat16", ["a"]))
     low, full = ready(torch.randn(1, 2))
     assert (low.dtype, full.dtype) == (torch.bfloat16, torch.float32)
     assert not list(ready.parameters())
@@ -345,7 +345,7 @@ def test_the_served_form_runs_in_the_handlers_engine_in_both_precisions(name: st
     scores = []
     for precision in ("float32", "bfloat16"):
         loaded = torch.jit.load(io.BytesIO(buffer.getvalue()))
-        model = ready_to_run(loaded, CPU, precision, REDUCIBLE)
+        model = frozen(prepared(loaded, CPU, precision, REDUCIBLE))
         with torch.inference_mode():
             (answer,) = model(
                 [photograph],

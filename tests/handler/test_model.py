@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import maskx_model
 from maskx_answer import Detections
-from maskx_engine import ready_to_run
+from maskx_engine import frozen, prepared
 from maskx_forward import predict_each
 from maskx_image import DecodedImage
 from maskx_model import InPlace, KeptCopies, ServedModel, copies_for, unpack
@@ -164,7 +164,7 @@ def test_a_network_that_knows_both_ways_is_told_the_devices_before_it_is_frozen(
 ) -> None:
     """The stand-in begins its words with one of nobody's where it goes the GPU's way."""
     module: Any = torch.jit.load(str(write_packed_standin(tmp_path / "b.pt")))
-    ready = ready_to_run(module.eval(), torch.device(device), "float32", ())
+    ready = frozen(prepared(module.eval(), torch.device(device), "float32", ()))
     assert not hasattr(ready, "batched"), "not frozen"
     arguments = (
         [torch.from_numpy(IMAGES[0]).permute(2, 0, 1)],
