@@ -264,6 +264,17 @@ def test_an_archive_of_before_is_refused_with_what_to_do(folder: Path, settings:
     run(folder, settings, case)
 
 
+def test_a_model_that_is_not_loaded_in_its_time_is_said_to_be_late_and_not_ended(
+    folder: Path, settings: PoolSettings
+) -> None:
+    async def case(pool: Pool) -> None:
+        while not pool.failure:
+            await asyncio.sleep(0.01)
+        assert pool.failure == "the model was not loaded within 0.001 s"
+
+    run(folder, replace(settings, startup_timeout=0.001), case)
+
+
 def test_where_no_process_can_be_started_it_is_tried_again(
     folder: Path, settings: PoolSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
