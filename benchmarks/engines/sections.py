@@ -215,10 +215,10 @@ def differences(setting: Setting, sides: Sides) -> Part:
     text = table(["engine", "detections alike", "trunk", "box head", "mask head"], rows)
     text += (
         f"\nDetections of the 1080p photograph that TorchScript in {setting.precisions[0]} found too (class, box and "
-        "mask with an IoU of 0.9); and of each part's answer the largest difference from eager float32, in shares of "
-        f"the largest value, whose bounds are {BOUNDS['float32']:g} and {BOUNDS['bfloat16']:g}. Random weights have "
-        "many detections that are equally good, so that not all are alike where the numbers are. The package is "
-        "verified when it is made.\n"
+        "mask with an IoU of 0.9); and how far each part's answer is from eager float32 (root mean squares, the "
+        f"difference's over the answer's), with bounds of {BOUNDS['float32']:g} and {BOUNDS['bfloat16']:g}. Random "
+        "weights have many detections that are equally good, so that not all are alike where the numbers are. The "
+        "package is verified when it is made.\n"
     )
     return Part("Engines: the same answers", text, numbers)
 

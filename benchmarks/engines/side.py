@@ -96,7 +96,7 @@ class EngineSide(Ours):
         return found | {"all else": max(whole - sum(found.values()), 0.0), "whole": whole}
 
     def differences(self, files: Sequence[str]) -> dict[str, float]:
-        """Of each part's answer to what it is given in a request, the largest difference from eager float32."""
+        """How far each part's answer to what it is given in a request is from eager float32, see `BOUNDS`."""
         if self._recorded is None:
             raise ValueError(f"{self.engine} keeps nothing to compare; peers do")
         self.answer(read(files))

@@ -199,7 +199,8 @@ def test_bfloat16_differs_from_float32_by_more_than_the_bound_of_float32_and_les
 
 
 def test_another_shape_or_no_number_is_as_different_as_can_be() -> None:
-    one = torch.tensor([1.0, -4.0])
-    assert difference(one, torch.tensor([1.0, -3.0])) == 0.25
-    assert difference(one, torch.tensor([1.0])) == float("inf")
-    assert difference(one, torch.tensor([1.0, float("nan")])) == float("inf")
+    one = torch.tensor([3.0, -4.0])
+    assert difference(one, torch.tensor([3.0, -3.0])) == pytest.approx(0.2)
+    assert difference(one, torch.zeros(2)) == 1.0
+    assert difference(one, torch.tensor([3.0])) == float("inf")
+    assert difference(one, torch.tensor([3.0, float("nan")])) == float("inf")
