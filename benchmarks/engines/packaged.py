@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.command import progress
 from benchmarks.engines.dense import cast, network_in
 from benchmarks.speed.network import config_of_size
@@ -17,8 +19,8 @@ from export.compiler import CompileError, package, require_compiler, require_tor
 from model.files import write_whole
 
 
-def make_package(folder: str, precision: str) -> dict[str, Any]:
-    """Writes `maskx-<precision>.pt2` of the network in `folder`; parts that are no faster here are left out.
+def make_package(folder: str, precision: str, device: str = "cpu") -> dict[str, Any]:
+    """Writes `maskx-<precision>.pt2` of the network in `folder`; parts that are no faster on `device` are left out.
 
     Returns:
         "path"; or, where it cannot be made, "reason", one line; "seconds" that it took; "record" of the package.
@@ -31,8 +33,8 @@ def make_package(folder: str, precision: str) -> dict[str, Any]:
         data = path.read_bytes()
         about = json.loads((path.parent / "about.json").read_text(encoding="utf-8"))
         served = network_in(path, config_of_size(about["min_size"], about["max_size"]), about["classes"])
-        cast(served, precision)
-        wanted = compiled.Wanted(precision=precision)
+        cast(served.to(device), precision)
+        wanted = compiled.Wanted(precision=precision, device=torch.device(device).type)
         with tempfile.TemporaryDirectory() as where:
             made = compiled.compiled_parts(served, data, wanted, Path(where), partial(progress, "bench"))
             if not made.code:

@@ -19,9 +19,6 @@ from benchmarks.speed.ours import Ours
 from benchmarks.speed.side import read
 from maskx_compiled import CompiledParts
 from maskx_engine import prepared
-from maskx_model import ServedModel
-from maskx_service import Service
-from maskx_settings import Limits
 from maskx_stages import StagedNetwork
 from model.inference import Inference
 from model.serving import REDUCIBLE
@@ -58,14 +55,7 @@ class EngineSide(Ours):
         path = Path(folder) / "maskx.pt"
         self.engine = engine
         self.outside = "float32" if engine in FLOAT32_OUTSIDE else precision
-        self.device = torch.device("cpu")
-        asked: dict[str, Any] = {"engine": "torchscript"}
-        if engine == COMPILED:
-            asked = {"engine": "compiled", "package": Path(package)}
-        self.model = ServedModel(path, self.device, precision=self.outside, **asked)
-        if engine == COMPILED and self.model.engine["used"] != "compiled":
-            raise ValueError(f"the package is not used: {self.model.engine.get('reason')}")
-        self.service = Service(self.model, Limits(), name="maskx", version="bench")
+        super().__init__(path, "cpu", self.outside, package=package if engine == COMPILED else "")
         self._path, self._clocked = path, False
         about = json.loads((path.parent / "about.json").read_text(encoding="utf-8"))
         self._config = config_of_size(about["min_size"], about["max_size"])

@@ -72,7 +72,7 @@ def check(
 
     Args:
         minutes: for all of it, from `begin` (of time.monotonic) on.
-        only: names of parts; empty for all.
+        only: names of parts; empty for all but those that run apart.
         start: starts a part's process.
     """
 
@@ -84,10 +84,10 @@ def check(
     def news(running: Sequence[Outcome]) -> None:
         report.write([*outcomes, *running], spent=time.monotonic() - begin)
 
-    chosen = [one for one in parts if not only or one.name in only]
+    chosen = [one for one in parts if (one.name in only if only else not one.apart)]
     needed = {name for one in chosen for name in one.needs}
     planned = [one for one in preparations if one.name in needed]
-    told = worth(minutes, chosen, parts)
+    told = worth(minutes, chosen, [one for one in parts if not one.apart])
     outcomes += _run(planned, setting, told, left, news, start)
     prepared = {one.planned.name for one in outcomes if one.state == DONE}
     for part in chosen:

@@ -17,7 +17,7 @@ SLACK = 5.0
 class Planned:
     """A part: `benchmarks.gpu_check.parts.<name>`, the seconds it should take of `MINUTES`, the least it needs.
 
-    needs: names of the preparations without which it can do nothing.
+    needs: names of the preparations without which it can do nothing. apart: whether it runs only where it is named.
     """
 
     name: str
@@ -25,6 +25,7 @@ class Planned:
     seconds: float
     least: float
     needs: tuple[str, ...] = ()
+    apart: bool = False
 
 
 PREPARATIONS = (
@@ -45,6 +46,14 @@ PARTS = (
     Planned("precisions", "AP in every precision", seconds=25, least=10, needs=("trained",)),
     Planned("exhaustion", "Memory exhausted", seconds=20, least=12, needs=("large",)),
     Planned("waits", "Where the host waits, and a trace", seconds=35, least=15, needs=("trained", "large")),
+    Planned(
+        "compiled",
+        "The compiled package beside TorchScript",
+        seconds=150,
+        least=60,
+        needs=("large",),
+        apart=True,
+    ),
 )
 """The most important first; what the minutes do not suffice for is left out from the end."""
 

@@ -34,13 +34,24 @@ WISHES = Parameters(score_threshold=SCORE_THRESHOLD, max_detections=DETECTIONS)
 
 
 class Ours(Side):
-    """maskx.pt in the handler's modules, on one device."""
+    """maskx.pt in the handler's modules, on one device.
+
+    With `package` its parts compute; ValueError where they cannot.
+    """
 
     def __init__(
-        self, path: str | Path, device: str, precision: str = "auto", version: str = "bench"
+        self,
+        path: str | Path,
+        device: str,
+        precision: str = "auto",
+        version: str = "bench",
+        package: str = "",
     ) -> None:
         self.device = torch.device(device)
-        self.model = ServedModel(Path(path), self.device, precision=precision)
+        engine: dict[str, Any] = {"engine": "compiled", "package": Path(package)} if package else {}
+        self.model = ServedModel(Path(path), self.device, precision=precision, **engine)
+        if package and self.model.engine["used"] != "compiled":
+            raise ValueError(f"the package is not used: {self.model.engine.get('reason')}")
         self.service = Service(self.model, Limits(), name="maskx", version=version)
 
     def answer(self, data: Sequence[bytes], wishes: Parameters = WISHES) -> list[bytes]:

@@ -7,6 +7,7 @@ import sys
 import time
 import types
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,8 @@ def test_in_eight_minutes_every_part_is_granted_all_its_seconds() -> None:
     left = MINUTES * 60 - command.CLOSING
     left -= max(part.seconds for part in PREPARATIONS) / 2  # what a given checkpoint leaves of them
     for part in PARTS:
+        if part.apart:
+            continue
         granted = grant(part, minutes=MINUTES, left=left)
         assert granted is not None, part.name
         left -= min(granted.seconds, part.seconds)
@@ -156,6 +159,16 @@ def run_check(
     report = Report(folder / "out", setting, MACHINE, minutes)
     what: dict[str, Any] = {"parts": parts, "preparations": preparations or []}
     return command.check(setting, report, minutes, time.monotonic(), start=script(text), **what), report
+
+
+def test_a_part_that_runs_apart_runs_only_where_it_is_named(tmp_path: Path) -> None:
+    parts = [planned("usual"), replace(planned("apart"), apart=True)]
+    for only, expected in (((), ["usual"]), (("apart",), ["apart"])):
+        report = Report(tmp_path / "out", setting_in(tmp_path), MACHINE, 5)
+        what: dict[str, Any] = {"parts": parts, "preparations": []}
+        start = script("write(True)")
+        outcomes = command.check(setting_in(tmp_path), report, 5, time.monotonic(), only, start=start, **what)
+        assert [one.planned.name for one in outcomes] == expected
 
 
 def test_a_part_that_fails_or_dies_costs_only_itself(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,13 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from benchmarks.gpu_check.parts import served
+from benchmarks.gpu_check.parts import compiled, served
 from benchmarks.gpu_check.parts.answers import PIXELS, sizes
 from benchmarks.gpu_check.parts.comparing import compare
 from benchmarks.gpu_check.parts.graphed import measure_trunk, trunk_of
-from benchmarks.gpu_check.parts.photos import photos
 from benchmarks.gpu_check.parts.traced import Span, host_operations, places
 from benchmarks.gpu_check.parts.training_same import relative
+from benchmarks.gpu_check.photos import photos
 from model.boxes.suppression import nms_by_class
 from tests.benchmarks.setting import setting_in
 from tests.model.small_network import small_network
@@ -161,3 +162,30 @@ def test_the_trunk_of_the_file_is_the_networks_own_backbone_and_rpn_head(tmp_pat
         found = measure_trunk(trunk, torch.device("cpu"), runs=2)
     assert len(answers) == 3 * 5 and answers[0].shape[2:] == (16, 32)
     assert found.launched > 0 and found.replayed is None and found.same is None
+
+
+def test_the_compiled_part_says_why_there_is_no_package_and_tells_its_gain(tmp_path: Path) -> None:
+    setting = setting_in(tmp_path)
+    none = compiled.shown_part(setting, {"precision": "bfloat16", "reason": "there is no C++ compiler"})
+    assert "there is no C++ compiler" in none.text and none.numbers["bars"] == {}
+    side = {"images_per_second": 10.0, "p50": 0.8, "peak_mib": None}
+    found = {
+        "precision": "bfloat16",
+        "compiled in": 60.0,
+        "parts": ["trunk"],
+        "alike": 0.97,
+        "TorchScript, batch 8": side,
+        "compiled, batch 8": side | {"images_per_second": 15.0},
+        "graph": {"launched": 0.004, "replayed": 0.003, "same": False},
+    }
+    told = compiled.shown_part(setting, found)
+    assert told.numbers["bars"] == {"compiled": 1.5}
+    assert "1.50 times" in told.text and "97 %" in told.text and "**other answers**" in told.text
+
+
+@pytest.mark.parametrize(("least", "most", "expected"), [(800, 1333, (750, 1333)), (224, 314, (177, 314))])
+def test_a_canvas_of_1080p_is_bounded_by_its_longer_side(
+    tmp_path: Path, least: int, most: int, expected: tuple[int, int]
+) -> None:
+    setting = replace(setting_in(tmp_path), min_size=least, max_size=most)
+    assert compiled.canvas_of_1080p(setting) == expected

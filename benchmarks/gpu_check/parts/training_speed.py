@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.clock import timed
-from benchmarks.gpu_check.parts.photos import photos
+from benchmarks.gpu_check.photos import photos
 from benchmarks.gpu_check.setting import CheckSetting, Clock, Keep, each, measured, say
 from benchmarks.machine import usable_cores
 from benchmarks.memory import cuda_peak_mib, forget_cuda_peak
