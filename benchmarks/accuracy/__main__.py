@@ -23,6 +23,7 @@ from benchmarks import ROOT
 from benchmarks.command import parser_of, write_result
 from benchmarks.machine import describe, native_precisions
 from benchmarks.tables import percent, table
+from maskx_compiled import Unfit, read_record
 from maskx_cuda_decode import CudaDecoder
 from maskx_image import MAX_PIXELS, MAX_SIDE, DecodedImage, ImageError, decode, decode_to_fit
 from maskx_model import ServedModel
@@ -51,6 +52,8 @@ class Accuracy:
     """AP in [0, 1] of one way to serve; None where there is nothing to find."""
 
     precision: str
+    engine: str
+    """What computed: torchscript or compiled."""
     decoding: str
     images: int
     scaled_down: int
@@ -65,15 +68,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     options = parser().parse_args(arguments)
     device = torch.device(options.device)
-    files = options.model, options.images, options.annotations
+    files = options.images, options.annotations
     common = {name: getattr(options, name) for name in ("enlarge", "batch_size", "max_images")}
     with exit_status() as status:
-        found = [
-            measure(*files, device=device, precision=precision, decoding=decoding, **common)
-            for precision in options.precisions or native_precisions(device)
-            for decoding in get_args(Decoding)
-            if options.enlarge > 1 or not decoding.startswith("enlarged")
-        ]
+        found = []
+        for precision in options.precisions or native_precisions(device):
+            model = served(options.model, device, precision=precision)
+            found += [
+                measure(model, *files, decoding=decoding, **common)
+                for decoding in get_args(Decoding)
+                if options.enlarge > 1 or not decoding.startswith("enlarged")
+            ]
+        for package in options.packages:
+            model = served(options.model, device, package=package)
+            found.append(measure(model, *files, decoding="whole", **common))
         text = report(found, options.annotations)
         print(text)
         machine = describe(device)
@@ -92,6 +100,9 @@ def parser() -> argparse.ArgumentParser:
     add("--images", type=Path, default=shapes / "val", help="(default: the drawn ones)")
     add("--annotations", type=Path, default=shapes / "val.json", help="a COCO file of them")
     add("--precisions", nargs="+", help="(default: those that the device computes by itself)")
+    add(
+        "--packages", nargs="+", type=Path, default=[], help="compiled from the model (maskx.pt2), each a row"
+    )
     add("--enlarge", type=int, default=4, help="of the enlarged rows, 1 for none (default: %(default)s)")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     add("--device", default=device, help="(default: %(default)s)")
@@ -101,25 +112,38 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+def served(
+    path: Path, device: torch.device, *, precision: str = "auto", package: Path | None = None
+) -> ServedModel:
+    """A maskx.pt as the handler loads it; with `package` its compiled parts compute, in their own precision.
+
+    Raises ValueError: a file that cannot be used, or a precision that the device has not.
+    """
+    if not path.is_file():
+        raise ValueError(f"there is no {path}; export one first (make archive)")
+    if package is None:
+        return ServedModel(path, device, precision=precision, engine="torchscript")
+    try:
+        precision = read_record(package)["precision"]
+    except Unfit as reason:
+        raise ValueError(str(reason)) from reason
+    model = ServedModel(path, device, precision=precision, engine="compiled", package=package)
+    if model.engine["used"] != "compiled":
+        raise ValueError(f"{package} is not used: {model.engine.get('reason')}")
+    return model
+
+
 def measure(
-    path: Path,
+    model: ServedModel,
     images: Path,
     annotations: Path,
     *,
-    device: torch.device,
-    precision: str,
     decoding: Decoding,
     enlarge: int = 1,
     batch_size: int = 8,
     max_images: int | None = None,
 ) -> Accuracy:
-    """AP of one precision and one way of decoding.
-
-    Raises ValueError: a model, annotations or an image that cannot be used, or a precision that the device has not.
-    """
-    if not path.is_file():
-        raise ValueError(f"there is no {path}; export one first (make archive)")
-    model = ServedModel(path, device, precision=precision)
+    """AP of one way of decoding. Raises ValueError: annotations or an image that cannot be used."""
     classes = class_table(model)
     truth = load_ground_truth(annotations, classes, images, max_images=max_images)
     results: list[dict[str, Any]] = []
@@ -141,14 +165,14 @@ def measure(
             names = ("boxes", "scores", "labels", "rle_counts", "rle_offsets")
             output = {name: torch.as_tensor(getattr(answer, name)) for name in names}
             results += coco_results(image_id, output, size, classes)
-    return judged(truth, results, classes, model.precision, decoding, scaled_down)
+    return judged(truth, results, classes, model, decoding, scaled_down)
 
 
 def judged(
     truth: GroundTruth,
     results: Sequence[dict[str, Any]],
     classes: ClassTable,
-    precision: str,
+    model: ServedModel,
     decoding: str,
     scaled_down: int,
 ) -> Accuracy:
@@ -157,7 +181,8 @@ def judged(
     in_a = {classes.id_of_label(label) for label in classes.set_a_labels()}
     in_b = {classes.id_of_label(label) for label in classes.set_b_labels()}
     return Accuracy(
-        precision=precision,
+        precision=model.precision,
+        engine=model.engine["used"],
         decoding=decoding,
         images=len(truth.image_ids),
         scaled_down=scaled_down,
@@ -223,7 +248,8 @@ def report(found: Sequence[Accuracy], annotations: Path) -> str:
         aps = (one.box.ap, one.box.ap50, one.mask.ap, one.mask_a.ap, one.mask_b.ap)
         figures = [percent(value) for value in aps]
         figures += [_difference(one.box.ap, compared.box.ap), _difference(one.mask.ap, compared.mask.ap)]
-        rows.append([f"{one.precision}, {one.decoding}", *figures, str(one.scaled_down)])
+        name = one.precision if one.engine == "torchscript" else f"{one.precision}, {one.engine}"
+        rows.append([f"{name}, {one.decoding}", *figures, str(one.scaled_down)])
     headers = ["precision, decoding", "box AP", "box AP50", "mask AP", "mask AP, A", "mask AP, B"]
     headers += ["box AP, difference", "mask AP, difference", "images scaled down"]
     return (

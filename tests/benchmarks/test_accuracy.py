@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.accuracy.__main__ import Accuracy, enlarged, main, measure, read, report
+import maskx_compiled
+from benchmarks.accuracy.__main__ import Accuracy, enlarged, main, measure, read, report, served
 from maskx_image import decode
-from maskx_model import ServedModel
+from tests.handler.compiled.parts import eager, put_package
+from tests.served.compiled_standin import write_staged_standin
 from tests.served.standin import METADATA, png, scene
 
 CPU = torch.device("cpu")
@@ -39,7 +41,7 @@ def write_set(folder: Path, *, moved: int) -> Path:
 
 
 def measured(standin: Path, folder: Path, annotations: Path) -> Accuracy:
-    return measure(standin, folder, annotations, device=CPU, precision="float32", decoding="draft")
+    return measure(served(standin, CPU, precision="float32"), folder, annotations, decoding="draft")
 
 
 def test_a_model_that_finds_all_has_full_precision(standin: Path, tmp_path: Path) -> None:
@@ -66,8 +68,8 @@ def test_a_draft_of_an_enlarged_image_is_smaller_and_tells_the_enlarged_size(
     standin: Path, tmp_path: Path
 ) -> None:
     write_set(tmp_path, moved=0)
-    served = ServedModel(standin, CPU, precision="float32")
-    whole, draft = (read(tmp_path / "1.png", served, way, 8) for way in ("enlarged whole", "enlarged draft"))
+    model = served(standin, CPU, precision="float32")
+    whole, draft = (read(tmp_path / "1.png", model, way, 8) for way in ("enlarged whole", "enlarged draft"))
     assert (whole.height, whole.width) == (draft.height, draft.width) == (240, 320)
     assert whole.pixels.shape == (240, 320, 3)
     assert draft.pixels.shape == (120, 160, 3)
@@ -106,6 +108,25 @@ def test_the_command_writes_what_it_prints(
     results = json.loads(path.with_suffix(".json").read_text())["results"]
     ways = [(one["precision"], one["decoding"]) for one in results]
     assert ways == [("float32", "whole"), ("float32", "draft")]
+
+
+def test_a_package_is_a_row_of_its_own_and_one_that_is_not_used_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = eager()
+    monkeypatch.setattr(maskx_compiled, "load_libraries", lambda path, parts, device: made)
+    model, annotations = write_staged_standin(tmp_path / "maskx.pt"), write_set(tmp_path, moved=0)
+    package = put_package(model)
+    words = ("--precisions", "float32", "--enlarge", "1", "--packages", str(package))
+    assert started(model, tmp_path, annotations, *words) == 0
+    (path,) = (tmp_path / "out").glob("accuracy-shapes-*.json")
+    first, *_, last = json.loads(path.read_text())["results"]
+    assert (first["engine"], last["engine"]) == ("torchscript", "compiled")
+    assert last["mask"] == first["mask"] and all(one.shapes for one in made.values())
+    assert "float32, compiled, whole" in capsys.readouterr().out
+    put_package(model, torch="1.0")
+    assert started(model, tmp_path, annotations, *words) == 2
+    assert "it was compiled for PyTorch 1.0" in capsys.readouterr().err
 
 
 def test_a_model_that_is_not_there_is_told_in_one_line(

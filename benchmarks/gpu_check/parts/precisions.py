@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.accuracy.__main__ import Accuracy
+from benchmarks.accuracy.__main__ import Accuracy, served
 from benchmarks.accuracy.__main__ import measure as measure_accuracy
 from benchmarks.gpu_check.setting import CheckSetting, Clock, Keep, each, measured, say
 from benchmarks.tables import Part, percent, table
@@ -25,10 +25,9 @@ def measure(setting: CheckSetting, seconds: float, keep: Keep) -> Part:
     def work(name: str) -> None:
         say(f"AP in {name}")
         precision, device = name.split(", ")
-        files = (setting.trained_path, setting.shapes / "val", setting.shapes / "val.json")
-        few = 8 if setting.short else None
-        way: dict[str, Any] = {"device": torch.device(device), "precision": precision, "decoding": "whole"}
-        found[name] = measure_accuracy(*files, **way, max_images=few)
+        model = served(setting.trained_path, torch.device(device), precision=precision)
+        files, few = (setting.shapes / "val", setting.shapes / "val.json"), 8 if setting.short else None
+        found[name] = measure_accuracy(model, *files, decoding="whole", max_images=few)
 
     return each(sides, clock, None, work, found.__setitem__, keep, lambda: shown_part(setting, found))
 
