@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from export import compiler
 from export.compiled import Wanted, compile_package, main, network_of
 from export.compiler import CompileError, instructions, loaded, require_compiler, require_torch
-from export.parts_check import Figures, Served, canvases, require_same_answers
+from export.parts_check import Figures, Served, allowed_of, canvases, require_same_answers
 from model.config import InputConfig
 from model.inference.dense import PARTS, dense_parts, example_of_parts, exported, unused_weights
 from model.keypoints.layout import KeypointsConfig
@@ -194,6 +194,13 @@ def test_a_part_that_answers_otherwise_is_refused(wrong: str) -> None:
     said = {"shape": "and in TorchScript", "fails": "it fails: sizes must be even"}.get(wrong, "is allowed")
     with pytest.raises(CompileError, match=said):
         require_same_answers("box_head", run, script, served)
+
+
+@pytest.mark.parametrize(("numbers", "times"), [(16, 3.0), (10_000, 1.56)])
+def test_a_mean_of_few_numbers_may_wander_further_and_one_of_many_may_not(numbers: int, times: float) -> None:
+    right = torch.zeros(numbers)
+    assert allowed_of(right, right + 0.01, reduced=True) == pytest.approx(times * 0.01)
+    assert allowed_of(right + 2, right + 3, reduced=False) == pytest.approx(2e-4)
 
 
 def test_sizes_are_compared_that_the_export_does_not_have() -> None:
