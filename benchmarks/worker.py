@@ -3,6 +3,7 @@
 One JSON object a line: `{"method", "arguments"}` in, `{"answer"}` or `{"error"}` out. Only one side runs at a time.
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -35,16 +36,18 @@ class Remote:
             raise
 
     def call(self, method: str, **arguments: Any) -> Any:
-        """The answer of the object's method. Raises RuntimeError with the process's own traceback where it failed."""
+        """The answer of the object's method. RuntimeError: it failed, with its traceback, or its process has ended."""
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"method": method, "arguments": arguments}) + "\n")
-        self._process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # reading tells how it ended
+            self._process.stdin.write(json.dumps({"method": method, "arguments": arguments}) + "\n")
+            self._process.stdin.flush()
         return self._read()
 
     def close(self) -> None:
         """Ends the process; it has nothing to lose."""
         if self._process.stdin is not None:
-            self._process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):  # what it did not read while it ended
+                self._process.stdin.close()
         self._process.wait(timeout=60)
         if self._process.stdout is not None:
             self._process.stdout.close()
@@ -62,7 +65,9 @@ class Remote:
         line = self._process.stdout.readline()
         if not line:
             status = self._process.wait()
-            raise RuntimeError(f"the process of {self.target} ended with status {status} (-9: out of memory)")
+            raise RuntimeError(
+                f"the process of {self.target} ended with status {status} (-9: killed, mostly for want of memory)"
+            )
         message = json.loads(line)
         if "error" in message:
             raise RuntimeError(f"{self.target}: {message['error']}")

@@ -21,6 +21,7 @@ from benchmarks.speed.parts_memory import classes, memory
 from benchmarks.speed.setting import CLASSES, Setting, say
 from benchmarks.speed.throughput import throughput
 from benchmarks.tables import Part, document, measured_on
+from model.files import exit_status
 
 PARTS: dict[str, Callable[[Setting], list[Part]]] = {
     "speed": speed,
@@ -36,12 +37,16 @@ NO_GPU = "NO GPU HERE: every figure below is of the CPU, in a short form that on
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     options = parser().parse_args(arguments)
+    with exit_status(RuntimeError) as status:  # what ended a side's process
+        bench(options)
+    return status.code
+
+
+def bench(options: argparse.Namespace) -> None:
+    """All parts that are asked for, printed and written. ValueError: a device that is not here; RuntimeError: a side
+    failed, or its process was killed."""
     begin = time.monotonic()
-    try:
-        machine = described(options.device or ("auto" if options.gpu else "cpu"))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    machine = described(options.device or ("auto" if options.gpu else "cpu"))
     on_gpu = machine["device"] != "cpu"
     pretended = options.gpu and not on_gpu
     if pretended:
@@ -69,7 +74,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     path = write(out, setting, machine, parts, text, minutes)
     print(text)
     say(f"{path} and its .json written, {minutes:.1f} minutes")
-    return 0
 
 
 def parser() -> argparse.ArgumentParser:

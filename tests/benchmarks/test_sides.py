@@ -137,6 +137,14 @@ def test_an_error_in_a_sides_process_is_told_with_its_traceback() -> None:
         times.call("nothing")
 
 
+def test_a_side_whose_process_was_killed_is_told_by_its_status_and_closed_without_a_word() -> None:
+    with Remote("benchmarks.tables:Times", seconds=[1.0]) as times:
+        times._process.kill()
+        times._process.wait()
+        with pytest.raises(RuntimeError, match=r"benchmarks\.tables:Times ended with status -9"):
+            times.call("nothing")
+
+
 def test_a_functions_answer_comes_from_a_process_of_its_own() -> None:
     assert apart("os:getpid") != os.getpid()
     with pytest.raises(RuntimeError, match="at least one is needed"):
