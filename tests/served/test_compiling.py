@@ -144,7 +144,7 @@ def test_a_package_goes_into_the_copy_in_the_place_of_another(
     copy = tmp_path / "maskx.mar"
     copy.write_bytes(standin_archive("compiling").read_bytes())
     with zipfile.ZipFile(copy) as archive:
-        before = {name: archive.read(name) for name in archive.namelist()}
+        before = {name: archive.read(name) for name in archive.namelist() if name != "maskx.pt2"}
     for content in (b"one", b"another"):
         (tmp_path / "a.pt2").write_bytes(content)
         with_package(copy, tmp_path / "a.pt2")
