@@ -8,12 +8,13 @@ import hashlib
 import json
 import platform
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from export import compiler
@@ -201,6 +202,51 @@ def test_a_mean_of_few_numbers_may_wander_further_and_one_of_many_may_not(number
     right = torch.zeros(numbers)
     assert allowed_of(right, right + 0.01, reduced=True) == pytest.approx(times * 0.01)
     assert allowed_of(right + 2, right + 3, reduced=False) == pytest.approx(2e-4)
+
+
+ONE_BY_ONE = ([0, 0], [1, 1], [1, 1], 1)
+"""Padding, stride, dilation and groups of a convolution."""
+
+
+def forms(monkeypatch: pytest.MonkeyPatch, told: Callable[[Sequence[int]], int]) -> list[list[int]]:
+    """Sizes at which oneDNN is asked for a weight's form, which is `told` of the size."""
+    asked: list[list[int]] = []
+
+    def reorder(weight: torch.Tensor, *rest: Any) -> torch.Tensor:
+        assert not isinstance(weight, FakeTensor) and rest[:-1] == ONE_BY_ONE
+        asked.append(rest[-1])
+        return torch.tensor([told(rest[-1])])
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_convolution_weight", reorder)
+    monkeypatch.setattr(torch.ops.mkldnn, "_get_mkldnn_serialized_md", lambda form: form)
+    return asked
+
+
+@pytest.mark.parametrize(("narrow", "expected"), [(8, False), (1, True)])
+def test_a_weight_is_packed_only_where_its_form_is_the_same_at_other_sizes(
+    narrow: int, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = forms(monkeypatch, lambda size: int(size[-1] < narrow))
+    with FakeTensorMode():
+        weight = torch.empty(1152, 192, 1, 1)
+        assert compiler._has_one_form(weight, False, ONE_BY_ONE, (2, 192, 8, 10)) is expected
+    assert {(one[0], *one[2:]) for one in asked} >= {(2, 8, 10), (1, 2, 2), (8, 16, 20)}
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_weight_of_several_forms_stays_as_it_is(packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    mkldnn_fusion = pytest.importorskip("torch._inductor.fx_passes.mkldnn_fusion")
+    if not hasattr(mkldnn_fusion, "CpuMkldnnDeviceOp"):
+        pytest.skip("this PyTorch packs weights elsewhere")
+    monkeypatch.setattr(compiler, "_has_one_form", lambda *_: packed)
+    graph = torch.fx.Graph()
+    weight = graph.placeholder("weight")
+    weight.meta["val"] = torch.empty(8, 8, 1, 1)
+    with compiler.weights_packed():
+        made = mkldnn_fusion.CpuMkldnnDeviceOp().pack_conv_weight(
+            graph, False, weight, ONE_BY_ONE, [2, 8, 4, 4]
+        )
+    assert (made is weight) is not packed
 
 
 def test_sizes_are_compared_that_the_export_does_not_have() -> None:
