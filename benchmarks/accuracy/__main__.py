@@ -22,6 +22,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from benchmarks import ROOT
 from benchmarks.command import parser_of, write_result
 from benchmarks.machine import describe, native_precisions
+from benchmarks.speed.ours import Ours
 from benchmarks.tables import percent, table
 from maskx_compiled import Unfit, read_record
 from maskx_cuda_decode import CudaDecoder
@@ -127,10 +128,7 @@ def served(
         precision = read_record(package)["precision"]
     except Unfit as reason:
         raise ValueError(str(reason)) from reason
-    model = ServedModel(path, device, precision=precision, engine="compiled", package=package)
-    if model.engine["used"] != "compiled":
-        raise ValueError(f"{package} is not used: {model.engine.get('reason')}")
-    return model
+    return Ours(path, str(device), precision, package=str(package)).model
 
 
 def measure(
