@@ -20,7 +20,8 @@ from training.prompt_masks.objects import Mask
 IMAGES = 12
 
 SLOWLY = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
 from training.prompt_masks import run
 from training.prompt_masks.__main__ import main
 made = run._made
