@@ -128,7 +128,8 @@ def weights_packed() -> Iterator[None]:
     from torch.fx.experimental.symbolic_shapes import has_free_symbols, optimization_hint
 
     on_cpu = getattr(mkldnn_fusion, "CpuMkldnnDeviceOp", None)
-    if on_cpu is None or not hasattr(mkldnn_fusion, "has_free_symbols"):
+    told = hasattr(torch.ops.mkldnn, "_get_mkldnn_serialized_md")
+    if on_cpu is None or not hasattr(mkldnn_fusion, "has_free_symbols") or not told:
         yield
         return
     pack: Callable[..., Any] = on_cpu.pack_conv_weight
