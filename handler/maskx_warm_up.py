@@ -45,6 +45,11 @@ LARGE = (1920, 1080)
 TRIES = 4
 """Of each way; the fastest counts."""
 
+SMALL_NETWORK = 0.1
+"""Seconds that an image takes, beyond which nobody gains by computing two of them at a time."""
+LATER = 1.25
+"""Times as long as it could, that an image may take where several are answered at a time."""
+
 
 def warm_up_network(model: ServedModel, batch_size: int = 1) -> int:
     """Runs the network as requests will, so that none of them is the slow one; returns how many runs it took.
@@ -81,6 +86,49 @@ def first_runs(batch_size: int, max_detections: int) -> list[Run]:
             unequal = [(nothing, objects, no_masks)[number % 3] for number in range(together)]
             runs += [(shape, wished) for shape in SHAPES for wished in ([objects] * together, unequal)]
     return runs
+
+
+def choose_lanes(model: ServedModel, seconds: Callable[[ServedModel, int], float] | None = None) -> int:
+    """Batches that are best answered at a time, each with its share of torch's threads: the most in which an image
+    takes at most `LATER` times as long as in the fastest. `seconds` is what an image takes with so many threads.
+
+    A small network gains next to nothing by a second thread, which then answers another batch better.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1 or not answers_several(model):
+        return 1
+    seconds = seconds or _seconds_of_an_image
+    try:
+        taken = {1: seconds(model, threads)}
+        if taken[1] > SMALL_NETWORK:
+            return 1
+        lanes = 2
+        while threads % lanes == 0:
+            taken[lanes] = seconds(model, threads // lanes)
+            lanes *= 2
+    finally:
+        torch.set_num_threads(threads)
+    chosen = max(lanes for lanes, one in taken.items() if one <= LATER * min(taken.values()))
+    shown = ", ".join(f"{1e3 * one:.1f} ms with {threads // lanes}" for lanes, one in taken.items())
+    logger.info("%d batches at a time: an image takes %s threads", chosen, shown)
+    return chosen
+
+
+def answers_several(model: ServedModel) -> bool:
+    """Whether several threads may ask the model at a time: on a CPU, where TorchScript computes all of it."""
+    return model.device.type == "cpu" and model.engine["used"] == "torchscript"
+
+
+def _seconds_of_an_image(model: ServedModel, threads: int) -> float:
+    """The fastest of `TRIES`, after one that does not count."""
+    torch.set_num_threads(threads)
+    image = drawn(round(1.25 * model.min_size), round(1.25 * model.min_size))
+    taken = []
+    for _ in range(TRIES + 1):
+        begin = time.perf_counter()
+        model.predict([image], [model.defaults])
+        taken.append(time.perf_counter() - begin)
+    return min(taken[1:])
 
 
 def drawn(height: int, width: int) -> np.ndarray:

@@ -9,9 +9,7 @@ import asyncio
 import contextlib
 import json
 import logging
-import marshal
 import os
-import signal
 import socket
 import sys
 import time
@@ -23,10 +21,9 @@ from typing import Any
 
 from ..settings import TELEMETRY
 from .answers import Answered, Course, Refusal, Sample, ending
+from .process import WorkerProcess
 
 WORKER = Path(__file__).with_name("worker.py")
-LENGTH = 8
-"""Bytes of a message's length, see worker.py."""
 READ_AHEAD = 4 << 20
 MOST_DEATHS = 2
 """Workers that may die with one request before it is refused."""
@@ -78,45 +75,6 @@ class PoolSettings:
     log: Path
 
 
-class _Process:
-    """A worker process and the socket to it; `ready` once its model is loaded, `answered` once it has answered."""
-
-    def __init__(
-        self,
-        process: asyncio.subprocess.Process,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-    ) -> None:
-        self.process = process
-        self.gone = asyncio.ensure_future(process.wait())
-        self.ready = False
-        self.answered = False
-        self._reader = reader
-        self._writer = writer
-
-    async def ask(self, content: Any) -> Any:
-        """The answer to a message. Raises OSError or EOFError where the worker is gone."""
-        data = marshal.dumps(content)
-        self._writer.writelines([len(data).to_bytes(LENGTH, "little"), data])
-        await self._writer.drain()
-        return await self.receive()
-
-    async def receive(self) -> Any:
-        """The next message. Raises OSError or EOFError where the worker is gone."""
-        size = int.from_bytes(await self._reader.readexactly(LENGTH), "little")
-        return marshal.loads(await self._reader.readexactly(size))
-
-    async def end(self, patience: float) -> None:
-        """Closes the socket, and kills the process where it is still there after `patience` seconds."""
-        self._writer.close()
-        await asyncio.wait({self.gone}, timeout=patience)
-        if not self.gone.done():
-            # not process.kill(), which looks for the end of the process, and takes it from whom waits for it
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.process.pid, signal.SIGKILL)
-            await self.gone
-
-
 class Pool:
     """The queue and the workers of one version."""
 
@@ -142,7 +100,7 @@ class Pool:
         self._working = 0
         self._arrived = asyncio.Event()
         self._turn = asyncio.Lock()
-        self._processes: list[_Process | None] = [None] * settings.workers
+        self._processes: list[WorkerProcess | None] = [None] * settings.workers
         self._keepers: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -219,7 +177,9 @@ class Pool:
                 continue
             try:
                 if await self._is_loaded(worker):
-                    await self._serve(worker)
+                    async with asyncio.TaskGroup() as lanes:
+                        for _ in range(worker.lanes):
+                            lanes.create_task(self._serve(worker))
             except asyncio.CancelledError:
                 raise
             except Exception:  # a fault of this program's own must not leave the version without a worker
@@ -231,7 +191,7 @@ class Pool:
             told = {"version": self.version, "pid": worker.process.pid, "status": worker.process.returncode}
             logger.warning("worker ended", extra=told)
 
-    async def _launched(self, place: int) -> _Process:
+    async def _launched(self, place: int) -> WorkerProcess:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         gpu = str(place % self.settings.gpus) if self.settings.gpus else ""
@@ -244,13 +204,13 @@ class Pool:
                 *command, cwd=self.folder, env=environment, pass_fds=[theirs.fileno()], **streams
             )
         reader, writer = await asyncio.open_connection(sock=ours, limit=READ_AHEAD)
-        return _Process(process, reader, writer)
+        return WorkerProcess(process, reader, writer)
 
-    async def _is_loaded(self, worker: _Process) -> bool:
+    async def _is_loaded(self, worker: WorkerProcess) -> bool:
         begin = time.monotonic()
         try:
             async with asyncio.timeout(self.settings.startup_timeout):
-                said = await worker.receive()
+                said = await worker.first_message()
         except TimeoutError:  # before OSError, of which it is one
             said = ("failed", f"the model was not loaded within {self.settings.startup_timeout:g} s")
         except (OSError, EOFError):
@@ -260,25 +220,29 @@ class Pool:
             self.failure = said[1]
             logger.error("Load model failed", extra={**told, "reason": said[1]})
             return False
-        worker.ready, self.failure, self.openapi = True, "", said[1]
-        logger.info("worker is ready", extra={**told, "seconds": round(time.monotonic() - begin, 2)})
+        self.failure, self.openapi = "", said[1]
+        worker.loaded(lanes=said[2])
+        told |= {"lanes": said[2], "seconds": round(time.monotonic() - begin, 2)}
+        logger.info("worker is ready", extra=told)
         return True
 
-    async def _serve(self, worker: _Process) -> None:
-        """Answers batches until the worker is gone."""
+    async def _serve(self, worker: WorkerProcess) -> None:
+        """Has one batch after the other answered until the worker is gone; each of its lanes does."""
         while batch := await self._gathered(worker):
             self._working += len(batch)
             try:
-                if not await self._exchange(worker, batch):
-                    return
+                async with worker.turn(alone=batch[0].deaths > 0):
+                    if not await self._exchange(worker, batch):
+                        break
             except asyncio.CancelledError:
                 for job in batch:
                     _fail(job, ending())
                 raise
             finally:
                 self._working -= len(batch)
+        worker.hang_up()  # for the other lanes
 
-    async def _gathered(self, worker: _Process) -> list[Job]:
+    async def _gathered(self, worker: WorkerProcess) -> list[Job]:
         """The next batch; empty where the worker is gone before it."""
         gather = asyncio.ensure_future(self._batch())
         try:
@@ -326,8 +290,11 @@ class Pool:
         self._waiting.extendleft(job for job in reversed(batch) if not job.future.done())
         self._arrived.set()
 
-    async def _exchange(self, worker: _Process, batch: list[Job]) -> bool:
+    async def _exchange(self, worker: WorkerProcess, batch: list[Job]) -> bool:
         """Has the batch answered; whether the worker can answer another."""
+        if not worker.alive:  # since the batch was made
+            self._put_back(batch)
+            return False
         asked = time.monotonic()
         describe = batch[0].fields is None
         message = ("describe",) if describe else ("answer", [(j.fields, j.headers, j.by_grpc) for j in batch])
@@ -354,7 +321,7 @@ class Pool:
         self._count([*samples, Sample("maskx_waited_seconds", waited, ())])
         return not lost
 
-    def _died(self, worker: _Process, batch: list[Job], error: Exception) -> None:
+    def _died(self, worker: WorkerProcess, batch: list[Job], error: Exception) -> None:
         """Puts a dead worker's requests back, but for those that have had their share of workers."""
         told = {"version": self.version, "pid": worker.process.pid, "requests": len(batch)}
         logger.error("worker died", extra={**told, "reason": type(error).__name__})

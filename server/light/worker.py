@@ -6,8 +6,10 @@ DESCRIPTOR is that of a Unix socket to the front; FOLDER holds the unpacked arch
 there; GPU is "" where none is assigned. Only the standard library, PyYAML and the archive are imported.
 
 A message is its length in 8 bytes, the lowest first, and the content in `marshal`'s form, which makes plain values
-alone: nothing that is read can run code. The worker first says ("ready", the OpenAPI document in JSON) or ("failed",
-reason). Then it answers ("describe",) with bytes, and ("answer", requests), each request (fields, headers, by_grpc),
+alone: nothing that is read can run code. The worker first says ("ready", the OpenAPI document in JSON, lanes) or
+("failed", reason). From then on every message begins with a number of the front's, and so does the answer to it; up to
+`lanes` of them may be under way at a time, and are answered in whatever order they are done (`maskx_served.lanes_of`).
+(number, "describe") is answered with bytes, and (number, "answer", requests), each request (fields, headers, by_grpc),
 with (answers, samples, lost): an answer is (status, content type, kind, headers, body), a sample (name, value, labels);
 `lost` is whether the device computes no more, after which the process ends. It ends too when the front closes the
 socket, and heeds no SIGTERM or SIGINT, which come to the whole group: the front decides when it is no longer needed.
@@ -16,11 +18,14 @@ socket, and heeds no SIGTERM or SIGINT, which come to the whole group: the front
 import json
 import logging
 import marshal
+import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -55,7 +60,7 @@ def _exactly(connection: socket.socket, size: int) -> bytearray:
 
 
 class Worker:
-    """Answers with the model of one archive."""
+    """Answers with the model of one archive, `lanes` batches at a time."""
 
     def __init__(self, folder: Path, name: str, gpu_id: int | None, batch_size: int) -> None:
         """Loads and warms up the model. Raises whatever the archive's modules raise."""
@@ -72,14 +77,21 @@ class Worker:
         self._model = self._served.load(
             folder, manifest, config, name=name, gpu_id=gpu_id, batch_size=batch_size
         )
+        lanes_of = getattr(self._served, "lanes_of", lambda _: (1, 0))  # an archive of before has none
+        self.lanes: int
+        self._threads: int
+        self.lanes, self._threads = lanes_of(self._model)
         self._metrics = import_module("maskx_metrics")
         self._queue_seconds = import_module("maskx_request").queue_seconds
         self._memory_due = 0.0
 
+    def enter_lane(self) -> None:
+        """To be called in the thread of each lane, where there are several, before its first batch."""
+        self._served.enter_lane(self._threads)
+
     def describe(self) -> bytes:
         """What runs here, in JSON."""
-        description: bytes = self._model.description
-        return description
+        return json.dumps(json.loads(self._model.description) | {"lanes": self.lanes}).encode()
 
     def openapi(self) -> bytes:
         """The OpenAPI document of what is taken and given here, in JSON."""
@@ -111,21 +123,55 @@ class Worker:
         return [self._metrics.memory_sample(str(model.device), model.memory_taken())]
 
 
-def serve(connection: socket.socket, worker: Worker) -> int:
-    """Answers until the front closes the socket, or the device is lost; returns the exit status."""
-    while True:
-        try:
-            kind, *content = receive(connection)
-        except (EOFError, ConnectionError):
-            return 0
+class Lanes:
+    """Answers messages, `worker.lanes` at a time; a single lane is the main thread."""
+
+    def __init__(self, connection: socket.socket, worker: Worker) -> None:
+        self._connection, self._worker = connection, worker
+        self._sending = threading.Lock()
+        self._lost = False
+
+    def serve(self) -> int:
+        """Answers until the front closes the socket, or the device is lost; returns the exit status."""
+        if self._worker.lanes == 1:
+            return self._serve(self._answer)
+        with ThreadPoolExecutor(self._worker.lanes, "lane", self._worker.enter_lane) as threads:
+            return self._serve(lambda *message: threads.submit(self._guarded, *message))
+
+    def _serve(self, answer: Any) -> int:
+        while not self._lost:
+            try:
+                message = receive(self._connection)
+            except (EOFError, ConnectionError):
+                break
+            answer(*message)
+        return int(self._lost)
+
+    def _answer(self, number: int, kind: str, *content: Any) -> None:
         if kind == "describe":
-            send(connection, worker.describe())
-            continue
-        answers, samples, lost = worker.answer(content[0])
-        send(connection, (answers, samples, lost))
+            self._send(number, self._worker.describe())
+            return
+        answers, samples, lost = self._worker.answer(content[0])
+        self._send(number, (answers, samples, lost))
         if lost:
             logger.error("the device is lost: this worker ends, and the front starts another")
-            return 1
+            self._lost = True
+            self._connection.shutdown(socket.SHUT_RD)  # wakes who waits for the next message
+
+    def _guarded(self, *message: Any) -> None:
+        """`_answer` in a thread of its own, where a fault of this program's would be waited for in vain."""
+        try:
+            self._answer(*message)
+        except ConnectionError:
+            pass  # the front is gone, which the main thread sees as well
+        except BaseException:
+            logger.exception("a lane failed")
+            logging.shutdown()
+            os._exit(3)
+
+    def _send(self, number: int, content: Any) -> None:
+        with self._sending:
+            send(self._connection, (number, content))
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -143,8 +189,8 @@ def main(arguments: Sequence[str]) -> int:
         logger.error("%s: %s", type(error).__name__, error, exc_info=not isinstance(error, ValueError))
         send(connection, ("failed", f"{type(error).__name__}: {error}"))
         return 2
-    send(connection, ("ready", worker.openapi()))
-    return serve(connection, worker)
+    send(connection, ("ready", worker.openapi(), worker.lanes))
+    return Lanes(connection, worker).serve()
 
 
 if __name__ == "__main__":

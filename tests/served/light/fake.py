@@ -2,7 +2,8 @@
 
 A server of it starts within a moment. What it is asked: any bytes; "slow", answered after 0.4 seconds; "die", over
 which its process ends; "hang", never answered; "lost", as a device that computes nothing more would answer;
-"wrong", an image that is none. Of the time that it takes it says that a quarter was for decoding, half for the network.
+"wrong", an image that is none; "faulty", over which the service itself fails. Its model-config.yaml may say how many
+batches it answers at a time. Of the time that it takes it says that a quarter was for decoding, half for the network.
 """
 
 import json
@@ -12,7 +13,7 @@ from pathlib import Path
 MANIFEST = {"model": {"modelName": "maskx", "serializedFile": "maskx.pt", "configFile": "model-config.yaml"}}
 
 SERVED = """
-import json, os, time
+import json, os, threading, time
 from types import SimpleNamespace
 
 class Service:
@@ -39,7 +40,9 @@ class Service:
             return SimpleNamespace(status=503, content_type="application/json", kind="Restarting", body=b"{}")
         if body == b"wrong":
             return SimpleNamespace(status=400, content_type="application/json", kind="BadImage", body=b"{}")
-        asked = {"pid": os.getpid(), "asked": body.decode("latin-1")}
+        if body == b"faulty":
+            raise KeyError("a fault of this program's own")
+        asked = {"pid": os.getpid(), "thread": threading.current_thread().name, "asked": body.decode("latin-1")}
         text = json.dumps({"detections": [], "together": "TOGETHER", **asked})
         return SimpleNamespace(status=200, content_type="application/json", kind="", body=text.encode())
 
@@ -48,7 +51,13 @@ def load(folder, manifest, config, *, name, gpu_id, batch_size):
         raise ValueError("this archive is broken")
     model = SimpleNamespace(device="cpu", memory_taken=lambda: 1)
     told = {"description": b'{"fake": true}', "openapi": b'{"paths": {}}'}
-    return SimpleNamespace(model=model, service=Service(), **told)
+    return SimpleNamespace(model=model, service=Service(), lanes=(config or {}).get("lanes", 1), **told)
+
+def lanes_of(served):
+    return served.lanes, 1
+
+def enter_lane(threads):
+    threading.current_thread().name += " entered"
 
 def sent(answer, headers):
     return answer.body, {"x-error-type": answer.kind} if answer.kind else {}

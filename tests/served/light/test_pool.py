@@ -228,6 +228,90 @@ def test_two_workers_compute_at_once_and_one_dead_leaves_the_other(
     run(folder, replace(settings, workers=2, batch_size=1), case)
 
 
+def with_lanes(folder: Path, lanes: int) -> Path:
+    (folder / "model-config.yaml").write_text(f"lanes: {lanes}")
+    return folder
+
+
+def test_a_worker_with_lanes_answers_so_many_batches_at_a_time_each_in_a_thread_of_its_own(
+    folder: Path, settings: PoolSettings
+) -> None:
+    async def case(pool: Pool) -> None:
+        await ready(pool)
+        slow = [asked(pool, b"slow") for _ in range(2)]
+        quick = asked(pool, b"quick")
+        assert await outcome(quick) == "quick" and not any(one.done() for one in slow)
+        answers = [content(await one) for one in [*slow, quick]]
+        assert len({one["pid"] for one in answers}) == 1
+        assert {one["thread"] for one in answers} == {f"lane_{k} entered" for k in range(3)}
+        assert json.loads(json.dumps(await pool.describe()))["lanes"] == 3
+
+    run(with_lanes(folder, 3), replace(settings, batch_size=1, delay=0.0), case)
+
+
+def test_who_was_in_another_lane_of_a_worker_that_died_is_asked_again_with_nothing_beside_it(
+    folder: Path, settings: PoolSettings
+) -> None:
+    async def case(pool: Pool) -> None:
+        await ready(pool)
+        slow = [asked(pool, b"slow"), asked(pool, b"slow")]
+        await asyncio.sleep(0.1)
+        tasks = [asked(pool, b"die"), *slow, asked(pool, b"after")]
+        assert [await outcome(one) for one in tasks] == ["503 WorkerDied", "slow", "slow", "after"]
+        assert pool.restarts == 2
+
+    run(with_lanes(folder, 3), replace(settings, batch_size=1, delay=0.0), case)
+
+
+def test_a_hung_lane_ends_its_worker_and_those_in_the_other_lanes_are_answered(
+    folder: Path, settings: PoolSettings
+) -> None:
+    async def case(pool: Pool) -> None:
+        await ready(pool)
+        tasks = [asked(pool, b"hang")]
+        await asyncio.sleep(0.3)
+        tasks += [asked(pool, b"slow"), asked(pool, b"slow")]
+        assert [await outcome(one) for one in tasks] == ["503 WorkerDied", "slow", "slow"]
+        assert pool.pending == 0
+
+    run(with_lanes(folder, 2), replace(settings, batch_size=1, delay=0.0, response_timeout=1.0), case)
+
+
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_a_fault_in_a_lane_ends_the_worker_and_is_not_waited_for(
+    folder: Path, settings: PoolSettings, lanes: int
+) -> None:
+    async def case(pool: Pool) -> None:
+        await ready(pool)
+        assert await outcome(asked(pool, b"faulty")) == "503 WorkerDied"
+        assert await outcome(asked(pool, b"after")) == "after"
+        assert pool.restarts == 2
+
+    run(with_lanes(folder, lanes), settings, case)
+    assert "a fault of this program's own" in settings.log.read_text()
+
+
+def test_a_device_that_a_lane_loses_ends_the_worker(folder: Path, settings: PoolSettings) -> None:
+    async def case(pool: Pool) -> None:
+        await ready(pool)
+        answer = await asked(pool, b"lost")
+        assert (answer.status, answer.kind) == (503, "Restarting")
+        assert await outcome(asked(pool, b"after")) == "after"
+
+    run(with_lanes(folder, 2), replace(settings, batch_size=1, delay=0.0), case)
+
+
+def test_closing_refuses_who_is_in_any_lane(folder: Path, settings: PoolSettings) -> None:
+    async def case(pool: Pool) -> None:
+        await ready(pool)
+        tasks = [asked(pool, b"hang") for _ in range(3)]
+        await asyncio.sleep(0.3)
+        await pool.close(patience=0.1)
+        assert [await outcome(one) for one in tasks] == ["503 Busy"] * 3
+
+    run(with_lanes(folder, 2), replace(settings, batch_size=1, delay=0.0), case)
+
+
 def test_who_waits_too_long_is_told_so(folder: Path, settings: PoolSettings) -> None:
     async def case(pool: Pool) -> None:
         await ready(pool)

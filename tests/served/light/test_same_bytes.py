@@ -4,6 +4,7 @@ import base64
 import gzip
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,25 @@ def test_both_describe_the_model_alike(both: tuple[Machine, Machine]) -> None:
     first, other = (
         json.loads(one.ask(path=path, method="GET", port=one.ports.management).body)[0] for one in both
     )
-    assert first["customizedMetadata"] == other["customizedMetadata"]
+    told = other["customizedMetadata"]
+    assert told.pop("lanes") >= 1 and told == first["customizedMetadata"]
     for name in ("modelName", "modelVersion", "batchSize", "maxBatchDelay", "minWorkers"):
         assert first[name] == other[name], name
+
+
+def test_batches_that_are_answered_at_a_time_have_the_bytes_that_they_have_alone(
+    both: tuple[Machine, Machine],
+    standin_archive: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    monkeypatch.setenv("MASKX_LANES", "2")
+    archive = standin_archive("lanes", batchSize=2, maxBatchDelay=1)
+    wanted = [(image, parameters) for image in IMAGES.values() for parameters in PARAMETERS[:4]]
+    with serving(tmp_path, archive, "--engine", "light") as lanes, ThreadPoolExecutor(8) as clients:
+        path = "/models/maskx?customized=true"
+        (told,) = json.loads(lanes.ask(path=path, method="GET", port=lanes.ports.management).body)
+        assert told["customizedMetadata"]["lanes"] == 2
+        found = list(clients.map(lambda one: answered(lanes, "rest", *one), wanted * 3))
+    assert found == [answered(both[1], "rest", *one) for one in wanted] * 3

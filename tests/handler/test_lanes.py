@@ -1,0 +1,92 @@
+"""How many batches a worker answers at a time: chosen by time, or as it was asked for."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+import maskx_served
+from maskx_model import ServedModel
+from maskx_warm_up import SMALL_NETWORK, choose_lanes
+
+
+@pytest.fixture
+def threads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many torch has, the last of them now; begins with 8."""
+    had = [8]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: had[-1])
+    monkeypatch.setattr(torch, "set_num_threads", had.append)
+    return had
+
+
+def chosen(model: Any, by_threads: dict[int, float]) -> int:
+    """Of a network of which an image takes so many milliseconds with so many threads."""
+    return choose_lanes(model, lambda _, threads: by_threads[threads] / 1e3)
+
+
+@pytest.mark.parametrize(
+    ("by_threads", "lanes"),
+    [
+        ({8: 10.0, 4: 10.5, 2: 11.0, 1: 11.5}, 8),  # threads gain nothing
+        ({8: 10.0, 4: 11.0, 2: 12.0, 1: 20.0}, 4),
+        ({8: 10.0, 4: 18.0, 2: 34.0, 1: 66.0}, 1),  # threads gain all that they can
+        ({8: 16.0, 4: 12.0, 2: 10.0, 1: 12.6}, 4),  # so many are slower than few
+    ],
+)
+def test_as_many_batches_at_a_time_as_cost_an_image_a_quarter_of_its_time_at_most(
+    model: ServedModel, threads: list[int], by_threads: dict[int, float], lanes: int
+) -> None:
+    assert chosen(model, by_threads) == lanes
+    assert threads[-1] == 8
+
+
+def test_threads_that_cannot_be_halved_evenly_are_halved_no_further(
+    model: ServedModel, threads: list[int]
+) -> None:
+    threads.append(6)
+    assert chosen(model, {6: 10.0, 3: 10.0}) == 2
+
+
+def test_a_large_network_is_measured_once_and_has_one_lane(model: ServedModel, threads: list[int]) -> None:
+    assert chosen(model, {8: 1e3 * SMALL_NETWORK + 1}) == 1
+
+
+def test_one_thread_a_gpu_and_compiled_parts_have_one_lane_and_nothing_is_measured(
+    model: ServedModel, threads: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads.append(1)
+    assert chosen(model, {}) == 1
+    threads.append(8)
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "engine", {"used": "compiled"})
+        assert chosen(model, {}) == 1
+    assert torch.get_num_threads() == 8
+    assert chosen(SimpleNamespace(device=torch.device("cuda", 0), engine=model.engine), {}) == 1
+
+
+def test_time_is_taken_with_so_many_threads_as_were_asked_for(model: ServedModel, threads: list[int]) -> None:
+    assert choose_lanes(model) in (1, 2, 4, 8)
+    assert threads[:3] == [8, 8, 4] and threads[-1] == 8
+
+
+def test_what_the_operator_says_is_taken(
+    model: ServedModel, threads: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served: Any = SimpleNamespace(model=model)
+    monkeypatch.setenv("MASKX_LANES", "4")
+    assert maskx_served.lanes_of(served) == (4, 2)
+    monkeypatch.setenv("MASKX_LANES", "9")
+    with pytest.raises(
+        ValueError, match=r"MASKX_LANES is '9'; expected a whole number from 1 to 8: this worker has"
+    ):
+        maskx_served.lanes_of(served)
+    monkeypatch.setenv("MASKX_LANES", "two")
+    with pytest.raises(ValueError, match=r"MASKX_LANES is 'two'"):
+        maskx_served.lanes_of(served)
+    monkeypatch.setattr(model, "engine", {"used": "compiled"})
+    monkeypatch.setenv("MASKX_LANES", "1")
+    assert maskx_served.lanes_of(served) == (1, 8)
+    monkeypatch.setenv("MASKX_LANES", "2")
+    with pytest.raises(ValueError, match=r"from 1 to 1: "):
+        maskx_served.lanes_of(served)
