@@ -47,8 +47,9 @@ TRIES = 4
 
 SMALL_NETWORK = 0.1
 """Seconds that an image takes, beyond which nobody gains by computing two of them at a time."""
-LATER = 1.25
-"""Times as long as it could, that an image may take where several are answered at a time."""
+LATER = 4 / 3
+"""Times as long as it could, that an image may take where several are answered at a time: less than that two threads
+gain nothing worth a core."""
 
 
 def warm_up_network(model: ServedModel, batch_size: int = 1) -> int:

@@ -4,6 +4,8 @@
 
 starts a server with the archive on loopback and prints a table. Every image has a size of its own, so that whatever is
 prepared or kept for a size is prepared and kept anew; what the describe call says of the engine stands above the table.
+Beside the seconds of each answer stand those that the worker took of the processor for it (Linux alone): an answer that
+is long by the clock and not by these waited for a core, so it is the machine that is at fault and not the worker.
 """
 
 import http.client
@@ -13,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -49,8 +52,26 @@ def photographs(count: int) -> Iterator[bytes]:
         yield file.getvalue()
 
 
-def measure(archive: Path, engine: str, count: int) -> tuple[str, list[float], list[float]]:
-    """What the server says of its engine; seconds of each answer, and MiB that the worker has resident after it.
+@dataclass(frozen=True)
+class Answers:
+    """Of each answer the seconds by the clock, those of the worker's on the processor, and MiB that it has resident
+    then; `engine` is what it says of that."""
+
+    engine: str
+    seconds: list[float] = field(default_factory=list)
+    processor: list[float] = field(default_factory=list)
+    resident: list[float] = field(default_factory=list)
+
+
+def processor_seconds(pid: int) -> float:
+    """That a process' threads took of the processor so far, by the clock that Linux has for it; 0 elsewhere."""
+    if sys.platform != "linux":
+        return 0.0
+    return time.clock_gettime((~pid << 3) | 2)  # CPUCLOCK_SCHED of the kernel's posix-timers
+
+
+def measure(archive: Path, engine: str, count: int) -> Answers:
+    """Of `count` images, one after the other.
 
     Raises ValueError: an image was not answered, or the worker was replaced.
     """
@@ -58,42 +79,52 @@ def measure(archive: Path, engine: str, count: int) -> tuple[str, list[float], l
         tempfile.TemporaryDirectory(prefix="maskx-sizes-") as folder,
         Served(archive, Path(folder) / "state", engine=engine) as served,
     ):
-        told, memory, worker = served.description().get("engine"), Memory(served), served.worker()
-        seconds, resident = [], []
+        memory, worker = Memory(served), served.worker()
+        if worker is None:
+            raise ValueError("there is not one worker")
+        made = Answers(str(served.description().get("engine")))
         connection = http.client.HTTPConnection(HOST, served.ports.inference, timeout=120)
         for data in photographs(count):
-            begin = time.perf_counter()
+            begin, before = time.perf_counter(), processor_seconds(worker.pid)
             connection.request("POST", "/predictions/maskx", data, {"score_threshold": "0.05"})
             answer = connection.getresponse()
             body = answer.read()
-            seconds.append(time.perf_counter() - begin)
+            made.seconds.append(time.perf_counter() - begin)
+            made.processor.append(processor_seconds(worker.pid) - before)
             if answer.status != 200:
                 raise ValueError(f"an image was answered with {answer.status}: {body[:200]!r}")
-            resident.append(memory.now().get("worker", 0.0))
+            made.resident.append(memory.now().get("worker", 0.0))
         connection.close()
         if not served.same_worker(worker):
             raise ValueError("the worker at the end is not the one of the beginning")
-    return str(told), seconds, resident
+    return made
 
 
-def report(seconds: Sequence[float], resident: Sequence[float]) -> str:
+def report(made: Answers) -> str:
     """The table, and the aims: no growth, no answer above `STALL` times the median."""
-    begin = round(WARM_UP * len(seconds))
-    late, memory = seconds[begin:], resident[begin:]
-    median, longest = statistics.median(late), max(late)
+    begin = round(WARM_UP * len(made.seconds))
+    memory = made.resident[begin:]
     tenth = max(len(memory) // 10, 1)
     first, last = statistics.mean(memory[:tenth]), statistics.mean(memory[-tenth:])
-    rows = [
-        ("median ms", f"{1e3 * median:.0f}"),
-        ("99 % ms", f"{1e3 * sorted(late)[int(0.99 * (len(late) - 1))]:.0f}"),
-        ("longest ms", f"{1e3 * longest:.0f}"),
-        ("longest / median", f"{longest / median:.2f}"),
-        ("above the aim", f"{sum(one > STALL * median for one in late)} of {len(late)}"),
-        ("resident MiB at first", f"{first:.0f}"),
-        ("resident MiB at last", f"{last:.0f}"),
-        ("most MiB", f"{max(memory):.0f}"),
+    by_clock, of_processor = _spread(made.seconds[begin:]), _spread(made.processor[begin:])
+    rows = [(name, by_clock[name], of_processor[name]) for name in by_clock]
+    rows += [
+        ("resident MiB at first", f"{first:.0f}", ""),
+        ("resident MiB at last", f"{last:.0f}", ""),
+        ("most MiB", f"{max(memory):.0f}", ""),
     ]
-    return table((f"{len(seconds)} sizes, after the first {begin}", ""), rows)
+    return table((f"{len(made.seconds)} sizes, after the first {begin}", "by the clock", "processor"), rows)
+
+
+def _spread(seconds: Sequence[float]) -> dict[str, str]:
+    median, longest = statistics.median(seconds), max(seconds)
+    return {
+        "median ms": f"{1e3 * median:.1f}",
+        "99 % ms": f"{1e3 * sorted(seconds)[int(0.99 * (len(seconds) - 1))]:.1f}",
+        "longest ms": f"{1e3 * longest:.1f}",
+        "longest / median": f"{longest / median:.2f}" if median else "-",
+        "above the aim": f"{sum(one > STALL * median for one in seconds)} of {len(seconds)}",
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -107,8 +138,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with exit_status() as status:
         if options.images < 10:
             raise ValueError(f"--images is {options.images}; at least 10 are expected")
-        told, seconds, resident = measure(options.archive, options.engine, options.images)
-        print(f"engine: {told}\n\n{report(seconds, resident)}")
+        made = measure(options.archive, options.engine, options.images)
+        print(f"engine: {made.engine}\n\n{report(made)}")
     return status.code
 
 
