@@ -32,8 +32,8 @@ LEAST, MOST = 40, 2000
 WARM_UP = 0.2
 """Share of the images after which growth and stalls count."""
 ASKED = {"score_threshold": "0.05", "max_detections": "10"}
-"""Of every image as many objects, as far as there are any: each costs 0.7 ms in the network of `make demo`, and of up to
-100 the number explained 95 % of an answer's time."""
+"""Of every image as many objects, as far as there are any: each costs 0.7 ms in the network of `make demo`, and of up
+to 100 the number explained 95 % of an answer's time."""
 STALL = 2.0
 """Times the median: the aim for the longest answer."""
 
