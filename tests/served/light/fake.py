@@ -2,8 +2,9 @@
 
 A server of it starts within a moment. What it is asked: any bytes; "slow", answered after 0.4 seconds; "die", over
 which its process ends; "hang", never answered; "lost", as a device that computes nothing more would answer;
-"wrong", an image that is none; "faulty", over which the service itself fails. Its model-config.yaml may say how many
-batches it answers at a time. Of the time that it takes it says that a quarter was for decoding, half for the network.
+"wrong", an image that is none; "faulty", over which the service itself fails; "wait", answered once "go" is asked
+beside it. Its model-config.yaml may say how many batches it answers at a time. Of the time that it takes it says that a
+quarter was for decoding, half for the network.
 """
 
 import json
@@ -18,6 +19,7 @@ from types import SimpleNamespace
 
 class Service:
     lost = False
+    gate = threading.Event()
 
     def answer(self, requests, headers):
         begin = time.perf_counter()
@@ -33,6 +35,10 @@ class Service:
             os._exit(1)
         if body == b"hang":
             time.sleep(3600)
+        if body == b"wait" and not self.gate.wait(60):
+            os._exit(1)
+        if body == b"go":
+            self.gate.set()
         if body == b"slow":
             time.sleep(0.4)
         self.lost = self.lost or body == b"lost"
