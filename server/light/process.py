@@ -90,10 +90,12 @@ class WorkerProcess:
                 number, content = await self._receive()
                 if (answer := self._asked.get(number)) is not None and not answer.done():
                     answer.set_result(content)
-        except (OSError, EOFError) as error:
+        except Exception as error:  # of whatever kind: what is no message ends the connection too
+            self.hang_up()
+            gone = EOFError(f"the worker is gone: {error}")
             for answer in self._asked.values():
                 if not answer.done():
-                    answer.set_exception(error)
+                    answer.set_exception(gone)
 
     async def _receive(self) -> Any:
         size = int.from_bytes(await self._reader.readexactly(LENGTH), "little")

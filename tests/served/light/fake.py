@@ -3,8 +3,9 @@
 A server of it starts within a moment. What it is asked: any bytes; "slow", answered after 0.4 seconds; "die", over
 which its process ends; "hang", never answered; "lost", as a device that computes nothing more would answer;
 "wrong", an image that is none; "faulty", over which the service itself fails; "wait", answered once "go" is asked
-beside it. Its model-config.yaml may say how many batches it answers at a time. Of the time that it takes it says that a
-quarter was for decoding, half for the network.
+beside it; "garbage", over which something writes to the front's socket that is no message. Its model-config.yaml may
+say how many batches it answers at a time. Of the time that it takes it says that a quarter was for decoding, half for
+the network.
 """
 
 import json
@@ -14,7 +15,7 @@ from pathlib import Path
 MANIFEST = {"model": {"modelName": "maskx", "serializedFile": "maskx.pt", "configFile": "model-config.yaml"}}
 
 SERVED = """
-import json, os, threading, time
+import json, os, sys, threading, time
 from types import SimpleNamespace
 
 class Service:
@@ -37,6 +38,9 @@ class Service:
             time.sleep(3600)
         if body == b"wait" and not self.gate.wait(60):
             os._exit(1)
+        if body == b"garbage":
+            os.write(int(sys.argv[1]), (1).to_bytes(8, "little") + b"?")
+            time.sleep(3600)
         if body == b"go":
             self.gate.set()
         if body == b"slow":

@@ -289,6 +289,17 @@ def test_a_fault_in_a_lane_ends_the_worker_and_is_not_waited_for(
     assert "a fault of this program's own" in settings.log.read_text()
 
 
+def test_what_is_no_message_ends_the_worker_and_is_not_waited_for(
+    folder: Path, settings: PoolSettings
+) -> None:
+    async def case(pool: Pool) -> None:
+        await ready(pool)
+        assert await outcome(asked(pool, b"garbage")) == "503 WorkerDied"
+        assert await outcome(asked(pool, b"after")) == "after"
+
+    run(folder, replace(settings, response_timeout=3600.0), case)
+
+
 def test_a_device_that_a_lane_loses_ends_the_worker(folder: Path, settings: PoolSettings) -> None:
     async def case(pool: Pool) -> None:
         await ready(pool)
