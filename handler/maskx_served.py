@@ -103,21 +103,21 @@ def load(
 def lanes_of(served: Served) -> tuple[int, int]:
     """How many batches a server with threads should have answered at a time, and torch's threads for each.
 
-    As MASKX_LANES says, else as was found faster. Each is answered in a thread of its own, which calls `enter_lane`
-    first.
+    One, or as MASKX_LANES says: a number, or auto for what is found faster. Several are each answered in a thread of
+    its own, which calls `enter_lane` first. With other threads a network in bfloat16 rounds otherwise.
 
     Raises:
         ValueError: MASKX_LANES is no number that can be had here.
     """
-    asked, threads = os.environ.get(LANES, ""), torch.get_num_threads()
-    if not asked:
+    asked, threads = os.environ.get(LANES) or "1", torch.get_num_threads()
+    if asked == "auto":
         lanes = choose_lanes(served.model)
         return lanes, threads // lanes
     most = threads if answers_several(served.model) else 1
     if not (asked.isdecimal() and 1 <= int(asked) <= most):
         raise ValueError(
-            f"{LANES} is {asked!r}; expected a whole number from 1 to {most}: this worker has {threads} threads, and "
-            "several batches at a time go on a CPU by TorchScript alone"
+            f"{LANES} is {asked!r}; expected auto or a whole number from 1 to {most}: this worker has {threads} threads, "
+            "and several batches at a time go on a CPU by TorchScript alone"
         )
     return int(asked), threads // int(asked)
 

@@ -74,11 +74,16 @@ def test_what_the_operator_says_is_taken(
     model: ServedModel, threads: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served: Any = SimpleNamespace(model=model)
+    monkeypatch.delenv("MASKX_LANES", raising=False)
+    assert maskx_served.lanes_of(served) == (1, 8)
+    monkeypatch.setenv("MASKX_LANES", "auto")
+    monkeypatch.setattr(maskx_served, "choose_lanes", lambda _: 2)
+    assert maskx_served.lanes_of(served) == (2, 4)
     monkeypatch.setenv("MASKX_LANES", "4")
     assert maskx_served.lanes_of(served) == (4, 2)
     monkeypatch.setenv("MASKX_LANES", "9")
     with pytest.raises(
-        ValueError, match=r"MASKX_LANES is '9'; expected a whole number from 1 to 8: this worker has"
+        ValueError, match=r"MASKX_LANES is '9'; expected auto or a whole number from 1 to 8: this worker has"
     ):
         maskx_served.lanes_of(served)
     monkeypatch.setenv("MASKX_LANES", "two")
