@@ -116,8 +116,8 @@ def lanes_of(served: Served) -> tuple[int, int]:
     most = threads if answers_several(served.model) else 1
     if not (asked.isdecimal() and 1 <= int(asked) <= most):
         raise ValueError(
-            f"{LANES} is {asked!r}; expected auto or a whole number from 1 to {most}: this worker has {threads} threads, "
-            "and several batches at a time go on a CPU by TorchScript alone"
+            f"{LANES} is {asked!r}; expected auto or a whole number from 1 to {most}: this worker has {threads} "
+            "threads, and several batches at a time go on a CPU by TorchScript alone"
         )
     return int(asked), threads // int(asked)
 
