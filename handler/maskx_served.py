@@ -103,13 +103,13 @@ def load(
 def lanes_of(served: Served) -> tuple[int, int]:
     """How many batches a server with threads should have answered at a time, and torch's threads for each.
 
-    One, or as MASKX_LANES says: a number, or auto for what is found faster. Several are each answered in a thread of
-    its own, which calls `enter_lane` first. With other threads a network in bfloat16 rounds otherwise.
+    As MASKX_LANES says: a number, or auto, the default, for what is found faster and answers alike. Several are each
+    answered in a thread of its own, which calls `enter_lane` first.
 
     Raises:
         ValueError: MASKX_LANES is no number that can be had here.
     """
-    asked, threads = os.environ.get(LANES) or "1", torch.get_num_threads()
+    asked, threads = os.environ.get(LANES) or "auto", torch.get_num_threads()
     if asked == "auto":
         lanes = choose_lanes(served.model)
         return lanes, threads // lanes

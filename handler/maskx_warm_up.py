@@ -8,7 +8,7 @@ import io
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,14 @@ LATER = 4 / 3
 gain nothing worth a core."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """How long an image takes, and all numbers that were answered for some."""
+
+    seconds: float
+    answers: bytes
+
+
 def warm_up_network(model: ServedModel, batch_size: int = 1) -> int:
     """Runs the network as requests will, so that none of them is the slow one; returns how many runs it took.
 
@@ -89,28 +97,34 @@ def first_runs(batch_size: int, max_detections: int) -> list[Run]:
     return runs
 
 
-def choose_lanes(model: ServedModel, seconds: Callable[[ServedModel, int], float] | None = None) -> int:
+def choose_lanes(model: ServedModel, measure: Callable[[ServedModel, int], Measured] | None = None) -> int:
     """Batches that are best answered at a time, each with its share of torch's threads: the most in which an image
-    takes at most `LATER` times as long as in the fastest. `seconds` is what an image takes with so many threads.
+    takes at most `LATER` times as long as in the fastest, and is answered as with all threads to the last bit.
 
-    A small network gains next to nothing by a second thread, which then answers another batch better.
+    A small network gains next to nothing by a second thread, which then answers another batch better. `measure` is
+    what an image takes with so many threads, and the answers.
     """
     threads = torch.get_num_threads()
     if threads == 1 or not answers_several(model):
         return 1
-    seconds = seconds or _seconds_of_an_image
+    measure = measure or _measured
     try:
-        taken = {1: seconds(model, threads)}
-        if taken[1] > SMALL_NETWORK:
+        found = {1: measure(model, threads)}
+        if found[1].seconds > SMALL_NETWORK:
             return 1
         lanes = 2
         while threads % lanes == 0:
-            taken[lanes] = seconds(model, threads // lanes)
+            found[lanes] = measure(model, threads // lanes)
             lanes *= 2
     finally:
         torch.set_num_threads(threads)
-    chosen = max(lanes for lanes, one in taken.items() if one <= LATER * min(taken.values()))
-    shown = ", ".join(f"{1e3 * one:.1f} ms with {threads // lanes}" for lanes, one in taken.items())
+    latest = LATER * min(one.seconds for one in found.values())
+    alike = {lanes: one for lanes, one in found.items() if one.answers == found[1].answers}
+    chosen = max(lanes for lanes, one in alike.items() if lanes == 1 or one.seconds <= latest)
+    shown = ", ".join(
+        f"{1e3 * one.seconds:.1f} ms with {threads // lanes}{'' if lanes in alike else ' (rounded otherwise)'}"
+        for lanes, one in found.items()
+    )
     logger.info("%d batches at a time: an image takes %s threads", chosen, shown)
     return chosen
 
@@ -120,16 +134,19 @@ def answers_several(model: ServedModel) -> bool:
     return model.device.type == "cpu" and model.engine["used"] == "torchscript"
 
 
-def _seconds_of_an_image(model: ServedModel, threads: int) -> float:
-    """The fastest of `TRIES`, after one that does not count."""
+def _measured(model: ServedModel, threads: int) -> Measured:
+    """The fastest of `TRIES`, after one that does not count; and the answers for an image of each of `SHAPES`."""
     torch.set_num_threads(threads)
-    image = drawn(round(1.25 * model.min_size), round(1.25 * model.min_size))
+    images = [drawn(round(h * model.min_size), round(w * model.min_size)) for h, w in SHAPES]
     taken = []
     for _ in range(TRIES + 1):
         begin = time.perf_counter()
-        model.predict([image], [model.defaults])
+        model.predict(images[:1], [model.defaults])
         taken.append(time.perf_counter() - begin)
-    return min(taken[1:])
+    wished = replace(model.defaults, score_threshold=0.0)
+    answers = [model.predict([image], [wished])[0] for image in images]
+    numbers = [one for answer in answers for one in vars(answer).values() if one is not None]
+    return Measured(seconds=min(taken[1:]), answers=b"".join(one.tobytes() for one in numbers))
 
 
 def drawn(height: int, width: int) -> np.ndarray:

@@ -32,6 +32,19 @@ def scaled_boxes(boxes: Tensor, scale: Tensor, inclusive: bool) -> Tensor:
     return scaled
 
 
+def interpolated(image: Tensor, height: int, width: int) -> Tensor:
+    """float32 [3, h, w] -> [3, height, width], bilinear with half-pixel centres; rounded alike by any number of threads.
+
+    Of three channels together PyTorch (2.15, on a CPU) rounds otherwise with one thread than with more; of one it does
+    not, and gives the numbers of three with more.
+    """
+    together = image[None] if image.is_cuda else image[:, None]
+    parts: list[Tensor] = []
+    for part in together.split(1):
+        parts.append(nn.functional.interpolate(part, size=[height, width], mode="bilinear", align_corners=False))
+    return torch.cat(parts).view(3, height, width)
+
+
 class Canvas(nn.Module):
     """Resizes (bilinear, half-pixel centres), normalises and pads images on the device of its statistics."""
 
@@ -111,6 +124,6 @@ class Canvas(nn.Module):
             h, w = sizes[i]
             x = image.to(mean.device).to(torch.float32)
             if h != image.shape[1] or w != image.shape[2]:
-                x = nn.functional.interpolate(x[None], size=[h, w], mode="bilinear", align_corners=False)[0]
+                x = interpolated(x, h, w)
             canvas[i, :, :h, :w] = x
         return canvas.sub_(mean).div_(std)

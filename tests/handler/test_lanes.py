@@ -1,14 +1,18 @@
 """How many batches a worker answers at a time: chosen by time, or as it was asked for."""
 
+from collections.abc import Collection
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import maskx_served
+import maskx_warm_up
+from maskx_answer import Detections
 from maskx_model import ServedModel
-from maskx_warm_up import SMALL_NETWORK, choose_lanes
+from maskx_warm_up import SMALL_NETWORK, Measured, choose_lanes
 
 
 @pytest.fixture
@@ -20,9 +24,15 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return had
 
 
-def chosen(model: Any, by_threads: dict[int, float]) -> int:
-    """Of a network of which an image takes so many milliseconds with so many threads."""
-    return choose_lanes(model, lambda _, threads: by_threads[threads] / 1e3)
+def chosen(model: Any, by_threads: dict[int, float], otherwise: Collection[int] = ()) -> int:
+    """Of a network of which an image takes so many milliseconds with so many threads, rounded otherwise by some."""
+
+    def measure(_: Any, threads: int) -> Measured:
+        return Measured(
+            seconds=by_threads[threads] / 1e3, answers=b"otherwise" if threads in otherwise else b"alike"
+        )
+
+    return choose_lanes(model, measure)
 
 
 @pytest.mark.parametrize(
@@ -39,6 +49,29 @@ def test_as_many_batches_at_a_time_as_make_an_image_a_third_later_at_most(
 ) -> None:
     assert chosen(model, by_threads) == lanes
     assert threads[-1] == 8
+
+
+@pytest.mark.parametrize(("otherwise", "lanes"), [({1}, 4), ({1, 2}, 2), ({2}, 8), ({4, 2, 1}, 1)])
+def test_only_numbers_of_threads_are_taken_that_round_as_all_of_them(
+    model: ServedModel, threads: list[int], otherwise: set[int], lanes: int
+) -> None:
+    assert chosen(model, dict.fromkeys((8, 4, 2, 1), 10.0), otherwise) == lanes
+
+
+def test_answers_are_compared_to_the_last_bit(
+    model: ServedModel, threads: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(maskx_warm_up, "LATER", 1e9)
+    assert choose_lanes(model) == 8
+
+    def with_another_last_bit(*given: Any) -> list[Detections]:
+        (answer,) = ServedModel.predict(model, *given)
+        if threads[-1] < 8:
+            answer.scores[-1:] = np.nextafter(answer.scores[-1:], np.float32(2))
+        return [answer]
+
+    monkeypatch.setattr(model, "predict", with_another_last_bit)
+    assert choose_lanes(model) == 1
 
 
 def test_threads_that_cannot_be_halved_evenly_are_halved_no_further(
@@ -74,10 +107,10 @@ def test_what_the_operator_says_is_taken(
     model: ServedModel, threads: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served: Any = SimpleNamespace(model=model)
-    monkeypatch.delenv("MASKX_LANES", raising=False)
-    assert maskx_served.lanes_of(served) == (1, 8)
-    monkeypatch.setenv("MASKX_LANES", "auto")
     monkeypatch.setattr(maskx_served, "choose_lanes", lambda _: 2)
+    monkeypatch.delenv("MASKX_LANES", raising=False)
+    assert maskx_served.lanes_of(served) == (2, 4)
+    monkeypatch.setenv("MASKX_LANES", "auto")
     assert maskx_served.lanes_of(served) == (2, 4)
     monkeypatch.setenv("MASKX_LANES", "4")
     assert maskx_served.lanes_of(served) == (4, 2)
