@@ -7,7 +7,7 @@ import urllib.parse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import httpx
 
@@ -19,6 +19,12 @@ SCHEMES = ("http", "https", "grpc", "grpcs")
 TOKEN_VARIABLE = "MASKX_TOKEN"
 CONNECT_SECONDS = 10.0
 """A machine that does not even take the connection within so many seconds is not there."""
+CONNECTING, SENDING, ANSWERED = (
+    "connection.connect_tcp.started",
+    "http11.send_request_headers.started",
+    "http11.receive_response_headers.complete",
+)
+"""What httpx's trace calls the stages of a request."""
 
 Fields = Mapping[str, str]
 """The parameters of a request as they travel: text by their names."""
@@ -132,13 +138,13 @@ class RestTransport:
             async with asyncio.timeout(seconds):
                 if len(images) == 1 and not fields:
                     octets = {"Content-Type": "application/octet-stream"}
-                    response = await self._client.post(url, content=images[0], headers=octets)
+                    response = await self._post(url, content=images[0], headers=octets)
                 else:
                     files = [
                         (name, ("image", image, "application/octet-stream"))
                         for name, image in zip(field_names(len(images)), images, strict=True)
                     ]
-                    response = await self._client.post(url, data=dict(fields), files=files)
+                    response = await self._post(url, data=dict(fields), files=files)
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise unreachable(self._target.url, error or type(error).__name__) from error
         except httpx.HTTPError as error:
@@ -148,6 +154,23 @@ class RestTransport:
         if response.status_code == 200:
             return response.content
         raise _refusal(response)
+
+    async def _post(self, url: str, **content: Any) -> httpx.Response:
+        """The response, over a new connection where a kept one was found closed: a server may close it at any time.
+
+        That is no attempt of its own; a request that a server closed a new connection on is.
+        """
+        while True:
+            events: set[str] = set()
+
+            async def note(event: str, _: object, seen: set[str] = events) -> None:
+                seen.add(event)
+
+            try:
+                return await self._client.post(url, extensions={"trace": note}, **content)
+            except (httpx.NetworkError, httpx.RemoteProtocolError):
+                if SENDING not in events or events & {CONNECTING, ANSWERED}:
+                    raise
 
     async def aclose(self) -> None:
         """Closes all connections."""

@@ -33,7 +33,7 @@ def scaled_boxes(boxes: Tensor, scale: Tensor, inclusive: bool) -> Tensor:
 
 
 def interpolated(image: Tensor, height: int, width: int) -> Tensor:
-    """float32 [3, h, w] -> [3, height, width], bilinear with half-pixel centres; rounded alike by any number of threads.
+    """float32 [3, h, w] -> [3, height, width], bilinear, half-pixel centres; rounded alike by any number of threads.
 
     Of three channels together PyTorch (2.15, on a CPU) rounds otherwise with one thread than with more; of one it does
     not, and gives the numbers of three with more.

@@ -6,7 +6,7 @@ masks a training needs.
 
 import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,16 @@ def thinned(document: Mapping[str, Any], share: float, seed: int) -> dict[str, A
     """
     if not 0 <= share <= 1:
         raise ValueError(f"the share is {share}; give a number from 0 to 1")
+    return _keeping(document, seed, lambda _, masks: max(round(masks * share), 1))
+
+
+def with_counts(document: Mapping[str, Any], counts: Mapping[int, int], seed: int) -> dict[str, Any]:
+    """As `thinned`, with so many masks at most of each category's id; categories that are not named keep all."""
+    return _keeping(document, seed, lambda category, masks: counts.get(category, masks))
+
+
+def _keeping(document: Mapping[str, Any], seed: int, kept: Callable[[int, int], int]) -> dict[str, Any]:
+    """Keeps of each category with so many masks the first `kept` of an order that the seed decides."""
     of_category: dict[int, list[int]] = {}
     for place, entry in enumerate(document["annotations"]):
         if _has_true_mask(entry):
@@ -31,7 +41,7 @@ def thinned(document: Mapping[str, Any], share: float, seed: int) -> dict[str, A
     losing: set[int] = set()
     for category, places in of_category.items():
         random.Random(f"{seed} {category}").shuffle(places)
-        losing.update(places[max(round(len(places) * share), 1) :])
+        losing.update(places[kept(category, len(places)) :])
     annotations = [
         {key: value for key, value in entry.items() if key != "segmentation"} if place in losing else entry
         for place, entry in enumerate(document["annotations"])
@@ -50,11 +60,11 @@ def write_thinned(annotations: Path, out: Path, *, share: float, seed: int) -> s
     after = thinned(before, share, seed)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_whole(out, json.dumps(after) + "\n")
-    kept, of = (sum(1 for _ in _masks(one)) for one in (after, before))
-    return f"{out}: {kept} of {of} objects with a mask keep it, {len({*_masks(after)})} categories"
+    kept, of = (sum(1 for _ in true_masks(one)) for one in (after, before))
+    return f"{out}: {kept} of {of} objects with a mask keep it, {len({*true_masks(after)})} categories"
 
 
-def _masks(document: Mapping[str, Any]) -> Iterator[int]:
+def true_masks(document: Mapping[str, Any]) -> Iterator[int]:
     """The category of each object that has a mask that a human made."""
     return (entry["category_id"] for entry in document["annotations"] if _has_true_mask(entry))
 

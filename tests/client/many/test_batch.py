@@ -116,7 +116,7 @@ def test_failed_files_are_listed_and_the_next_run_asks_for_them_alone(
 def test_after_a_server_that_is_gone_the_same_command_goes_on(folder: Path, out: Path, capsys: Said) -> None:
     with rest(*[Step()] * 2, *[Step(cut=0)] * 40) as faulty:
         assert run(folder, "--coco", out, url=faulty.url, jobs=1, retries=1) == 2
-        assert len(faulty.seen) == 4
+        assert len(faulty.seen) == 5  # a kept connection that is found closed is no attempt
     said = capsys.readouterr()
     assert "2 of 6" in said.out and "the same command goes on" in said.err
     assert not out.exists()
