@@ -5,9 +5,13 @@ quotes the source; so the last message in the text tells whether memory ran out,
 fault.
 """
 
+import itertools
 import logging
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
 
 from maskx_answer import Detections
 from maskx_cuda_decode import DeviceImage
@@ -46,6 +50,34 @@ LOST_DEVICE_MARKS = (
 
 class DeviceLost(Exception):
     """The device computes no more for this process, which must be ended and started again."""
+
+
+class Lanes:
+    """`count` threads that compute parts of a batch, or of several batches, at a time, each with its share of torch's.
+
+    A single lane is the thread that asks, with all of torch's.
+    """
+
+    def __init__(self, count: int = 1) -> None:
+        self.count = count
+        self._threads: ThreadPoolExecutor | None = None
+        if count > 1:
+            share = max(torch.get_num_threads() // count, 1)
+            self._threads = ThreadPoolExecutor(count, "lane", torch.set_num_threads, (share,))
+
+    def predict_each(
+        self,
+        model: ServedModel,
+        images: Sequence[DecodedImage | DeviceImage],
+        parameters: Sequence[Parameters],
+    ) -> list[Detections | MaskxError]:
+        """As `predict_each`, a part in each lane; a part waits while others' batches are in all of them."""
+        if self._threads is None:
+            return predict_each(model, images, parameters)
+        ends = [len(images) * lane // self.count for lane in range(self.count + 1)]
+        parts = [slice(begin, end) for begin, end in itertools.pairwise(ends) if begin < end]
+        asked = [self._threads.submit(predict_each, model, images[one], parameters[one]) for one in parts]
+        return [one for answers in asked for one in answers.result()]
 
 
 def predict_each(

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from maskx_answer import LEAST_COMPRESSED, compressed
+from maskx_forward import Lanes
 from maskx_image import FORMATS
 from maskx_model import ServedModel
 from maskx_openapi import Described, openapi_document
@@ -32,12 +33,13 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True, kw_only=True)
 class Served:
     """A model that is ready to answer: itself, its service, the answer to who asks what runs here, and the OpenAPI
-    document of what it takes and gives, both in JSON."""
+    document of what it takes and gives, both in JSON; and how many batches are best asked at a time."""
 
     model: ServedModel
     service: Service
     description: bytes
     openapi: bytes
+    lanes: int
 
 
 def load(
@@ -71,6 +73,7 @@ def load(
     decoding = choose_decoding(service, model, settings.decode, together=batch_size)
     begin = time.monotonic()
     runs = warm_up_network(model, batch_size)
+    service.lanes = Lanes(lanes_of(model))
     warm_up_service(service)
     logger.info(
         "%s is ready on %s in %s by %s, %d categories; warmed up by %d runs in %.1f s; JPEGs decoded by %s",
@@ -95,36 +98,31 @@ def load(
     return Served(
         model=model,
         service=service,
-        description=description(model, settings, decoding),
+        description=description(model, settings, decoding, service.lanes.count),
         openapi=json.dumps(document).encode(),
+        lanes=service.lanes.count,
     )
 
 
-def lanes_of(served: Served) -> tuple[int, int]:
-    """How many batches a server with threads should have answered at a time, and torch's threads for each.
+def lanes_of(model: ServedModel) -> int:
+    """In how many lanes the model should compute (`maskx_forward.Lanes`).
 
-    As MASKX_LANES says: a number, or auto, the default, for what is found faster and answers alike. Several are each
-    answered in a thread of its own, which calls `enter_lane` first.
+    As MASKX_LANES says: a number, or auto, the default, for what is found faster and answers alike.
 
     Raises:
         ValueError: MASKX_LANES is no number that can be had here.
     """
-    asked, threads = os.environ.get(LANES) or "auto", torch.get_num_threads()
+    asked = os.environ.get(LANES) or "auto"
     if asked == "auto":
-        lanes = choose_lanes(served.model)
-        return lanes, threads // lanes
-    most = threads if answers_several(served.model) else 1
+        return choose_lanes(model)
+    threads = torch.get_num_threads()
+    most = threads if answers_several(model) else 1
     if not (asked.isdecimal() and 1 <= int(asked) <= most):
         raise ValueError(
             f"{LANES} is {asked!r}; expected auto or a whole number from 1 to {most}: this worker has {threads} "
-            "threads, and several batches at a time go on a CPU by TorchScript alone"
+            "threads, and several lanes are for a CPU and TorchScript alone"
         )
-    return int(asked), threads // int(asked)
-
-
-def enter_lane(threads: int) -> None:
-    """Gives the calling thread so many of torch's."""
-    torch.set_num_threads(threads)
+    return int(asked)
 
 
 def sent(answer: Answer, headers: Mapping[str, Any]) -> tuple[bytes, dict[str, str]]:
@@ -137,13 +135,14 @@ def sent(answer: Answer, headers: Mapping[str, Any]) -> tuple[bytes, dict[str, s
     return compressed(answer.body), others | {"content-encoding": "gzip", "vary": "accept-encoding"}
 
 
-def description(model: ServedModel, settings: Settings, decoding: Mapping[str, Any]) -> bytes:
+def description(model: ServedModel, settings: Settings, decoding: Mapping[str, Any], lanes: int) -> bytes:
     """The answer to the describe call, in JSON: what runs here, and what a request may ask of it.
 
     `decoding` is what `maskx_warm_up.choose_decoding` found.
     """
     content = model.description() | {
         "decode": dict(decoding),
+        "lanes": lanes,
         "precision_asked": settings.precision,
         "limits": asdict(settings.limits) | {"max_detections": MAX_DETECTIONS},
         "mask_formats": MASK_FORMATS,

@@ -25,7 +25,7 @@ from maskx_errors import (
     MaskxError,
     RequestError,
 )
-from maskx_forward import DeviceLost, predict_each
+from maskx_forward import DeviceLost, Lanes
 from maskx_image import DecodedImage, ImageError, ImageTooLarge, checked_header, decode, decode_to_fit
 from maskx_model import ServedModel
 from maskx_parameters import CategoryIndex, Parameters
@@ -94,10 +94,12 @@ class Service:
     `max_pixels` in the settings lowers the bound.
 
     Where `cuda_decoder` is not None, ordinary JPEGs are decoded by it, all of a batch at once and in full, and only the
-    others in threads; their pixels take 3 bytes each on the device.
+    others in threads; their pixels take 3 bytes each on the device. `lanes` are what the network computes in; several
+    threads may ask at a time.
     """
 
     cuda_decoder: CudaDecoder | None = None
+    lanes = Lanes()
 
     def __init__(self, model: ServedModel, limits: Limits, *, name: str, version: str) -> None:
         self._model = model
@@ -230,7 +232,7 @@ class Service:
         if images and not self.lost:
             try:
                 alone, parameters = [image for image, _ in images], [wished for _, wished in images]
-                return predict_each(self._model, alone, parameters)
+                return self.lanes.predict_each(self._model, alone, parameters)
             except DeviceLost:
                 self.lost = True
         return [MaskxError(RESTARTING, RESTARTING_MESSAGE)] * len(images)

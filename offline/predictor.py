@@ -12,8 +12,10 @@ from typing import Any
 import torch
 import yaml
 
+from maskx_forward import Lanes
 from maskx_model import METADATA_NAME, ServedModel
 from maskx_parameters import Category, CategoryIndex, GivenParameters, Parameters
+from maskx_served import lanes_of
 from maskx_service import Service
 from maskx_settings import Limits, Settings, read_settings
 from offline.plan import Image
@@ -112,6 +114,7 @@ class Predictor:
         limits = model.settings.limits
         self._limits: Limits = replace(limits, max_image_bytes=NO_BOUND, max_answer_bytes=NO_BOUND)
         self._service = Service(served, self._limits, name="maskx", version="offline")
+        self._service.lanes = Lanes(lanes_of(served))
         self._parameters = wanted.parameters()
 
     def predict(self, images: Sequence[Image], contents: Sequence[bytes | OSError]) -> list[Record]:

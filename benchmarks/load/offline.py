@@ -10,6 +10,8 @@ import torch
 from benchmarks.load.client import LONGEST_SECONDS
 from benchmarks.speed.ours import Ours
 from benchmarks.speed.side import read
+from maskx_forward import Lanes
+from maskx_served import lanes_of
 from maskx_warm_up import warm_up_network
 
 
@@ -28,6 +30,7 @@ class Offline:
         ours = Ours(path, "cuda:0" if torch.cuda.is_available() else "cpu")
         warm_up_network(ours.model)
         self._service = ours.service
+        self._service.lanes = Lanes(lanes_of(ours.model))
         self._requests = itertools.cycle([{"body": image} for image in read(images)])
 
     def run(self, batch: int, seconds: float, least: int = 1) -> dict[str, Any]:

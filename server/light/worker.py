@@ -8,7 +8,7 @@ there; GPU is "" where none is assigned. Only the standard library, PyYAML and t
 A message is its length in 8 bytes, the lowest first, and the content in `marshal`'s form, which makes plain values
 alone: nothing that is read can run code. The worker first says ("ready", the OpenAPI document in JSON, lanes) or
 ("failed", reason). From then on every message begins with a number of the front's, and so does the answer to it; up to
-`lanes` of them may be under way at a time, and are answered in whatever order they are done (`maskx_served.lanes_of`).
+`lanes` of them may be under way at a time, and are answered in whatever order they are done (`maskx_forward.Lanes`).
 (number, "describe") is answered with bytes, and (number, "answer", requests), each request (fields, headers, by_grpc),
 with (answers, samples, lost): an answer is (status, content type, kind, headers, body), a sample (name, value, labels);
 `lost` is whether the device computes no more, after which the process ends. It ends too when the front closes the
@@ -77,21 +77,15 @@ class Worker:
         self._model = self._served.load(
             folder, manifest, config, name=name, gpu_id=gpu_id, batch_size=batch_size
         )
-        lanes_of = getattr(self._served, "lanes_of", lambda _: (1, 0))  # an archive of before has none
-        self.lanes: int
-        self._threads: int
-        self.lanes, self._threads = lanes_of(self._model)
+        self.lanes: int = getattr(self._model, "lanes", 1)  # an archive of before has none
         self._metrics = import_module("maskx_metrics")
         self._queue_seconds = import_module("maskx_request").queue_seconds
         self._memory_due = 0.0
 
-    def enter_lane(self) -> None:
-        """To be called in the thread of each lane, where there are several, before its first batch."""
-        self._served.enter_lane(self._threads)
-
     def describe(self) -> bytes:
         """What runs here, in JSON."""
-        return json.dumps(json.loads(self._model.description) | {"lanes": self.lanes}).encode()
+        description: bytes = self._model.description
+        return description
 
     def openapi(self) -> bytes:
         """The OpenAPI document of what is taken and given here, in JSON."""
@@ -135,7 +129,7 @@ class Lanes:
         """Answers until the front closes the socket, or the device is lost; returns the exit status."""
         if self._worker.lanes == 1:
             return self._serve(self._answer)
-        with ThreadPoolExecutor(self._worker.lanes, "lane", self._worker.enter_lane) as threads:
+        with ThreadPoolExecutor(self._worker.lanes, "lane") as threads:
             return self._serve(lambda *message: threads.submit(self._guarded, *message))
 
     def _serve(self, answer: Any) -> int:

@@ -1,6 +1,7 @@
-"""How many batches a worker answers at a time: chosen by time, or as it was asked for."""
+"""In how many lanes a network computes: chosen by time, or as it was asked for; and that they compute."""
 
-from collections.abc import Collection
+import threading
+from collections.abc import Collection, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,8 +12,13 @@ import torch
 import maskx_served
 import maskx_warm_up
 from maskx_answer import Detections
+from maskx_errors import MaskxError
+from maskx_forward import DeviceLost, Lanes
+from maskx_image import DecodedImage
 from maskx_model import ServedModel
+from maskx_parameters import Parameters
 from maskx_warm_up import SMALL_NETWORK, Measured, choose_lanes
+from tests.served.standin import NETWORK_FAULT, plain, scene
 
 
 @pytest.fixture
@@ -106,25 +112,89 @@ def test_time_is_taken_with_so_many_threads_as_were_asked_for(model: ServedModel
 def test_what_the_operator_says_is_taken(
     model: ServedModel, threads: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    served: Any = SimpleNamespace(model=model)
     monkeypatch.setattr(maskx_served, "choose_lanes", lambda _: 2)
     monkeypatch.delenv("MASKX_LANES", raising=False)
-    assert maskx_served.lanes_of(served) == (2, 4)
+    assert maskx_served.lanes_of(model) == 2
     monkeypatch.setenv("MASKX_LANES", "auto")
-    assert maskx_served.lanes_of(served) == (2, 4)
+    assert maskx_served.lanes_of(model) == 2
     monkeypatch.setenv("MASKX_LANES", "4")
-    assert maskx_served.lanes_of(served) == (4, 2)
+    assert maskx_served.lanes_of(model) == 4
     monkeypatch.setenv("MASKX_LANES", "9")
     with pytest.raises(
         ValueError, match=r"MASKX_LANES is '9'; expected auto or a whole number from 1 to 8: this worker has"
     ):
-        maskx_served.lanes_of(served)
+        maskx_served.lanes_of(model)
     monkeypatch.setenv("MASKX_LANES", "two")
     with pytest.raises(ValueError, match=r"MASKX_LANES is 'two'"):
-        maskx_served.lanes_of(served)
+        maskx_served.lanes_of(model)
     monkeypatch.setattr(model, "engine", {"used": "compiled"})
     monkeypatch.setenv("MASKX_LANES", "1")
-    assert maskx_served.lanes_of(served) == (1, 8)
+    assert maskx_served.lanes_of(model) == 1
     monkeypatch.setenv("MASKX_LANES", "2")
     with pytest.raises(ValueError, match=r"from 1 to 1: "):
-        maskx_served.lanes_of(served)
+        maskx_served.lanes_of(model)
+
+
+REDS = [scene(red=(i, 2, 9, 7)) for i in range(7)]
+WISHED = Parameters(score_threshold=0.5, max_detections=100)
+
+
+def placed(found: Sequence[Detections | MaskxError]) -> list[str]:
+    """Of each image the place of its red object, or the type of its error."""
+    return [one.kind.name if isinstance(one, MaskxError) else str(int(one.boxes[0, 0])) for one in found]
+
+
+def computed(lanes: Lanes, model: ServedModel, images: Sequence[np.ndarray]) -> list[str]:
+    decoded = [DecodedImage(pixels=one, height=one.shape[0], width=one.shape[1]) for one in images]
+    return placed(lanes.predict_each(model, decoded, [WISHED] * len(decoded)))
+
+
+@pytest.mark.parametrize(
+    ("count", "images", "parts"),
+    [(1, 7, [7]), (2, 7, [3, 4]), (3, 7, [2, 2, 3]), (4, 1, [1]), (4, 2, [1, 1]), (2, 4, [2, 2])],
+)
+def test_a_batch_is_computed_in_as_even_parts_as_there_are_lanes_and_answered_in_order(
+    model: ServedModel, monkeypatch: pytest.MonkeyPatch, count: int, images: int, parts: list[int]
+) -> None:
+    sizes, names = [], set()
+
+    def noted(batch: Sequence[np.ndarray], *others: Any) -> list[Detections]:
+        sizes.append(len(batch))
+        names.add(threading.current_thread().name.partition("_")[0])
+        return ServedModel.predict(model, batch, *others)
+
+    monkeypatch.setattr(model, "predict", noted)
+    lanes = Lanes(count)
+    assert computed(lanes, model, REDS[:images]) == [str(i) for i in range(images)]
+    assert sorted(sizes) == parts
+    assert names == ({"lane"} if count > 1 else {threading.current_thread().name})
+    assert computed(lanes, model, []) == []
+
+
+def test_a_lane_has_its_share_of_the_threads_and_who_asks_keeps_all(
+    model: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, seen = torch.get_num_threads(), []
+
+    def noted(*given: Any) -> list[Detections]:
+        seen.append(torch.get_num_threads())
+        return ServedModel.predict(model, *given)
+
+    monkeypatch.setattr(model, "predict", noted)
+    torch.set_num_threads(4)
+    try:
+        computed(Lanes(2), model, REDS[:2])
+        assert seen == [2, 2] and torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_an_image_that_fails_in_a_lane_costs_its_own_answer_alone(model: ServedModel) -> None:
+    images = [*REDS[:3], plain(NETWORK_FAULT), *REDS[4:]]
+    assert computed(Lanes(3), model, images) == ["0", "1", "2", "InternalError", "4", "5", "6"]
+
+
+def test_a_device_that_is_lost_in_a_lane_is_lost(model: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model, "device_answers", lambda: False)
+    with pytest.raises(DeviceLost):
+        computed(Lanes(2), model, [*REDS[:3], plain(NETWORK_FAULT)])

@@ -39,7 +39,9 @@ def resized(pixels: Tensor, height: int, width: int, count: int) -> Tensor:
 def test_any_number_of_threads_gives_the_same_pixels_which_are_those_of_bilinear_resizing(
     height: int, width: int, to: tuple[int, int], layout: str
 ) -> None:
-    noise = torch.randint(256, (height, width, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    noise = torch.randint(
+        256, (height, width, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     pixels = noise.permute(2, 0, 1)  # as a decoder leaves them: the colours of a pixel side by side
     if layout == "planes":
         pixels = pixels.contiguous()

@@ -60,14 +60,9 @@ def load(folder, manifest, config, *, name, gpu_id, batch_size):
     if (config or {}).get("broken"):
         raise ValueError("this archive is broken")
     model = SimpleNamespace(device="cpu", memory_taken=lambda: 1)
-    told = {"description": b'{"fake": true}', "openapi": b'{"paths": {}}'}
-    return SimpleNamespace(model=model, service=Service(), lanes=(config or {}).get("lanes", 1), **told)
-
-def lanes_of(served):
-    return served.lanes, 1
-
-def enter_lane(threads):
-    threading.current_thread().name += " entered"
+    lanes = (config or {}).get("lanes", 1)
+    told = {"description": json.dumps({"fake": True, "lanes": lanes}).encode(), "openapi": b'{"paths": {}}'}
+    return SimpleNamespace(model=model, service=Service(), lanes=lanes, **told)
 
 def sent(answer, headers):
     return answer.body, {"x-error-type": answer.kind} if answer.kind else {}

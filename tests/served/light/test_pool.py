@@ -241,7 +241,7 @@ def test_a_worker_with_lanes_answers_so_many_batches_at_a_time_each_in_a_thread_
         tasks = [asked(pool, body) for body in (b"wait", b"wait", b"go")]
         answers = [content(await one) for one in tasks]
         assert len({one["pid"] for one in answers}) == 1
-        assert {one["thread"] for one in answers} == {f"lane_{k} entered" for k in range(3)}
+        assert {one["thread"] for one in answers} == {f"lane_{k}" for k in range(3)}
         assert (await pool.describe())["lanes"] == 3
 
     run(with_lanes(folder, 3), replace(settings, batch_size=1, delay=0.0), case)
