@@ -8,8 +8,10 @@ fault.
 import itertools
 import logging
 import re
+import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Any
 
 import torch
 
@@ -53,17 +55,19 @@ class DeviceLost(Exception):
 
 
 class Lanes:
-    """`count` threads that compute parts of a batch, or of several batches, at a time, each with its share of torch's.
+    """Up to `count` parts of a batch, or of several batches, are computed at a time, each with its share of torch's
+    threads. `taken` are the parts under way, those that wait too.
 
-    A single lane is the thread that asks, with all of torch's.
+    A thread that asks computes a part itself, and others those that are left.
     """
 
     def __init__(self, count: int = 1) -> None:
         self.count = count
-        self._threads: ThreadPoolExecutor | None = None
-        if count > 1:
-            share = max(torch.get_num_threads() // count, 1)
-            self._threads = ThreadPoolExecutor(count, "lane", torch.set_num_threads, (share,))
+        self.taken = 0
+        self._lock = threading.Lock()
+        self._free = threading.Semaphore(count)
+        self._share = max(torch.get_num_threads() // count, 1)
+        self._others = ThreadPoolExecutor(count - 1, "lane") if count > 1 else None
 
     def predict_each(
         self,
@@ -71,13 +75,35 @@ class Lanes:
         images: Sequence[DecodedImage | DeviceImage],
         parameters: Sequence[Parameters],
     ) -> list[Detections | MaskxError]:
-        """As `predict_each`, a part in each lane; a part waits while others' batches are in all of them."""
-        if self._threads is None:
+        """As `predict_each`, a part in each lane that is free; whole, in the next lane, where none is.
+
+        So parts are larger where many ask at a time, and none waits for another.
+        """
+        if self._others is None or not images:
             return predict_each(model, images, parameters)
-        ends = [len(images) * lane // self.count for lane in range(self.count + 1)]
-        parts = [slice(begin, end) for begin, end in itertools.pairwise(ends) if begin < end]
-        asked = [self._threads.submit(predict_each, model, images[one], parameters[one]) for one in parts]
-        return [one for answers in asked for one in answers.result()]
+        with self._lock:
+            count = min(max(self.count - self.taken, 1), len(images))
+            self.taken += count
+        ends = [len(images) * part // count for part in range(count + 1)]
+        work = [(model, images[begin:end], parameters[begin:end]) for begin, end in itertools.pairwise(ends)]
+        others = [self._others.submit(self._computed, *one) for one in work[1:]]
+        try:
+            mine = self._computed(*work[0])
+        finally:
+            wait(others)
+        return [one for answers in (mine, *(one.result() for one in others)) for one in answers]
+
+    def _computed(self, *work: Any) -> list[Detections | MaskxError]:
+        """A part's answers, once a lane is free, by the lane's share of threads."""
+        before = torch.get_num_threads()
+        try:
+            with self._free:
+                torch.set_num_threads(self._share)
+                return predict_each(*work)
+        finally:
+            torch.set_num_threads(before)
+            with self._lock:
+                self.taken -= 1
 
 
 def predict_each(

@@ -1,7 +1,9 @@
 """In how many lanes a network computes: chosen by time, or as it was asked for; and that they compute."""
 
 import threading
+import time
 from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -156,19 +158,48 @@ def computed(lanes: Lanes, model: ServedModel, images: Sequence[np.ndarray]) -> 
 def test_a_batch_is_computed_in_as_even_parts_as_there_are_lanes_and_answered_in_order(
     model: ServedModel, monkeypatch: pytest.MonkeyPatch, count: int, images: int, parts: list[int]
 ) -> None:
-    sizes, names = [], set()
+    sizes, names = [], set[str]()
 
     def noted(batch: Sequence[np.ndarray], *others: Any) -> list[Detections]:
         sizes.append(len(batch))
-        names.add(threading.current_thread().name.partition("_")[0])
+        names.add(threading.current_thread().name)
         return ServedModel.predict(model, batch, *others)
 
     monkeypatch.setattr(model, "predict", noted)
     lanes = Lanes(count)
     assert computed(lanes, model, REDS[:images]) == [str(i) for i in range(images)]
     assert sorted(sizes) == parts
-    assert names == ({"lane"} if count > 1 else {threading.current_thread().name})
+    assert threading.current_thread().name in names and len(names) <= len(parts)
     assert computed(lanes, model, []) == []
+
+
+def test_where_others_are_in_all_lanes_a_batch_is_computed_whole_in_the_next_that_is_free(
+    model: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes, begun, go = [], threading.Semaphore(0), threading.Event()
+
+    def held(batch: Sequence[np.ndarray], *others: Any) -> list[Detections]:
+        sizes.append(len(batch))
+        begun.release()
+        assert go.wait(60)
+        return ServedModel.predict(model, batch, *others)
+
+    monkeypatch.setattr(model, "predict", held)
+    lanes = Lanes(3)
+    with ThreadPoolExecutor(4) as clients:
+        first = clients.submit(computed, lanes, model, REDS[:1])
+        assert begun.acquire(timeout=60)
+        others = [clients.submit(computed, lanes, model, REDS[:4])]  # two lanes are free
+        assert begun.acquire(timeout=60) and begun.acquire(timeout=60)
+        others += [clients.submit(computed, lanes, model, REDS[1:4])]
+        while lanes.taken < 4:
+            time.sleep(0.001)
+        go.set()
+        assert first.result() == ["0"]
+        assert [one.result() for one in others] == [["0", "1", "2", "3"], ["1", "2", "3"]]
+    assert sizes == [1, 2, 2, 3] and lanes.taken == 0
+    computed(lanes, model, REDS[:3])
+    assert sizes[-3:] == [1, 1, 1]  # all are free again
 
 
 def test_a_lane_has_its_share_of_the_threads_and_who_asks_keeps_all(
