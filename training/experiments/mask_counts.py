@@ -106,7 +106,7 @@ def measure(
     masks = Counter(every.label_of_id(category) for category in true_masks(document))
     found: list[ClassAtCount] = []
     for number, kept in enumerate(rounds_of(every, masks, counts, config.seed)):
-        path = folder / f"round{number}" / "train.json"
+        path = folder / "-".join(map(str, counts)) / f"round{number}" / "train.json"
         by_id = {every.id_of_label(label): count for label, count in kept.items()}
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps(with_counts(document, by_id, config.seed)))

@@ -107,7 +107,7 @@ def test_each_round_is_trained_with_the_masks_that_are_left_and_goes_on_where_it
     )
     assert {one.name: one.masks for one in found} == {"brick": 6, "tile": 4, "slab": 2}
 
-    runs = sorted((checkpoint.parent / "mask_counts").glob("*/*/checkpoint.pt"))
+    runs = sorted((checkpoint.parent / "mask_counts").glob("0-1/*/*/checkpoint.pt"))
     trained = [run.stat().st_mtime_ns for run in runs]
     capsys.readouterr()
     assert main(["--checkpoint", str(checkpoint), "--counts", "0,1"]) == 0
