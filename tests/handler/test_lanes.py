@@ -1,5 +1,6 @@
 """In how many lanes a network computes: chosen by time, or as it was asked for; and that they compute."""
 
+import itertools
 import threading
 import time
 from collections.abc import Collection, Sequence
@@ -91,6 +92,16 @@ def test_threads_that_cannot_be_halved_evenly_are_halved_no_further(
 
 def test_a_large_network_is_measured_once_and_has_one_lane(model: ServedModel, threads: list[int]) -> None:
     assert chosen(model, {8: 1e3 * SMALL_NETWORK + 1}) == 1
+
+
+def test_a_large_network_is_run_twice_more_at_the_start_and_no_more(
+    model: ServedModel, threads: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs, clock = itertools.count(), itertools.count()
+    monkeypatch.setattr(model, "predict", lambda *_: next(runs))
+    monkeypatch.setattr(maskx_warm_up.time, "perf_counter", lambda: next(clock) * (SMALL_NETWORK + 0.01))
+    assert choose_lanes(model) == 1
+    assert next(runs) == 2
 
 
 def test_one_thread_a_gpu_and_compiled_parts_have_one_lane_and_nothing_is_measured(
