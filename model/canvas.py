@@ -41,7 +41,9 @@ def interpolated(image: Tensor, height: int, width: int) -> Tensor:
     together = image[None] if image.is_cuda else image[:, None]
     parts: list[Tensor] = []
     for part in together.split(1):
-        parts.append(nn.functional.interpolate(part, size=[height, width], mode="bilinear", align_corners=False))
+        parts.append(
+            nn.functional.interpolate(part, size=[height, width], mode="bilinear", align_corners=False)
+        )
     return torch.cat(parts).view(3, height, width)
 
 
