@@ -110,6 +110,29 @@ def test_the_runs_own_transfer_is_taken_and_no_held_out_class_is_judged_by_it(
     assert splits == {"brick\n", "tile\n"}
 
 
+def test_masks_as_they_come_all_judge_and_every_object_without_one_gets_one(
+    run: TrainingConfig, with_changed_set: ChangedSet
+) -> None:
+    """`data.mask_classes=auto`: one slab and all tiles but one have masks, and no class has as many as set A asks."""
+
+    def mixed(document: dict[str, Any]) -> None:
+        slabs = of_slabs(document)
+        tiles = [one for one in document["annotations"] if one["category_id"] == 2]
+        for one in [*slabs[1:], tiles[0]]:
+            one["segmentation"] = []
+
+    config = changed(with_changed_set(mixed), {"data.mask_classes": "auto", "validate_transfer.groups": 3})
+    found = join(config, Painted(), train)
+    assert found.classes.has_mask == (True, True, True)
+    before = json.loads(Path(config.data.train_annotations).read_text())["annotations"]
+    after = document_with_masks(found)["annotations"]
+    for one, joined_one in zip(before, after, strict=True):
+        assert joined_one["segmentation"] if one["segmentation"] == [] else joined_one == one
+    assert sum("mask_source" in one for one in after) == len(of_slabs({"annotations": before})) - 1 + 1
+    splits = {path.read_text() for path in Path(config.output.dir, "join").rglob("mask_classes.txt")}
+    assert splits == {"tile\nslab\n", "brick\nslab\n", "brick\ntile\n"}
+
+
 def test_what_the_file_has_as_masks_of_set_b_changes_nothing(
     joined: Join, with_changed_set: ChangedSet
 ) -> None:
