@@ -99,6 +99,10 @@ class ClassTable:
             mask_sources=tuple(mask_sources),
         )
 
+    def with_few_masks_too(self) -> Self:
+        """The table with every class in set A whose true masks are read, few as they may be."""
+        return self.with_sources(["masks" if one == "some_masks" else one for one in self.mask_sources])
+
     def with_sources_of(self, other: "ClassTable") -> Self:
         """The table with the sources that classes of the same name have in another; those it does not know: "boxes"."""
         known = dict(zip(other.names, other.mask_sources, strict=True))

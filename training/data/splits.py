@@ -29,8 +29,9 @@ EIGHTHS = (2, 3, 4, 5, 6)
 """Sizes of set A in eighths of the classes; of COCO's 80: 20, 30, 40, 50, 60."""
 PREFIX = "random:"
 AUTO = "auto"
-MASKS_OF_SET_A = 10
-"""True masks in the training set from which `auto` takes a class into set A. A guess: not measured yet."""
+MASKS_OF_SET_A = 80
+"""True masks in the training set from which `auto` takes a class into set A: with so many a class's masks are halfway
+from those of a class that has none to those that it gets with all of its own (docs/training.md: between 60 and 100)."""
 
 
 def split_classes(categories: Sequence[Mapping[str, Any]], mask_classes: str) -> ClassTable:
@@ -126,9 +127,11 @@ def reading_all(categories: Sequence[Mapping[str, Any]]) -> ClassTable:
 def as_they_come(classes: ClassTable, true: NDArray[np.int64], taught: NDArray[np.int64]) -> ClassTable:
     """The table by the masks that there are, int64 [C]: of each class those that humans made, and the others.
 
-    Set A are the classes with at least `MASKS_OF_SET_A` true ones; where there is no such class, those with the most.
+    Set A are the classes with at least `MASKS_OF_SET_A` true ones; where there is no such class, those that have half as
+    many as the one with the most, or more.
     """
-    enough = min(MASKS_OF_SET_A, max(int(true.max()), 1))
+    most = int(true.max())
+    enough = MASKS_OF_SET_A if most >= MASKS_OF_SET_A else max((most + 1) // 2, 1)
     return classes.with_sources(
         [
             "masks" if trues >= enough else "some_masks" if trues else "taught" if others else "boxes"

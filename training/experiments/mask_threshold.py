@@ -102,6 +102,7 @@ def calibrate(
     if wrong:
         raise ValueError(f"a threshold is {wrong[0]}; it is above 0 and below 1")
     folder = Path(config.output.dir) / "calibrate_masks"
+    classes = classes.with_few_masks_too()
     truth = truth_of_set_a(config, classes, max_images=max_images)
     folds = folds_of(config, classes, truth)
     detector = finished_detector(config) or detector_in(folder / "detector", config, train)

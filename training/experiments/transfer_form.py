@@ -118,7 +118,7 @@ def validate(
     path = Path(config.data.val_annotations)
     document = read_annotations(path, config.data.reading)
     if config.data.mask_classes == AUTO:
-        classes = training_set(config).classes
+        classes = training_set(config).classes.with_few_masks_too()
     else:
         classes = classes_of(document, config.data.mask_classes, path)
     truth = truth_of_set_a(config, classes, document=document)

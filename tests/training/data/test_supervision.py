@@ -69,9 +69,18 @@ def test_taught_masks_do_not_make_a_class_one_of_set_a(load_coco: Load) -> None:
     assert sources(dataset) == {"box": "masks", "cup": "taught", "dog": "boxes"}
 
 
-def test_where_no_class_has_enough_masks_those_with_the_most_are_set_a(load_coco: Load) -> None:
-    dataset = load_coco(many({BOX: [TRUE] * 3, CUP: [TRUE] * 3, DOG: [TRUE]}), mask_classes="auto")
+def test_where_no_class_has_enough_masks_those_with_half_of_the_most_are_set_a(load_coco: Load) -> None:
+    most = MASKS_OF_SET_A - 1
+    half = (most + 1) // 2
+    dataset = load_coco(
+        many({BOX: [TRUE] * most, CUP: [TRUE] * half, DOG: [TRUE] * (half - 1)}), mask_classes="auto"
+    )
     assert sources(dataset) == {"box": "masks", "cup": "masks", "dog": "some_masks"}
+
+
+def test_a_class_of_a_single_mask_is_set_a_where_no_other_has_more(load_coco: Load) -> None:
+    dataset = load_coco(many({BOX: [TRUE], CUP: [BARE], DOG: [TAUGHT]}), mask_classes="auto")
+    assert sources(dataset) == {"box": "masks", "cup": "boxes", "dog": "taught"}
 
 
 def test_masks_that_cannot_be_used_do_not_count_for_set_a(load_coco: Load) -> None:
@@ -201,7 +210,8 @@ def test_the_report_says_by_source_how_many_classes_and_objects_and_who_taught_t
     contents = many({BOX: [*enough, BARE, TAUGHT], CUP: [TRUE, BARE], DOG: [TAUGHT, other, TAUGHT, BARE]})
     report = load_coco(contents, mask_classes="auto").report
     assert report.sources == (
-        "set A, true masks: 1 class, 12 objects (10 with a true mask, 1 by segmenter): box",
+        f"set A, true masks: 1 class, {MASKS_OF_SET_A + 2} objects "
+        f"({MASKS_OF_SET_A} with a true mask, 1 by segmenter): box",
         "some true masks, fewer than set A asks: 1 class, 2 objects (1 with a true mask): cup",
         "masks taught by another: 1 class, 4 objects (0 with a true mask, 2 by segmenter, 1 by joined): dog",
     )

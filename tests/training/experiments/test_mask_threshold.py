@@ -163,6 +163,18 @@ def test_only_held_out_classes_are_shifted_and_judged(
     assert "model.transfer.mask_threshold=0.35" in report(found)
 
 
+def test_with_masks_as_they_come_classes_of_few_masks_are_held_out_too(config: TrainingConfig) -> None:
+    """Of the tiny set's 6 bricks, 4 tiles and 2 slabs the last are too few for set A."""
+    config = changed(
+        config, {"data.mask_classes": "auto", "validate_transfer.groups": 3, "validate_transfer.folds": 3}
+    )
+    classes = load_network(train(config))[1]
+    assert classes.mask_sources == ("masks", "masks", "some_masks")
+    found = calibrate(config, classes, train, thresholds=(0.4,))
+    assert sorted(found.held_out) == [("brick",), ("slab",), ("tile",)]
+    assert found.objects == 12
+
+
 def test_the_command_measures_writes_the_table_and_puts_the_threshold_into_the_checkpoint(
     config: TrainingConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,6 +14,7 @@ from model.classes import ClassTable
 from model.config import TransferConfig
 from tests.training.data.coco_scene import CLASSES, KnowingNetwork, Scene, Thing, corner
 from training.config import TrainingConfig, changed, config_from_dict, load_config, to_dict
+from training.data.coco import training_set
 from training.experiments import transfer_form as validate_transfer
 from training.experiments.held_out import hold_out_groups
 from training.experiments.transfer_form import CANDIDATES
@@ -205,6 +206,27 @@ def test_with_more_folds_every_class_of_set_a_is_held_out_in_turn(config: Traini
     assert sorted(name for group in outcome.held_out for name in group) == ["ant", "bee", "cat"]
     assert len(train.configs) == 1 + 3 * 3
     assert all(len(one.fold_ious) == 3 for one in outcome.judged)
+
+
+def test_with_masks_as_they_come_classes_of_few_masks_are_held_out_too(
+    config: TrainingConfig, scene: Scene, tmp_path: Path
+) -> None:
+    """Of the four classes that have masks the last has one alone, and is not in set A."""
+    document = json.loads(Path(config.data.val_annotations).read_text())
+    of_last = [one for one in document["annotations"] if one["category_id"] == CLASSES.ids[-1]]
+    for one in of_last[1:]:
+        one["segmentation"] = []
+    few = tmp_path / "few.json"
+    few.write_text(json.dumps(document))
+    changes = {"data.mask_classes": "auto", "data.train_images": config.data.val_images}
+    changes |= {
+        "data.train_annotations": str(few),
+        "validate_transfer.groups": 4,
+        "validate_transfer.folds": 4,
+    }
+    assert training_set(changed(config, changes)).classes.has_mask == (True, True, True, False)
+    outcome = validate(changed(config, changes), NotingTrain())
+    assert sorted(name for group in outcome.held_out for name in group) == sorted(CLASSES.names)
 
 
 def test_where_cuda_was_asked_for_and_is_not_there_no_form_is_trained_or_judged_on_the_cpu(
