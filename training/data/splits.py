@@ -127,8 +127,8 @@ def reading_all(categories: Sequence[Mapping[str, Any]]) -> ClassTable:
 def as_they_come(classes: ClassTable, true: NDArray[np.int64], taught: NDArray[np.int64]) -> ClassTable:
     """The table by the masks that there are, int64 [C]: of each class those that humans made, and the others.
 
-    Set A are the classes with at least `MASKS_OF_SET_A` true ones; where there is no such class, those that have half as
-    many as the one with the most, or more.
+    Set A are the classes with at least `MASKS_OF_SET_A` true ones; where there is no such class, those that have
+    half as many as the one with the most, or more.
     """
     most = int(true.max())
     enough = MASKS_OF_SET_A if most >= MASKS_OF_SET_A else max((most + 1) // 2, 1)
