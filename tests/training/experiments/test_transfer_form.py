@@ -218,7 +218,7 @@ def test_with_masks_as_they_come_classes_of_few_masks_are_held_out_too(
         one["segmentation"] = []
     few = tmp_path / "few.json"
     few.write_text(json.dumps(document))
-    changes = {"data.mask_classes": "auto", "data.train_images": config.data.val_images}
+    changes: dict[str, Any] = {"data.mask_classes": "auto", "data.train_images": config.data.val_images}
     changes |= {
         "data.train_annotations": str(few),
         "validate_transfer.groups": 4,
