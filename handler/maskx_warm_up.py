@@ -121,8 +121,11 @@ def choose_lanes(model: ServedModel, measure: Callable[[ServedModel, int], Measu
     latest = LATER * min(one.seconds for one in found.values())
     alike = {lanes: one for lanes, one in found.items() if one.answers == found[1].answers}
     chosen = max(lanes for lanes, one in alike.items() if lanes == 1 or one.seconds <= latest)
+    words = {
+        lanes: " (rounded otherwise)" for lanes, one in found.items() if one.answers and lanes not in alike
+    }
     shown = ", ".join(
-        f"{1e3 * one.seconds:.1f} ms with {threads // lanes}{'' if lanes in alike else ' (rounded otherwise)'}"
+        f"{1e3 * one.seconds:.1f} ms with {threads // lanes}{words.get(lanes, '')}"
         for lanes, one in found.items()
     )
     logger.info("%d batches at a time: an image takes %s threads", chosen, shown)
