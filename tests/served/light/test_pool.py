@@ -276,9 +276,7 @@ def test_a_hung_lane_ends_its_worker_and_those_in_the_other_lanes_are_answered(
 
 
 @pytest.mark.parametrize("lanes", [1, 3])
-def test_a_fault_in_a_lane_ends_the_worker_and_is_not_waited_for(
-    folder: Path, settings: PoolSettings, lanes: int
-) -> None:
+def test_a_fault_in_a_lane_ends_the_worker_at_once(folder: Path, settings: PoolSettings, lanes: int) -> None:
     async def case(pool: Pool) -> None:
         await ready(pool)
         assert await outcome(asked(pool, b"faulty")) == "503 WorkerDied"
@@ -289,9 +287,7 @@ def test_a_fault_in_a_lane_ends_the_worker_and_is_not_waited_for(
     assert "a fault of this program's own" in settings.log.read_text()
 
 
-def test_what_is_no_message_ends_the_worker_and_is_not_waited_for(
-    folder: Path, settings: PoolSettings
-) -> None:
+def test_what_is_no_message_ends_the_worker_at_once(folder: Path, settings: PoolSettings) -> None:
     async def case(pool: Pool) -> None:
         await ready(pool)
         assert await outcome(asked(pool, b"garbage")) == "503 WorkerDied"
