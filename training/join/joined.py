@@ -16,9 +16,8 @@ from model.checkpoint import load_checkpoint
 from model.classes import ClassTable
 from training.config import TrainingConfig, changed
 from training.data.annotations import read_annotations
-from training.data.coco import classes_of
+from training.data.coco import classes_of, training_set
 from training.data.splits import AUTO
-from training.datasets.thin import true_masks
 from training.distributed import chosen_device
 from training.evaluate.truth import RunLengths
 from training.experiments.variants import Train
@@ -106,7 +105,7 @@ def join(
     document = read_annotations(annotations, config.data.reading)
     classes = classes_of(document, config.data.mask_classes, annotations)
     if config.data.mask_classes == AUTO:
-        classes = _with_all_true_masks(classes, document)
+        classes = training_set(config).classes.with_few_masks_too()
     objects = load_objects(
         annotations, images_dir, classes, config.data.reading, truth_of=classes.set_a_labels()
     )
@@ -127,13 +126,6 @@ def join(
         evidence=evidence,
         judged=trust.judge(said, objects),
     )
-
-
-def _with_all_true_masks(classes: ClassTable, document: Mapping[str, Any]) -> ClassTable:
-    """The table with every class in set A that has a true mask, few as they may be: all of them are learned from."""
-    found = {classes.label_of_id(category) for category in true_masks(document)}
-    labels = range(1, classes.num_classes + 1)
-    return classes.with_sources(["masks" if label in found else "boxes" for label in labels])
 
 
 def document_with_masks(joined: Join) -> dict[str, Any]:
