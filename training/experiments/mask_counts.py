@@ -29,7 +29,14 @@ from training.evaluate.predictions import predict
 from training.evaluate.report import aligned, percent
 from training.evaluate.truth import load_ground_truth
 from training.experiments.held_out import hold_out_groups
-from training.experiments.variants import Train, finished_detector, mask_branch_alone, train_in, write_json
+from training.experiments.variants import (
+    Train,
+    finished_detector,
+    mask_branch_alone,
+    stamp_of,
+    train_in,
+    write_json,
+)
 from training.process import training_status
 from training.train import train
 
@@ -92,21 +99,22 @@ def measure(
 ) -> list[ClassAtCount]:
     """Trains and judges every round.
 
-    Runs lie in mask_counts in the run's own folder; finished ones are not made again. ValueError: no finished
-    detector, or as `rounds_of`.
+    Runs lie in mask_counts in the run's own folder; finished ones of the same detector and masks are not made again.
+    ValueError: no finished detector, or as `rounds_of`.
     """
     detector = finished_detector(config)
     if detector is None:
         raise ValueError(
             f"{config.output.dir} has no finished stage-wise detector; name one: data.detector_from=FILE"
         )
-    folder = Path(config.output.dir) / "mask_counts"
+    stamp = stamp_of(detector, Path(config.data.train_annotations))
+    folder = Path(config.output.dir) / "mask_counts" / f"{'-'.join(map(str, counts))}-{stamp}"
     document = read_annotations(Path(config.data.train_annotations), config.data.reading)
     every = classes.with_sources(["masks"] * classes.num_classes)
     masks = Counter(every.label_of_id(category) for category in true_masks(document))
     found: list[ClassAtCount] = []
     for number, kept in enumerate(rounds_of(every, masks, counts, config.seed)):
-        path = folder / "-".join(map(str, counts)) / f"round{number}" / "train.json"
+        path = folder / f"round{number}" / "train.json"
         by_id = {every.id_of_label(label): count for label, count in kept.items()}
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps(with_counts(document, by_id, config.seed)))

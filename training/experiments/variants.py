@@ -40,6 +40,12 @@ def digest(config: TrainingConfig, **more: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
+def stamp_of(*files: Path) -> str:
+    """Eight digits of what is in files: what was trained on another detector, or by other masks, is trained anew."""
+    hashes = b"".join(hashlib.sha256(one.read_bytes()).digest() for one in files)
+    return hashlib.sha256(hashes).hexdigest()[:8]
+
+
 def detector_alone(config: TrainingConfig) -> TrainingConfig:
     """The stage-wise training's first part: the detector, for its own or else the end-to-end number of steps.
 

@@ -4,7 +4,6 @@ Two kinds, the transfer and the class-agnostic branch (Sec. 3.2), so that what a
 seen on classes whose masks are known.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from training.experiments.variants import (
     digest,
     finished_detector,
     mask_branch_alone,
+    stamp_of,
     train_in,
 )
 from training.join.grids import SIDE, Maps, as_maps
@@ -76,7 +76,7 @@ def train_heads(
     wanted = config.validate_transfer
     groups = hold_out_groups(classes, judged, groups=wanted.groups, seed=config.seed)
     detector = finished_detector(config) or detector_in(folder / "detector", config, train)
-    stamp = _stamp(detector, Path(config.data.train_annotations))
+    stamp = stamp_of(detector, Path(config.data.train_annotations))
     branches = {}
     for kind, changes in KINDS.items():
         steps = config.schedule.mask_steps or wanted.steps
@@ -106,13 +106,6 @@ def _own_transfer(config: TrainingConfig, detector: Path) -> Path | None:
     before = config_from_dict(contents["training_config"])
     finished = before.schedule.steps_done(contents["step"])["mask"] == config.schedule.mask_steps > 0
     return detector if finished and digest(before) == digest(config) else None
-
-
-def _stamp(*files: Path) -> str:
-    """Eight digits of what is in files: a branch on another detector, or of other masks, is trained anew."""
-    return hashlib.sha256(b"".join(hashlib.sha256(one.read_bytes()).digest() for one in files)).hexdigest()[
-        :8
-    ]
 
 
 class HeadMasks:

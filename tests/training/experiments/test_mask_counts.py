@@ -107,7 +107,7 @@ def test_each_round_is_trained_with_the_masks_that_are_left_and_goes_on_where_it
     )
     assert {one.name: one.masks for one in found} == {"brick": 6, "tile": 4, "slab": 2}
 
-    runs = sorted((checkpoint.parent / "mask_counts").glob("0-1/*/*/checkpoint.pt"))
+    runs = sorted((checkpoint.parent / "mask_counts").glob("0-1-*/*/*/checkpoint.pt"))
     trained = [run.stat().st_mtime_ns for run in runs]
     capsys.readouterr()
     assert main(["--checkpoint", str(checkpoint), "--counts", "0,1"]) == 0
@@ -116,6 +116,24 @@ def test_each_round_is_trained_with_the_masks_that_are_left_and_goes_on_where_it
     written = json.loads((checkpoint.parent / "mask_counts.json").read_text())
     assert [row["kept"] for row in written["counts"]] == [0, 1, None]
     assert len(written["classes"]) == 9 and "masks of a class" in printed
+
+
+def test_other_masks_are_trained_with_anew(config: TrainingConfig) -> None:
+    classes = load_network(train(config))[1]
+    measure(config, classes, (0, 1), train)
+    path = Path(config.data.train_annotations)
+    document = json.loads(path.read_text())
+    document["annotations"][0]["segmentation"] = []
+    path.write_text(json.dumps(document))
+    trained: list[TrainingConfig] = []
+
+    def noting(config: TrainingConfig, *, resume: bool = False) -> Path:
+        assert not resume
+        trained.append(config)
+        return train(config, resume=resume)
+
+    found = measure(config, classes, (0, 1), noting)
+    assert len(trained) == 3 and {one.name: one.masks for one in found}["brick"] == 5
 
 
 def test_without_a_finished_detector_it_says_what_to_give(config: TrainingConfig) -> None:
