@@ -23,6 +23,10 @@ BY_CLASS, BY_OBJECT = "a source for each class", "a source for each object"
 NOTHING, ALL = 0.5, 0.75
 """The predicted IoU up to which a mask teaches nothing (half of what it and the truth cover is then wrong), and from
 which it teaches like a true one; its weight rises linearly between."""
+WORTH = 0.01
+"""What a choice among sources must gain over one source, beyond its standard error. The rule's predictions for classes
+that it was not judged by were off by 1 to 4 points on average (docs/trust.md), and the error over A's classes says nothing
+of that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,8 +143,8 @@ def choice(way: str, sources: Sequence[str], predicted: Floats, labels: Labels) 
 def best_way(
     sources: tuple[str, ...], predicted: Floats, true: Floats, labels: Labels
 ) -> tuple[str, tuple[Tried, ...]]:
-    """The way to choose, and all that were tried: the source that is best on average, and from it to a choice by class
-    and by object where that gains more than its standard error."""
+    """The way to choose, and all that were tried: the source that is best on average; from it to a choice by class or by
+    object where that gains more than its standard error and `WORTH`; from class to object for the error alone."""
     means = true.mean(axis=0)
     way = sources[int(means.argmax())]
     now = true[:, int(means.argmax())]
@@ -152,7 +156,7 @@ def best_way(
         ious = np.take_along_axis(true, choice(other, sources, predicted, labels)[:, None], axis=1)[:, 0]
         gain, error = ious - now, _error_over_classes(ious - now, labels)
         tried.append(Tried(way=other, iou=float(ious.mean()), gain=float(gain.mean()), gain_error=error))
-        if gain.mean() > error:
+        if gain.mean() > error + (WORTH if way in sources else 0.0):
             way, now = other, ious
     return way, tuple(tried)
 

@@ -101,6 +101,31 @@ def test_a_choice_by_object_is_made_where_predictions_are_right() -> None:
     assert way == BY_OBJECT and tried[-1].iou == pytest.approx(true.max(axis=1).mean())
 
 
+@pytest.mark.parametrize(("gain", "taken"), [(0.008, False), (0.012, True)])
+def test_one_source_is_left_only_for_a_point(gain: float, taken: bool) -> None:
+    """Of classes that all gain the same the error is none: without the bound the least gain would do."""
+    labels = np.arange(60) % 6
+    odd = np.arange(60) // 6 % 2 == 1
+    true = np.full((60, 2), 0.7)
+    true[odd, 1] += 2 * gain
+    true[~odd, 1] -= 4 * gain
+    way, tried = best_way(("one", "other"), true, true, labels)
+    assert tried[-1].gain == pytest.approx(gain) and tried[-1].gain_error < 1e-9
+    assert way == (BY_OBJECT if taken else "one")
+
+
+def test_from_a_choice_by_class_to_one_by_object_any_sure_gain_will_do() -> None:
+    labels = np.arange(60) % 6
+    odd = np.arange(60) // 6 % 2 == 1
+    true = np.full((60, 2), 0.5)
+    true[labels < 3, 0] = true[labels >= 3, 1] = 0.8
+    true[odd, 0] += 0.31 * (labels[odd] >= 3)
+    true[odd, 1] += 0.31 * (labels[odd] < 3)
+    way, tried = best_way(("one", "other"), true, true, labels)
+    assert 0 < tried[-1].gain < 0.01
+    assert way == BY_OBJECT
+
+
 def test_a_choice_by_class_is_one_for_all_objects_of_a_class() -> None:
     predicted = np.array([[0.9, 0.1], [0.4, 0.6], [0.1, 0.3], [0.2, 0.25]])
     labels = np.array([1, 1, 2, 2])
