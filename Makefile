@@ -46,6 +46,10 @@ DATA := $(if $(CONFIG),$(if $(filter shapes%,$(notdir $(CONFIG))),$(SHAPES)) $(i
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
+# torch's threads wait for each other without holding a core, as in a server's worker (server/settings.py, SPIN).
+ifndef OMP_WAIT_POLICY
+export GOMP_SPINCOUNT ?= 1000
+endif
 SHELL := /bin/sh
 .SHELLFLAGS := -euc
 .DEFAULT_GOAL := help

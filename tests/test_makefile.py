@@ -1,9 +1,12 @@
-"""Which run the steps of the Makefile take."""
+"""Which run the steps of the Makefile take, and how threads wait in what they run."""
 
+import os
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from server.settings import SPIN, SPIN_SAID
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -53,3 +56,19 @@ def test_a_run_that_is_gone_is_not_taken(clone: Path) -> None:
 def test_training_and_the_demo_have_a_run_of_their_own(clone: Path, step: str) -> None:
     shown = steps(clone, step)
     assert "build/mine" not in shown and ("output.dir=build/train" in shown or 'RUN="build/train"' in shown)
+
+
+@pytest.mark.parametrize(
+    ("said", "got"),
+    [({}, SPIN), ({"GOMP_SPINCOUNT": "5"}, {"GOMP_SPINCOUNT": "5"}), ({"OMP_WAIT_POLICY": "active"}, {})],
+)
+def test_threads_wait_as_in_a_servers_worker_unless_somebody_said_otherwise(
+    said: dict[str, str], got: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "Makefile").write_text(f"include {ROOT / 'Makefile'}\nshown:\n\t@env\n")
+    environment = {name: value for name, value in os.environ.items() if name not in SPIN_SAID} | said
+    done = subprocess.run(
+        ["make", "-s", "shown"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    shown = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+    assert {name: shown[name] for name in SPIN if name in shown} == got

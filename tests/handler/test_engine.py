@@ -132,7 +132,7 @@ def test_float32_answers_of_an_image_do_not_depend_on_its_company(
         (alone,) = model.predict([image], parameters[:1])
         assert len(alone.labels) == len(together_with_others.labels)
         apart = _apart(alone, together_with_others)
-        # A tie among proposals of an untrained network is decided by the last bit: it may put one box in another's place.
+        # A tie among an untrained network's proposals is decided by the last bit: one box may take another's place.
         assert (apart.min(axis=1) <= 1).mean() >= 0.8
 
 
