@@ -24,8 +24,8 @@ NOTHING, ALL = 0.5, 0.75
 """The predicted IoU up to which a mask teaches nothing (half of what it and the truth cover is then wrong), and from
 which it teaches like a true one; its weight rises linearly between."""
 WORTH = 0.01
-"""What a choice among sources must gain over one source, beyond its standard error. Of classes that are not like set A's
-the rule's predictions were off by 1 to 4 points on average (docs/trust.md), of which the error over A's says nothing."""
+"""What a choice among sources must gain over one source, beyond its standard error. Of classes unlike those of A the
+rule was off by 1 to 4 points on average (docs/trust.md), of which the error over A's classes says nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,8 +142,8 @@ def choice(way: str, sources: Sequence[str], predicted: Floats, labels: Labels) 
 def best_way(
     sources: tuple[str, ...], predicted: Floats, true: Floats, labels: Labels
 ) -> tuple[str, tuple[Tried, ...]]:
-    """The way to choose, and all that were tried: the source that is best on average; from it to a choice by class or
-    by object where that gains `WORTH` beyond its standard error; from class to object where it gains more than that."""
+    """The way to choose, and all that were tried: the source that is best on average; from it to a choice by class
+    or by object where that gains `WORTH` beyond its standard error; from class to object for any gain beyond it."""
     means = true.mean(axis=0)
     way = sources[int(means.argmax())]
     now = true[:, int(means.argmax())]
