@@ -50,6 +50,10 @@ class Said(NamedTuple):
     quality: NDArray[np.float64]
 
 
+UNTAUGHT = ("segmenter", "box")
+"""Sources that have learned nothing of set A's masks: what they are worth there says what they are worth elsewhere."""
+
+
 class SegmenterMasks:
     """A segmenter prompted with each box, and, as "prior", with the box and the transfer's mask."""
 

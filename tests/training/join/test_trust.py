@@ -11,6 +11,7 @@ from tests.training.join.made_sources import (
 )
 from training.join import fusion
 from training.join.trust import (
+    BY_CLASS,
     BY_OBJECT,
     FUSED,
     best_way,
@@ -101,8 +102,8 @@ def test_a_choice_by_object_is_made_where_predictions_are_right() -> None:
     assert way == BY_OBJECT and tried[-1].iou == pytest.approx(true.max(axis=1).mean())
 
 
-@pytest.mark.parametrize(("gain", "taken"), [(0.008, False), (0.012, True)])
-def test_one_source_is_left_only_for_a_point(gain: float, taken: bool) -> None:
+@pytest.mark.parametrize(("gain", "taken"), [(0.018, False), (0.022, True)])
+def test_one_source_is_left_only_for_two_points(gain: float, taken: bool) -> None:
     """Of classes that all gain the same the error is none: without the bound the least gain would do."""
     labels = np.arange(60) % 6
     odd = np.arange(60) // 6 % 2 == 1
@@ -112,6 +113,19 @@ def test_one_source_is_left_only_for_a_point(gain: float, taken: bool) -> None:
     way, tried = best_way(("one", "other"), true, true, labels)
     assert tried[-1].gain == pytest.approx(gain) and tried[-1].gain_error < 1e-9
     assert way == (BY_OBJECT if taken else "one")
+
+
+@pytest.mark.parametrize(
+    ("other", "gain", "taken"),
+    [("prior", 0.018, False), ("prior", 0.022, True), ("box", 0.001, True)],
+)
+def test_what_learned_from_set_a_must_be_two_points_better_than_what_did_not(
+    other: str, gain: float, taken: bool
+) -> None:
+    true = np.stack([np.full(60, 0.7), np.full(60, 0.7 + gain)], axis=1)
+    way, tried = best_way(("segmenter", other), true, true, np.arange(60) % 6)
+    assert way == (other if taken else "segmenter")
+    assert [one.way for one in tried] == ["segmenter", other, BY_CLASS, BY_OBJECT]
 
 
 def test_from_a_choice_by_class_to_one_by_object_any_sure_gain_will_do() -> None:
@@ -129,7 +143,7 @@ def test_from_a_choice_by_class_to_one_by_object_any_sure_gain_will_do() -> None
 def test_a_choice_by_class_is_one_for_all_objects_of_a_class() -> None:
     predicted = np.array([[0.9, 0.1], [0.4, 0.6], [0.1, 0.3], [0.2, 0.25]])
     labels = np.array([1, 1, 2, 2])
-    assert choice("a source for each class", ("a", "b"), predicted, labels).tolist() == [0, 0, 1, 1]
+    assert choice(BY_CLASS, ("a", "b"), predicted, labels).tolist() == [0, 0, 1, 1]
     assert choice(BY_OBJECT, ("a", "b"), predicted, labels).tolist() == [0, 1, 1, 1]
     assert choice("b", ("a", "b"), predicted, labels).tolist() == [1, 1, 1, 1]
 
