@@ -24,8 +24,8 @@ NOTHING, ALL = 0.5, 0.75
 """The predicted IoU up to which a mask teaches nothing (half of what it and the truth cover is then wrong), and from
 which it teaches like a true one; its weight rises linearly between."""
 WORTH = 0.02
-"""What any other way to choose must gain over a single source, beyond its standard error: by that the mean of the rule's
-predictions was off on classes without masks, on average over eight runs (docs/trust.md); A says nothing of it."""
+"""What any other way to choose must gain over a single source, beyond its standard error: by so much the rule's mean
+prediction was off on classes without masks, on average over eight runs (docs/trust.md); A says nothing of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
