@@ -51,7 +51,7 @@ class Said(NamedTuple):
 
 
 UNTAUGHT = ("segmenter", "box")
-"""Sources that have learned nothing of set A's masks: what they are worth there says what they are worth elsewhere."""
+"""Sources that have learned nothing from masks of set A, and so lose nothing where a class is unlike those."""
 
 
 class SegmenterMasks:
