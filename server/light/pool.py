@@ -197,13 +197,23 @@ class Pool:
         gpu = str(place % self.settings.gpus) if self.settings.gpus else ""
         command = [sys.executable, "-P", str(WORKER), str(theirs.fileno()), str(self.folder), self._name, gpu]
         command.append(str(self.settings.batch_size))
-        with theirs, open(self.settings.log, "ab") as log:
-            streams: dict[str, Any] = {"stdin": asyncio.subprocess.DEVNULL, "stdout": log, "stderr": log}
-            environment = {name: one for name, one in os.environ.items() if not name.startswith(TELEMETRY)}
-            process = await asyncio.create_subprocess_exec(
-                *command, cwd=self.folder, env=environment, pass_fds=[theirs.fileno()], **streams
-            )
-        reader, writer = await asyncio.open_connection(sock=ours, limit=READ_AHEAD)
+        environment = {name: one for name, one in os.environ.items() if not name.startswith(TELEMETRY)}
+        # the socket first: once there is a process, nothing is waited for before somebody has it to end it
+        with theirs:
+            reader, writer = await asyncio.open_connection(sock=ours, limit=READ_AHEAD)
+            try:
+                with open(self.settings.log, "ab") as log:
+                    streams: dict[str, Any] = {
+                        "stdin": asyncio.subprocess.DEVNULL,
+                        "stdout": log,
+                        "stderr": log,
+                    }
+                    process = await asyncio.create_subprocess_exec(
+                        *command, cwd=self.folder, env=environment, pass_fds=[theirs.fileno()], **streams
+                    )
+            except BaseException:
+                writer.close()
+                raise
         return WorkerProcess(process, reader, writer)
 
     async def _is_loaded(self, worker: WorkerProcess) -> bool:

@@ -1,16 +1,40 @@
-"""Light servers of an archive without a network, each in a process of its own."""
+"""Light servers and pools of an archive without a network."""
 
 import hashlib
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from server.light.pool import PoolSettings
 from tests.served.light.fake import fake_archive
 from tests.served.machine import Machine, make_machine
 
 Start = Callable[..., Machine]
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> PoolSettings:
+    return PoolSettings(
+        batch_size=4,
+        delay=0.2,
+        workers=1,
+        queue=20,
+        gpus=0,
+        response_timeout=20.0,
+        startup_timeout=60.0,
+        answer_timeout=60.0,
+        log=tmp_path / "model_log.log",
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    with zipfile.ZipFile(fake_archive(tmp_path / "maskx.mar")) as file:
+        file.extractall(tmp_path / "archive")
+    return tmp_path / "archive"
 
 
 @pytest.fixture

@@ -1,11 +1,8 @@
 """The queue, the batches and the workers of one version, with real processes that compute nothing."""
 
 import asyncio
-import json
 import os
 import signal
-import zipfile
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,70 +10,9 @@ from typing import Any
 
 import pytest
 
-from server.light.answers import Answered, Refusal
+from server.light.answers import Refusal
 from server.light.pool import Pool, PoolSettings
-from tests.served.light.fake import fake_archive
-
-Case = Callable[[Pool], Awaitable[None]]
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> PoolSettings:
-    return PoolSettings(
-        batch_size=4,
-        delay=0.2,
-        workers=1,
-        queue=20,
-        gpus=0,
-        response_timeout=20.0,
-        startup_timeout=60.0,
-        answer_timeout=60.0,
-        log=tmp_path / "model_log.log",
-    )
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    with zipfile.ZipFile(fake_archive(tmp_path / "maskx.mar")) as file:
-        file.extractall(tmp_path / "archive")
-    return tmp_path / "archive"
-
-
-def run(folder: Path, settings: PoolSettings, case: Case) -> list[Any]:
-    """Runs the case with a pool whose workers are started, and ends them; returns what was counted."""
-    counted: list[Any] = []
-
-    async def whole() -> None:
-        pool = Pool("maskx", "1.0", folder, settings, counted.extend)
-        pool.start()
-        try:
-            await case(pool)
-        finally:
-            await pool.close()
-
-    asyncio.run(whole())
-    return counted
-
-
-async def ready(pool: Pool) -> None:
-    while not pool.ready:
-        await asyncio.sleep(0.01)
-
-
-def asked(pool: Pool, body: bytes) -> "asyncio.Task[Answered]":
-    return asyncio.create_task(pool.ask({"body": body}, {}, by_grpc=False))
-
-
-def content(answer: Answered) -> dict[str, Any]:
-    return json.loads(answer.body)
-
-
-async def outcome(task: "asyncio.Task[Answered]") -> str:
-    """What was asked, as the answer says it; or the refusal's name and status."""
-    try:
-        return str(content(await task)["asked"])
-    except Refusal as refusal:
-        return f"{refusal.status} {refusal.kind}"
+from tests.served.light.pools import asked, content, outcome, ready, run
 
 
 def test_requests_that_come_together_are_answered_together_and_in_their_order(
@@ -324,62 +260,6 @@ def test_who_waits_too_long_is_told_so(folder: Path, settings: PoolSettings) -> 
         assert pool.pending == 1  # its worker still has it
 
     run(folder, replace(settings, answer_timeout=0.3), case)
-
-
-def test_an_archive_that_cannot_be_loaded_says_why_and_is_tried_again(
-    folder: Path, settings: PoolSettings
-) -> None:
-    (folder / "model-config.yaml").write_text("broken: true")
-
-    async def case(pool: Pool) -> None:
-        while not pool.failure:
-            await asyncio.sleep(0.01)
-        assert pool.failure == "ValueError: this archive is broken" and not pool.ready
-        (folder / "model-config.yaml").write_text("{}")
-        assert await outcome(asked(pool, b"a")) == "a"
-
-    run(folder, settings, case)
-    assert "MODEL_LOG - ValueError: this archive is broken" in settings.log.read_text()
-
-
-def test_an_archive_of_before_is_refused_with_what_to_do(folder: Path, settings: PoolSettings) -> None:
-    (folder / "maskx_served.py").unlink()
-
-    async def case(pool: Pool) -> None:
-        while not pool.failure:
-            await asyncio.sleep(0.01)
-        assert "lacks maskx_served.py" in pool.failure and "make it again" in pool.failure
-
-    run(folder, settings, case)
-
-
-def test_a_model_that_is_not_loaded_in_its_time_is_said_to_be_late_and_not_ended(
-    folder: Path, settings: PoolSettings
-) -> None:
-    async def case(pool: Pool) -> None:
-        while not pool.failure:
-            await asyncio.sleep(0.01)
-        assert pool.failure == "the model was not loaded within 0.001 s"
-
-    run(folder, replace(settings, startup_timeout=0.001), case)
-
-
-def test_where_no_process_can_be_started_it_is_tried_again(
-    folder: Path, settings: PoolSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    launched, failures = Pool._launched, [OSError("no process left")]
-
-    async def launch(pool: Pool, place: int) -> Any:
-        if failures:
-            raise failures.pop()
-        return await launched(pool, place)
-
-    monkeypatch.setattr(Pool, "_launched", launch)
-
-    async def case(pool: Pool) -> None:
-        assert await outcome(asked(pool, b"a")) == "a"
-
-    run(folder, settings, case)
 
 
 def test_closing_ends_the_workers_and_refuses_who_still_waits(folder: Path, settings: PoolSettings) -> None:
