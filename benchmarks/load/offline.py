@@ -36,14 +36,17 @@ class Offline:
     def run(self, batch: int, seconds: float, least: int = 1) -> dict[str, Any]:
         """Batches of `batch` images until `seconds` have passed, and at least so many.
 
-        "images": how many; "seconds": what they took; "errors": answers that were none.
+        "images": how many; "seconds": what they took; "ends": when each batch was done, of those seconds; "errors":
+        answers that were none.
         """
         if not 0 < seconds <= LONGEST_SECONDS:
             raise ValueError(f"a run of {seconds} s; up to {LONGEST_SECONDS:.0f} s is allowed")
         images = errors = 0
+        ends: list[float] = []
         begin = time.perf_counter()
         while (spent := time.perf_counter() - begin) < seconds or images < least * batch:
             answers = self._service.answer(list(itertools.islice(self._requests, batch)), [{}] * batch)
             errors += sum(answer.status != 200 for answer in answers)
             images += batch
-        return {"images": images, "seconds": spent, "errors": errors}
+            ends.append(time.perf_counter() - begin)
+        return {"images": images, "seconds": spent, "ends": ends, "errors": errors}

@@ -23,7 +23,7 @@ from benchmarks.load.setting import (
     opened,
     say,
 )
-from benchmarks.load.times import Sample, summary
+from benchmarks.load.times import Sample, summary, without_server
 from benchmarks.machine import usable_cores
 from benchmarks.tables import shown, table
 from benchmarks.worker import Remote
@@ -89,31 +89,54 @@ def threads_of(sides: Sequence[Side]) -> int:
 
 def in_process(offline: Remote, batch: int, seconds: float) -> float:
     """Images a second of one process without a server."""
-    alone = offline.call("run", batch=batch, seconds=seconds, least=2)
-    return float(alone["images"] / alone["seconds"])
+    return Alone(batch=batch).turn(offline, seconds)
+
+
+@dataclass(kw_only=True)
+class Alone:
+    """All turns of one process without a server, in batches of `batch`: rates, and when batches of each were done."""
+
+    batch: int
+    rates: list[float] = field(default_factory=list)
+    ends: list[list[float]] = field(default_factory=list)
+
+    def turn(self, offline: Remote, seconds: float) -> float:
+        """One more; images a second."""
+        found = offline.call("run", batch=self.batch, seconds=seconds, least=2)
+        self.rates.append(float(found["images"] / found["seconds"]))
+        self.ends.append(found["ends"])
+        return self.rates[-1]
+
+    def numbers(self, clients: int) -> Numbers:
+        """The mean rate, and the latencies that so many clients would have if being served took no time."""
+        samples = [
+            one for ends in self.ends for one in without_server(ends, batch=self.batch, clients=clients)
+        ]
+        found = summary(samples, warm_up=0.0, until=float("inf"))
+        return found | {"rate": statistics.fmean(self.rates), "rates": self.rates}
 
 
 def closed_rounds(
     network: Network, sides: Sequence[Side], offline: Remote, *, clients: int, batch: int
-) -> tuple[list[float], list[Tally]]:
-    """In process, then each side, round after round: the rates in process, and a tally of each side.
+) -> tuple[Alone, list[Tally]]:
+    """In process, then each side, round after round: what one process did, and a tally of each side.
 
     A turn with more clients than saturate is longer by as much, as every answer then is later.
     """
-    rates: list[float] = []
+    alone = Alone(batch=batch)
     tallies = [Tally() for _ in sides]
     longer = max(1.0, clients / CONCURRENCY)
     warm_up, end = longer * network.warm_up, longer * (network.warm_up + network.turn)
     for turn in range(network.rounds):
         say(f"closed: {network.name}, batch {batch}, {clients} clients, turn {turn + 1} of {network.rounds}")
-        rates.append(in_process(offline, batch, network.turn))
+        alone.turn(offline, network.turn)
         for side, tally in zip(sides, tallies, strict=True):
             tally.turn(side, lambda client: closed(client, clients, end), warm_up=warm_up, until=end)
-    return rates, tallies
+    return alone, tallies
 
 
 def closed_numbers(setting: LoadSetting) -> Numbers:
-    """Each network as it is shipped, 1, 8 and 32 clients."""
+    """Each network as it is shipped, 1, 8 and 32 clients; in process no more images together than there are clients."""
     rows = []
     for network in setting.networks:
         with (
@@ -122,9 +145,11 @@ def closed_numbers(setting: LoadSetting) -> Numbers:
         ):
             run_in(network, sides, offline)
             for clients in CLIENTS:
-                alone, tallies = closed_rounds(network, sides, offline, clients=clients, batch=BATCH)
+                alone, tallies = closed_rounds(
+                    network, sides, offline, clients=clients, batch=min(BATCH, clients)
+                )
                 about: Numbers = {"network": network.name, "clients": clients}
-                rows.append(about | {"server": IN_PROCESS, "rate": statistics.fmean(alone), "rates": alone})
+                rows.append(about | {"server": IN_PROCESS, **alone.numbers(clients)})
                 rows += [about | of_side(side, tally) for side, tally in zip(sides, tallies, strict=True)]
     return {"rows": rows}
 
@@ -141,14 +166,15 @@ def closed_text(numbers: Numbers) -> str:
         asked = (row["network"], str(row["clients"]), row["server"])
         if row["server"] == IN_PROCESS:
             alone = row["rate"]
-            rows.append((*asked, "-", "1.00", f"{alone:.2f}", *["-"] * (len(RATE_AND_TIMES) + 1)))
+            rows.append((*asked, "-", "1.00", *rate_and_times(row), *["-"] * len(CPU)))
         else:
             ratio = f"{row['rate'] / alone:.2f}"
             rows.append((*asked, row["protocol"], ratio, *rate_and_times(row), *cpu_cells(row)))
     headers = ("network", "clients", "server", "protocol", "ratio", *RATE_AND_TIMES, *CPU)
     told = (
         "The batch size and delay that `make serve` chooses for this machine. Server and client share the cores, and "
-        f"had turn about. The ratio is to {IN_PROCESS}: the handler's Service alone, in batches of {BATCH}."
+        f"had turn about. The ratio is to {IN_PROCESS}: the handler's Service alone, in batches of {BATCH} (of fewer "
+        "clients: of as many); its times are those of as many clients whom being served would cost nothing."
     )
     return f"{table(headers, rows)}\n{told}\n"
 
@@ -215,15 +241,15 @@ def overhead_numbers(setting: LoadSetting) -> Numbers:
     return {"concurrency": CONCURRENCY, "delay": DELAY, "threads": cores, "rows": found}
 
 
-def overhead_rows(sides: Sequence[Side], alone: list[float], tallies: Sequence[Tally]) -> list[Numbers]:
+def overhead_rows(sides: Sequence[Side], alone: Alone, tallies: Sequence[Tally]) -> list[Numbers]:
     """A row for each server, of both protocols."""
     rows: dict[str, Numbers] = {}
     for side, tally in zip(sides, tallies, strict=True):
-        empty: Numbers = {"rates": {IN_PROCESS: alone}, "ratios": {}, "times": {}}
+        empty: Numbers = {"rates": {IN_PROCESS: alone.rates}, "ratios": {}, "times": {}}
         row = rows.setdefault(side.engine, {"server": side.engine, **empty})
         times = tally.numbers()
         row["rates"][side.protocol] = times["rates"]
-        row["ratios"][side.protocol] = times["rate"] / statistics.fmean(alone)
+        row["ratios"][side.protocol] = times["rate"] / statistics.fmean(alone.rates)
         row["times"][side.protocol] = times
     return list(rows.values())
 

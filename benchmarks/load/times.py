@@ -53,6 +53,19 @@ def rate_between(ends: Sequence[float], begin: float, end: float) -> float:
     return counted / (inside[-1] - first) if counted and inside[-1] > first else 0.0
 
 
+def without_server(ends: Sequence[float], *, batch: int, clients: int) -> list[Sample]:
+    """A closed loop of so many clients that a server would make no longer, from the ends of batches in one process.
+
+    Who is answered asks again at that moment and is answered with the batch for which all asked before him have left
+    room. Raises ValueError: the clients don't fill batches of this size.
+    """
+    if clients % batch:
+        raise ValueError(f"{clients} clients and batches of {batch}; a multiple is expected")
+    later = clients // batch
+    pairs = zip(ends, ends[later:], strict=False)
+    return [Sample(begin=begin, end=end) for begin, end in pairs for _ in range(batch)]
+
+
 def summary(samples: Sequence[Sample], *, warm_up: float, until: float) -> dict[str, Any]:
     """Numbers of the requests whose answers came after `warm_up` and until `until` (seconds on the samples' clock).
 

@@ -12,7 +12,7 @@ from benchmarks.load import __main__ as load
 from benchmarks.load.client import Bounds, RestSender, closed_loop, open_loop
 from benchmarks.load.setting import given_images, tiny_network
 from benchmarks.load.soak import rise
-from benchmarks.load.times import Sample, percentile, rate_between, slope_percent, summary
+from benchmarks.load.times import Sample, percentile, rate_between, slope_percent, summary, without_server
 from benchmarks.pictures import of_coco_sizes
 from tests.benchmarks.setting import MACHINE
 from tests.served.upstream import Answer, Seen, upstream
@@ -48,6 +48,20 @@ def test_a_summary_counts_errors_apart_and_leaves_the_warm_up_out() -> None:
     assert found["requests"] == 8 and found["p50"] == found["max"] == 0.5
     assert found["rate"] == pytest.approx(1.0) and found["errors"] == {"503": 1}
     assert found["p99"] is None
+
+
+@pytest.mark.parametrize(
+    ("batch", "clients", "seconds"), [(1, 1, 0.1), (4, 4, 0.1), (4, 8, 0.2), (4, 32, 0.8)]
+)
+def test_clients_whom_being_served_costs_nothing_wait_for_those_before_them(
+    batch: int, clients: int, seconds: float
+) -> None:
+    ends = [0.1 * done for done in range(1, 21)]
+    found = without_server(ends, batch=batch, clients=clients)
+    assert len(found) == batch * (20 - clients // batch)
+    assert [one.seconds for one in found] == pytest.approx([seconds] * len(found))
+    with pytest.raises(ValueError, match="a multiple is expected"):
+        without_server(ends, batch=3, clients=clients)
 
 
 def test_a_slope_is_what_a_line_through_the_values_rises_in_percent_of_their_mean() -> None:
@@ -172,7 +186,7 @@ def test_sections_measured_apart_stand_in_one_report_in_their_order_and_a_new_on
 ) -> None:
     path = tmp_path / "load.md"
     row = {"network": "tiny", "server": "light", "protocol": "REST", "clients": 8, **TIMES}
-    alone = {"network": "tiny", "server": "in process", "clients": 8, "rate": 4.0}
+    alone = {"network": "tiny", "server": "in process", "clients": 8, **TIMES, "rate": 4.0}
     fault = {"fault": "SIGKILL", "requests": 9, "lost": {"Busy": 2}, "slowest": 3.0, "recovery": 4.25}
     for name, numbers in (
         ("faults", {"light": {"clients": 4, "response_timeout": 5, "rows": []}}),

@@ -57,7 +57,9 @@ class FakeOffline:
     """One process without a server."""
 
     def call(self, what: str, **asked: Any) -> dict[str, Any]:
-        return {"images": IN_PROCESS * asked["seconds"], "seconds": asked["seconds"]}
+        images = int(IN_PROCESS * asked["seconds"])
+        ends = [done / IN_PROCESS for done in range(asked["batch"], images + 1, asked["batch"])]
+        return {"images": images, "seconds": asked["seconds"], "ends": ends}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,14 +103,14 @@ def test_both_servers_have_turn_about_with_the_same_load(both: Fakes) -> None:
 
 def test_a_row_has_all_turns_of_its_side_errors_and_the_processors_time_by_request(both: Fakes) -> None:
     alone, row = closed_numbers(both)["rows"][:2]
-    assert alone["rate"] == IN_PROCESS
+    assert alone["rate"] == IN_PROCESS and alone["p99"] == pytest.approx(1 / IN_PROCESS)
     assert row["rates"] == pytest.approx([10.0, 10.0]) and row["rate"] == pytest.approx(10.0)
     assert row["requests"] == 80 and row["errors"] == {"503": 2}
     assert row["p50"] == pytest.approx(0.05)
     assert row["client_cpu_ms"] == pytest.approx(1000 * 2 * CLIENT_CPU / 102)
     assert row["server_cpu_ms"] == pytest.approx(1000 * 2 * SERVER_CPU / 102)
     text = closed_text({"rows": [alone, row]})
-    assert "| tiny | 1 | in process | - | 1.00 | 20.00 |" in text
+    assert "| tiny | 1 | in process | - | 1.00 | 20.00 | 158 | 50 ms | 50 ms |" in text
     assert (
         "| tiny | 1 | torchserve | REST | 0.50 | 10.00 | 80 |" in text
         and "| 2 x 503 | 9.8 ms | 4.9 ms |" in text
