@@ -93,10 +93,13 @@ class Models:
         return version
 
     async def unload(self, version: str) -> None:
-        """Removes a version: who has asked it is answered, who asks it from now on is refused."""
+        """Removes a version: who has asked it is answered, who asks it from now on is refused.
+
+        A worker that dies meanwhile is replaced first; where none can load the model, who waits is refused.
+        """
         pool = self.pools.pop(version)
         self.files.pop(version)
-        while pool.pending and pool.ready:
+        while pool.pending and not pool.failure:
             await asyncio.sleep(0.02)
         await pool.close()
         shutil.rmtree(pool.folder, ignore_errors=True)

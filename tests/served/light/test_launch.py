@@ -1,15 +1,20 @@
-"""The start of a version's workers: what keeps one from loading, and an end in the middle of it."""
+"""The start and the end of a version's workers: what keeps one from loading, and an end in the middle of a start."""
 
 import asyncio
 import gc
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from server.light.models import Models
 from server.light.pool import Pool, PoolSettings
-from tests.served.light.pools import asked, outcome, run
+from server.processes import Batching
+from tests.served.light.fake import fake_archive
+from tests.served.light.pools import asked, outcome, ready, run
 
 
 def test_an_archive_that_cannot_be_loaded_says_why_and_is_tried_again(
@@ -88,3 +93,25 @@ def test_an_end_in_the_middle_of_a_start_leaves_no_process_and_no_socket(
     run(folder, settings, case)
     assert [one.returncode is None for one in started] == [False] * len(started)
     gc.collect()  # what was left open warns
+
+
+@pytest.mark.parametrize(("config", "expected"), [("{}", "slow"), ("broken: true", "503 Busy")])
+def test_who_asked_a_version_that_is_taken_away_is_answered_though_its_worker_dies_meanwhile(
+    tmp_path: Path, config: str, expected: str
+) -> None:
+    async def case() -> None:
+        models = Models(tmp_path, tmp_path, gpus=0, count=lambda version, samples: None)
+        models.load(fake_archive(tmp_path / "maskx.mar"), Batching(batch_size=1, batch_delay=1, workers=1))
+        pool = models.pools["1.0"]
+        await ready(pool)
+        task = asked(pool, b"slow")
+        await asyncio.sleep(0.1)
+        (pool.folder / "model-config.yaml").write_text(config)
+        os.kill(pool.workers()[0][0], signal.SIGKILL)
+        while pool.ready:
+            await asyncio.sleep(0.01)
+        await models.unload("1.0")
+        assert await outcome(task) == expected
+        assert not pool.folder.exists() and not models.pools
+
+    asyncio.run(case())
