@@ -3,7 +3,6 @@
 import email
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,16 +12,13 @@ from typing import Any
 import pytest
 import torch
 
-from export.archive import ROOT
 from maskx_model import ServedModel
 from maskx_service import Service
 from maskx_settings import Limits
 from server.page import PageServer
-from tests.browser.look import BLUE, GREEN, RED, until, write
+from tests.browser.look import BLUE, GREEN, RED, programs, until, write
 from tests.served.standin import scene
 from tests.served.upstream import Answer, Seen, Upstream, upstream
-
-FETCHED = ROOT / "build" / "tools" / "chromium"
 
 
 @dataclass
@@ -41,17 +37,6 @@ class Site:
         driver.get(self.url)
         until(lambda: [one for one in self.behind.seen if one.method == "GET"], "the page")
         self.behind.seen.clear()
-
-
-def programs() -> tuple[str, str]:
-    """chromium and its driver: this machine's, else those in build/tools, else a skip."""
-    found = [shutil.which(name) for name in ("chromium", "chromedriver")]
-    if all(found):
-        return str(found[0]), str(found[1])
-    fetched = [FETCHED / name for name in ("chromium", "chromedriver")]
-    if not all(one.is_file() for one in fetched):
-        pytest.skip("no chromium on the path nor in build/tools; make tools fetches it (Debian)")
-    return str(fetched[0]), str(fetched[1])
 
 
 @pytest.fixture(scope="session")

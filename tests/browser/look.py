@@ -1,21 +1,37 @@
-"""What the tests of the page do in it, and read of it."""
+"""A browser for tests; what the tests of the page do in it, and read of it."""
 
 import base64
 import io
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from export.archive import ROOT
 from tests.pictures import encoded
+
+FETCHED = ROOT / "build" / "tools" / "chromium"
 
 RED, GREEN, BLUE = (4, 3, 10, 8), (20, 5, 12, 14), (2, 20, 30, 6)
 """Where they are in the photo."""
 SIGNS_OF_LIFE = 60.0
 """Seconds that a page may take for what it does at once; a limit for waits, not a measure."""
+
+
+def programs() -> tuple[str, str]:
+    """chromium and its driver: this machine's, else those in build/tools, else a skip."""
+    found = [shutil.which(name) for name in ("chromium", "chromedriver")]
+    if all(found):
+        return str(found[0]), str(found[1])
+    fetched = [FETCHED / name for name in ("chromium", "chromedriver")]
+    if not all(one.is_file() for one in fetched):
+        pytest.skip("no chromium on the path nor in build/tools; make tools fetches it (Debian)")
+    return str(fetched[0]), str(fetched[1])
 
 
 def until(done: Callable[[], Any], what: str) -> Any:

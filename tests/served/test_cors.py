@@ -2,7 +2,6 @@
 
 import http.server
 import json
-import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ import pytest
 
 from server.processes import ENGINES
 from server.settings import CONFIG, effective_config
+from tests.browser.look import programs
 from tests.served.machine import Machine, serving
 from tests.served.nginx import Proxy, proxy
 from tests.served.standin import png, scene
@@ -23,7 +23,6 @@ PAGE = "http://localhost:3000"
 PATHS = ["/predictions/maskx", "/v1/models/maskx:predict", "/v2/models/maskx/infer"]
 HEADERS = "content-type,score_threshold"
 ASKS = {"Origin": PAGE, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": HEADERS}
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 def cors_of(headers: dict[str, str]) -> dict[str, str]:
@@ -137,9 +136,7 @@ def test_the_proxy_says_nothing_of_origins_as_it_is(behind: Upstream) -> None:
 
 
 def test_a_page_in_a_real_browser_reads_the_answer(open_server: Machine, tmp_path: Path) -> None:
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
-        pytest.skip(f"none of {', '.join(BROWSERS)} is on the path")
+    browser, _ = programs()
     (tmp_path / "image.png").write_bytes(IMAGE)
     url = f"http://127.0.0.1:{open_server.ports.inference}/predictions/maskx"
     (tmp_path / "page.html").write_text(
