@@ -95,11 +95,12 @@ class Models:
     async def unload(self, version: str) -> None:
         """Removes a version: who has asked it is answered, who asks it from now on is refused.
 
-        A worker that dies meanwhile is replaced first; where none can load the model, who waits is refused.
+        A worker that dies meanwhile is replaced first. Who waits is refused where no worker is ready and none can load
+        the model.
         """
         pool = self.pools.pop(version)
         self.files.pop(version)
-        while pool.pending and not pool.failure:
+        while pool.pending and (pool.ready or not pool.failure):
             await asyncio.sleep(0.02)
         await pool.close()
         shutil.rmtree(pool.folder, ignore_errors=True)

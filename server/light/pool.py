@@ -255,16 +255,16 @@ class Pool:
     async def _gathered(self, worker: WorkerProcess) -> list[Job]:
         """The next batch; empty where the worker is gone before it."""
         gather = asyncio.ensure_future(self._batch())
+        gone = True  # of this task, too, where it is cancelled while it waits
         try:
             await asyncio.wait({gather, worker.gone}, return_when=asyncio.FIRST_COMPLETED)
+            gone = worker.gone.done()
         finally:
-            if not gather.done():
+            if gone:
                 gather.cancel()
-        if not worker.gone.done():
-            return gather.result()
-        with contextlib.suppress(asyncio.CancelledError):
-            self._put_back(await gather)
-        return []
+                with contextlib.suppress(asyncio.CancelledError):
+                    self._put_back(await gather)
+        return [] if gone else gather.result()
 
     async def _batch(self) -> list[Job]:
         """Waits for a request, then for others to go with it, `delay` seconds at most."""

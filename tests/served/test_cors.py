@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ PAGE = "http://localhost:3000"
 PATHS = ["/predictions/maskx", "/v1/models/maskx:predict", "/v2/models/maskx/infer"]
 HEADERS = "content-type,score_threshold"
 ASKS = {"Origin": PAGE, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": HEADERS}
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 def cors_of(headers: dict[str, str]) -> dict[str, str]:
@@ -136,7 +138,7 @@ def test_the_proxy_says_nothing_of_origins_as_it_is(behind: Upstream) -> None:
 
 
 def test_a_page_in_a_real_browser_reads_the_answer(open_server: Machine, tmp_path: Path) -> None:
-    browser, _ = programs()
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None) or programs()[0]
     (tmp_path / "image.png").write_bytes(IMAGE)
     url = f"http://127.0.0.1:{open_server.ports.inference}/predictions/maskx"
     (tmp_path / "page.html").write_text(

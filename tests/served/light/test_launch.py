@@ -115,3 +115,24 @@ def test_who_asked_a_version_that_is_taken_away_is_answered_though_its_worker_di
         assert not pool.folder.exists() and not models.pools
 
     asyncio.run(case())
+
+
+def test_who_asked_a_version_that_is_taken_away_is_answered_by_a_ready_worker_though_another_cannot_load(
+    tmp_path: Path,
+) -> None:
+    async def case() -> None:
+        models = Models(tmp_path, tmp_path, gpus=0, count=lambda version, samples: None)
+        models.load(fake_archive(tmp_path / "maskx.mar"), Batching(batch_size=1, batch_delay=1, workers=2))
+        pool = models.pools["1.0"]
+        while sum(is_ready for _, is_ready in pool.workers()) < 2:
+            await asyncio.sleep(0.01)
+        (pool.folder / "model-config.yaml").write_text("broken: true")
+        os.kill(pool.workers()[0][0], signal.SIGKILL)
+        while not pool.failure:
+            await asyncio.sleep(0.01)
+        tasks = [asked(pool, b"slow"), asked(pool, b"a")]
+        await asyncio.sleep(0)
+        await models.unload("1.0")
+        assert [await outcome(one) for one in tasks] == ["slow", "a"]
+
+    asyncio.run(case())

@@ -110,6 +110,28 @@ def test_a_batch_that_is_gathered_in_the_moment_in_which_its_worker_ends_goes_ba
     asyncio.run(case())
 
 
+@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("turns", range(8))
+def test_a_batch_that_is_gathered_in_the_moment_in_which_the_pool_ends_is_not_lost(
+    folder: Path, settings: PoolSettings, turns: int, batch_size: int
+) -> None:
+    async def case() -> None:
+        pool = Pool("maskx", "1.0", folder, replace(settings, batch_size=batch_size), lambda samples: None)
+        worker: Any = SimpleNamespace(gone=asyncio.get_running_loop().create_future())
+        gathered = asyncio.create_task(pool._gathered(worker))
+        await asyncio.sleep(0.01)
+        task = asked(pool, b"a")
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        gathered.cancel()
+        (batch,) = await asyncio.gather(gathered, return_exceptions=True)
+        here = [] if isinstance(batch, BaseException) else batch
+        assert len(here) + pool.pending == 1
+        task.cancel()
+
+    asyncio.run(case())
+
+
 def test_a_request_that_kills_its_worker_twice_is_refused_alone(folder: Path, settings: PoolSettings) -> None:
     async def case(pool: Pool) -> None:
         await ready(pool)
