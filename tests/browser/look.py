@@ -62,8 +62,9 @@ def answered(driver: Any, name: str) -> str:
 
 
 def found(driver: Any) -> list[list[str]]:
-    """Name, score and where the mask is from, of each detection in the list."""
-    return [one.text.split("\n") for one in driver.find_elements("css selector", "#found button")]
+    """Name, score and where the mask is from, of each detection in the list; read at one moment of the page."""
+    script = "return [...document.querySelectorAll('#found button')].map((one) => one.innerText)"
+    return [str(text).split("\n") for text in driver.execute_script(script)]
 
 
 def canvas(driver: Any, name: str) -> np.ndarray:

@@ -7,7 +7,18 @@ import numpy as np
 import pytest
 
 from tests.browser.conftest import Site
-from tests.browser.look import RED, answered, by_id, canvas, choose, focused, until, write
+from tests.browser.look import (
+    RED,
+    answered,
+    by_id,
+    canvas,
+    choose,
+    focused,
+    found,
+    move_threshold,
+    until,
+    write,
+)
 from tests.served.standin import scene
 
 
@@ -60,6 +71,20 @@ def test_arrow_keys_point_at_one_detection_after_the_other_and_enter_keeps_it(
     ]
     assert pressed == ["false", "true", "false"]
     assert canvas(driver, "picture").tobytes() == alone.tobytes()
+
+
+def test_a_detection_keeps_the_focus_while_the_list_says_the_same(
+    driver: Any, site: Site, photo: Path
+) -> None:
+    choose(driver, photo)
+    answered(driver, "photo.png")
+    driver.execute_script("document.querySelectorAll('#found button')[1].focus()")
+    assert focused(driver).startswith("green")
+    move_threshold(driver, 0.51)  # hides nothing; the page shows itself anew
+    assert by_id(driver, "threshold-shown").text == "0.51"
+    assert focused(driver).startswith("green")
+    move_threshold(driver, 0.9)
+    assert [one[0] for one in found(driver)] == ["green", "bleu é"]
 
 
 def test_pointing_at_the_image_points_at_the_smallest_mask_there(

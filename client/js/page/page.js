@@ -134,10 +134,17 @@ function show() {
   if (!detections.includes(choice.pinned)) choice.pinned = null;
   if (!detections.includes(choice.pointed)) choice.pointed = null;
   at("picture").setAttribute("aria-label", `The image, with what was found: ${detections.map(labelOf).join(", ") || "nothing"}`);
-  at("found").replaceChildren(...detections.map((one) => foundItem(one, choice.pinned === one, hands)));
-  roving(at("found"));
+  showFound(detections);
   showLines();
   showImage();
+}
+
+/** Lists the detections; a list that says so already is left, with the focus that one of its items may have. */
+function showFound(detections) {
+  const listed = [...at("found").children].map((item) => item.detection);
+  if (listed.length === detections.length && listed.every((one, k) => one === detections[k])) return;
+  at("found").replaceChildren(...detections.map((one) => foundItem(one, choice.pinned === one, hands)));
+  roving(at("found"));
 }
 
 function told({ type, code, message }) {
