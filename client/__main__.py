@@ -7,6 +7,7 @@ python -m client photos/ --coco results.json --overlays drawn/
 import argparse
 import asyncio
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from .retry import Retries
 from .transport import DEFAULT_URL, TOKEN_VARIABLE
 
 INTERRUPTED = 130
+UNREAD = 141
 FAILED_SHOWN = 20
 IDS_ALONE = "--images gives the ids of --coco; name a file for the results: --coco results.json"
 
@@ -34,24 +36,18 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m clien
     """Command line under the name `prog`; returns the exit status.
 
     0 all answered, 1 refused (one file or more), 2 not asked or not reached, 130 interrupted; the same command then
-    goes on.
+    goes on. 141 where whoever read the output went away before its end, as `| head` does.
     """
     options = _parser(prog).parse_args(arguments)
     try:
         found = find_images(options.images_or_folders)
         many = options.coco is not None or options.overlays is not None
-        if many:
-            return _many(options, found)
-        if options.images is not None:
-            raise ValueError(IDS_ALONE)
-        if len(found) > 1 and options.overlay is not None:
-            raise ValueError(f"--overlay is for one image, {len(found)} were given; take --overlays FOLDER")
-        if len(found) > 1 and not options.json:
-            raise ValueError(
-                f"{len(found)} images were given; say what to make of them: --coco results.json, --overlays FOLDER or "
-                "--json"
-            )
-        return _each(options, found)
+        status = _many(options, found) if many else _each(options, found)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return UNREAD
     except ServerRefused as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -65,6 +61,15 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m clien
 
 def _each(options: argparse.Namespace, found: Sequence[tuple[Path, str]]) -> int:
     """One image after the other: a table, or a line of JSON; the overlay of a single one."""
+    if options.images is not None:
+        raise ValueError(IDS_ALONE)
+    if len(found) > 1 and options.overlay is not None:
+        raise ValueError(f"--overlay is for one image, {len(found)} were given; take --overlays FOLDER")
+    if len(found) > 1 and not options.json:
+        raise ValueError(
+            f"{len(found)} images were given; say what to make of them: --coco results.json, --overlays FOLDER or "
+            "--json"
+        )
     parameters = _parameters(options)
     status = 0
     with Client(_url(options), **_connection(options, attempts=4)) as client:

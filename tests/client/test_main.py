@@ -1,6 +1,9 @@
 """The command line of the client for one image, against a server that answers a fixed text or fails."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ from PIL import Image
 
 from client import __main__ as command
 from client.prediction import Prediction, prediction_of, table
+from export.archive import ROOT
 from tests.client.faulty import ANSWER as ONE_FOUND
 from tests.client.faulty import DETECTION, Faulty, Step, error, over_grpc, rest
 
@@ -116,6 +120,15 @@ def test_over_grpc_the_same_is_said(photo: Path, capsys: Said) -> None:
         assert command.main([str(photo), "--json", "--url", faulty.url]) == 0
     first, second = capsys.readouterr().out.splitlines()
     assert first == second and json.loads(first) == ONE_FOUND
+
+
+def test_a_reader_who_went_away_is_told_nothing(photo: Path, server: Faulty) -> None:
+    ours, theirs = os.pipe()
+    os.close(ours)
+    asked = [sys.executable, "-m", "client", str(photo), "--json", "--url", server.url]
+    ended = subprocess.run(asked, cwd=ROOT, stdout=theirs, stderr=subprocess.PIPE, timeout=120)
+    os.close(theirs)
+    assert (ended.returncode, ended.stderr) == (command.UNREAD, b"")
 
 
 def failure(arguments: list[str], capsys: Said) -> tuple[int, str]:
