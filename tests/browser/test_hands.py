@@ -78,11 +78,17 @@ def test_a_detection_keeps_the_focus_while_the_list_says_the_same(
 ) -> None:
     choose(driver, photo)
     answered(driver, "photo.png")
-    driver.execute_script("document.querySelectorAll('#found button')[1].focus()")
+    driver.execute_script(
+        "const one = document.querySelectorAll('#found button')[1]; one.click(); one.focus()"
+    )
     assert focused(driver).startswith("green")
     move_threshold(driver, 0.51)  # hides nothing; the page shows itself anew
     assert by_id(driver, "threshold-shown").text == "0.51"
     assert focused(driver).startswith("green")
+    pressed = "return [...document.querySelectorAll('#found button')].map((it) => it.ariaPressed)"
+    assert driver.execute_script(pressed) == ["false", "true", "false"]
+    driver.execute_script("document.querySelector('#strip button').click()")
+    assert driver.execute_script(pressed) == ["false", "false", "false"]
     move_threshold(driver, 0.9)
     assert [one[0] for one in found(driver)] == ["green", "bleu é"]
 

@@ -46,7 +46,7 @@ export function mark(entry, selected) {
 }
 
 /** A detection: its colour, hatched where its mask is transferred, its name, its score, and where the mask is from. */
-export function foundItem(detection, pinned, { point, pin }) {
+export function foundItem(detection, { point, pin }) {
   const swatch = element("i", { className: "swatch" });
   swatch.style.setProperty("--color", `rgb(${colorOf(detection.category_id).join(" ")})`);
   swatch.classList.toggle("hatched", isTransferred(detection));
@@ -56,7 +56,6 @@ export function foundItem(detection, pinned, { point, pin }) {
     element("span", { className: "name", textContent: detection.category }),
     element("span", { className: "score", textContent: detection.score.toFixed(2) }),
     element("span", { className: "note", textContent: source }));
-  button.setAttribute("aria-pressed", String(pinned));
   button.addEventListener("click", () => pin(detection));
   button.addEventListener("focus", () => button.matches(":focus-visible") && point(detection));
   button.addEventListener("blur", () => point(null));

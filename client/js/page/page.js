@@ -142,9 +142,17 @@ function show() {
 /** Lists the detections; a list that says so already is left, with the focus that one of its items may have. */
 function showFound(detections) {
   const listed = [...at("found").children].map((item) => item.detection);
-  if (listed.length === detections.length && listed.every((one, k) => one === detections[k])) return;
-  at("found").replaceChildren(...detections.map((one) => foundItem(one, choice.pinned === one, hands)));
-  roving(at("found"));
+  if (listed.length !== detections.length || listed.some((one, k) => one !== detections[k])) {
+    at("found").replaceChildren(...detections.map((one) => foundItem(one, hands)));
+    roving(at("found"));
+  }
+  showPinned();
+}
+
+function showPinned() {
+  for (const item of at("found").children) {
+    item.firstChild.setAttribute("aria-pressed", String(item.detection === choice.pinned));
+  }
 }
 
 function told({ type, code, message }) {
@@ -204,9 +212,7 @@ function point(detection) {
 
 function pin(detection) {
   choice.pinned = choice.pinned === detection ? null : (detection ?? null);
-  for (const item of at("found").children) {
-    item.firstChild.setAttribute("aria-pressed", String(item.detection === choice.pinned));
-  }
+  showPinned();
   if (view.base) redraw();
 }
 
