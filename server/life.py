@@ -63,7 +63,7 @@ LONGEST_SOCKET_FOLDER = 80
 """Workers listen on Unix sockets, whose whole path may have 107 bytes."""
 LIGHT_LOG, LIGHT_OUT = "light.log", "light.out"
 """Among the logs of the light server: what its front says, and what ended it."""
-LIGHT_NEEDS = ("uvicorn", "starlette", "prometheus_client", "grpc")
+LIGHT_NEEDS = ("uvicorn", "uvloop", "starlette", "prometheus_client", "grpc")
 OLDEST_JAVA = 11
 """TorchServe 0.12 is compiled for Java 8 but calls what came with 11."""
 

@@ -30,7 +30,7 @@ from .operators import Meters, Operations, metrics_app
 from .rest import inference_app
 from .rpc import server
 from .traces import traces_of
-from .wire import Listener, listener
+from .wire import Listener, listener, run
 
 DRAIN = 150.0
 """Seconds that requests have to be answered once the server is to end."""
@@ -152,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if running is None:
             raise ValueError(f"nothing was prepared in {state}; start a server with python -m server")
         write_log(state / "logs" / LIGHT_LOG)
-        asyncio.run(front(state, running))
+        run(front(state, running))
     except (ValueError, OSError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2

@@ -208,9 +208,17 @@ class Pool:
                         "stdout": log,
                         "stderr": log,
                     }
-                    process = await asyncio.create_subprocess_exec(
-                        *command, cwd=self.folder, env=environment, pass_fds=[theirs.fileno()], **streams
+                    starting = asyncio.ensure_future(
+                        asyncio.create_subprocess_exec(
+                            *command, cwd=self.folder, env=environment, pass_fds=[theirs.fileno()], **streams
+                        )
                     )
+                    try:
+                        process = await asyncio.shield(starting)
+                    except asyncio.CancelledError:  # uvloop would leave a process that nobody waits for
+                        with contextlib.suppress(OSError):
+                            await WorkerProcess(await starting, reader, writer).end(0.0)
+                        raise
             except BaseException:
                 writer.close()
                 raise

@@ -8,12 +8,13 @@ import asyncio
 import contextlib
 import re
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import h11
 import uvicorn
+import uvloop
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .answers import Refusal
@@ -130,6 +131,12 @@ class Protocol(H11Protocol):
             for event in (head, h11.Data(data=body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
+
+
+def run(whole: Coroutine[Any, Any, None]) -> None:
+    """Runs it to its end on uvloop, where one client is answered sooner than on asyncio's loop (docs/servers.md)."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(whole)
 
 
 class Listener(uvicorn.Server):

@@ -8,6 +8,7 @@ from typing import Any
 
 from server.light.answers import Answered, Refusal
 from server.light.pool import Pool, PoolSettings
+from server.light.wire import run as on_the_loop
 
 Case = Callable[[Pool], Awaitable[None]]
 
@@ -24,7 +25,7 @@ def run(folder: Path, settings: PoolSettings, case: Case) -> list[Any]:
         finally:
             await pool.close()
 
-    asyncio.run(whole())
+    on_the_loop(whole())
     return counted
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from server.light.models import Models
 from server.light.pool import Pool, PoolSettings
+from server.light.wire import run as on_the_loop
 from server.processes import Batching
 from tests.served.light.fake import fake_archive
 from tests.served.light.pools import asked, outcome, ready, run
@@ -114,7 +115,7 @@ def test_who_asked_a_version_that_is_taken_away_is_answered_though_its_worker_di
         assert await outcome(task) == expected
         assert not pool.folder.exists() and not models.pools
 
-    asyncio.run(case())
+    on_the_loop(case())
 
 
 def test_who_asked_a_version_that_is_taken_away_is_answered_by_a_ready_worker_though_another_cannot_load(
@@ -135,4 +136,4 @@ def test_who_asked_a_version_that_is_taken_away_is_answered_by_a_ready_worker_th
         await models.unload("1.0")
         assert [await outcome(one) for one in tasks] == ["slow", "a"]
 
-    asyncio.run(case())
+    on_the_loop(case())

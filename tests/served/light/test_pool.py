@@ -12,6 +12,7 @@ import pytest
 
 from server.light.answers import Refusal
 from server.light.pool import Pool, PoolSettings
+from server.light.wire import run as on_the_loop
 from tests.served.light.pools import asked, content, outcome, ready, run
 
 
@@ -107,7 +108,7 @@ def test_a_batch_that_is_gathered_in_the_moment_in_which_its_worker_ends_goes_ba
         assert await gathered == [] and pool.pending == 1
         task.cancel()
 
-    asyncio.run(case())
+    on_the_loop(case())
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
@@ -129,7 +130,7 @@ def test_a_batch_that_is_gathered_in_the_moment_in_which_the_pool_ends_is_not_lo
         assert len(here) + pool.pending == 1
         task.cancel()
 
-    asyncio.run(case())
+    on_the_loop(case())
 
 
 def test_a_request_that_kills_its_worker_twice_is_refused_alone(folder: Path, settings: PoolSettings) -> None:

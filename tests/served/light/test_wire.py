@@ -1,6 +1,5 @@
 """HTTP as it comes in: time-outs and errors of a connection, with an application of the test's own; and forms."""
 
-import asyncio
 import http.client
 import json
 import socket
@@ -14,7 +13,7 @@ import pytest
 from server.light import rest, wire
 from server.light.models import Models
 from server.light.rest import Predict
-from server.light.wire import SPELLED, boundary_of, fields_of, is_form, listener
+from server.light.wire import SPELLED, boundary_of, fields_of, is_form, listener, run
 from tests.served.nginx import until_closed
 
 FORM = "multipart/form-data; boundary=edge"
@@ -36,7 +35,7 @@ def listening(app: Any) -> Iterator[int]:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
     made = listener(app, "127.0.0.1", port)
-    thread = threading.Thread(target=lambda: asyncio.run(made.serve()))
+    thread = threading.Thread(target=lambda: run(made.serve()))
     thread.start()
     while not made.started:
         threading.Event().wait(0.01)
