@@ -71,6 +71,26 @@ def jpeg(width: int, height: int, *, grey: int = 90, orientation: int = 1) -> by
 
 
 @pytest.mark.parametrize(
+    ("sides", "device", "together"),
+    [
+        ((800, 1333), "cpu", [3, 3, 3]),
+        ((64, 200), "cpu", [9]),
+        ((9000, 9000), "cpu", [1] * 9),
+        ((800, 1333), "cuda", [9]),
+    ],
+)
+def test_a_cpu_is_given_few_tiles_at_a_time_where_the_network_makes_them_large(
+    sides: tuple[int, int], device: str, together: list[int]
+) -> None:
+    service, model = recording()
+    model.min_size, model.max_size = sides  # type: ignore[misc]
+    model.device = torch.device(device)  # type: ignore[misc]
+    request = {"data": jpeg(300, 300), "tiles": b"128,32"}
+    assert service.answer([request])[0].status == 200
+    assert model.together == together
+
+
+@pytest.mark.parametrize(
     ("width", "height", "orientation", "seen"),
     [
         (400, 300, 1, (75, 100)),  # shorter side to 64
