@@ -38,9 +38,9 @@ logger = logging.getLogger(__name__)
 MOST_DECODERS = 8
 """Images decoded at a time, however many cores there are: each may hold a whole image a second time."""
 
-TILED_PIXELS = 4 << 20
-"""Of the network's input, that tiles have together on a CPU, which computes no faster with more: in float32 ResNet-50
-takes 150 bytes for each."""
+TILED_PIXELS = 1 << 20
+"""Of the network's input, that tiles have together on a CPU, which computes no faster with more: ResNet-50 takes some
+hundreds of bytes for each in float32."""
 
 JSON = "application/json"
 PNG = "image/png"
