@@ -1,11 +1,12 @@
 """Memory of this process, as Linux counts it: what is held now, and the most it ever was."""
 
-import ctypes
 import gc
 import resource
 from pathlib import Path
 
 import torch
+
+from maskx_engine import give_freed_memory_back
 
 
 def resident_mib() -> float:
@@ -43,9 +44,7 @@ def forget_cuda_peak(device: torch.device) -> None:
 def settle() -> None:
     """Collects what is garbage and gives free pages back, so that only what is in use is counted."""
     gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    give_freed_memory_back()
 
 
 def _status_kib(name: str) -> int:

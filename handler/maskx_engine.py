@@ -187,6 +187,13 @@ def keep_freed_memory() -> None:
         logger.info("malloc keeps no freed memory here; requests are served all the same")
 
 
+def give_freed_memory_back() -> None:
+    """Gives the kernel what `keep_freed_memory` has kept, where glibc can; about a tenth of a second for 500 MiB."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+
+
 def usable_cores() -> int:
     """Cores that this process may run on, where the system tells; else all there are. At least 1.
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from maskx_answer import Detections, answer_body, compact, image_content, overlay_png
 from maskx_cuda_decode import CudaDecoder, DeviceImage
-from maskx_engine import usable_cores
+from maskx_engine import give_freed_memory_back, usable_cores
 from maskx_errors import (
     ANSWER_TOO_LARGE,
     IMAGE_TOO_LARGE,
@@ -220,8 +220,11 @@ class Service:
             for part in pixels
         ]
         found: list[Detections | MaskxError] = []
-        together = self._limits.images_together if len(parts) == len(images) else self._tiles_together()
+        in_tiles = len(parts) > len(images)
+        together = self._tiles_together() if in_tiles else self._limits.images_together
         for start in range(0, len(parts), together):
+            if in_tiles:  # the image is large: what its decoding and the tiles before took must not add up
+                give_freed_memory_back()
             found += self._predict(parts[start : start + together])
         of_each = iter(found)
         answers: list[Detections | MaskxError] = []
