@@ -1,8 +1,6 @@
 """What every test shares: one thread per process, the sample of COCO where it lies, no deadline."""
 
-import ctypes
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,13 +13,12 @@ import hypothesis
 import pytest
 import torch
 
+from maskx_engine import give_freed_memory_back
 from tests.served.standin import write_standin
 
 ROOT = Path(__file__).resolve().parent.parent
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"].partition(",")[0]))
-
-TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 
 # A slow machine is no failure: no test asserts a time.
 hypothesis.settings.register_profile("no deadline", deadline=None)
@@ -44,8 +41,7 @@ def nothing_tells_malloc_to_keep_what_is_freed() -> Iterator[None]:
 def freed_memory_goes_back() -> Iterator[None]:
     """By itself glibc keeps most of it: 1.4 GB after the export of a ResNeXt-101, of which nothing was in use."""
     yield
-    if TRIM is not None:
-        TRIM(0)
+    give_freed_memory_back()
 
 
 @pytest.fixture(scope="session")
