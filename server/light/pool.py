@@ -59,8 +59,9 @@ class Job:
 class PoolSettings:
     """How a version is served.
 
-    delay: seconds. queue: requests that may wait. response_timeout, startup_timeout: seconds that a worker has for a
-    batch and to load the model. answer_timeout: seconds that a request has, waiting included.
+    delay: seconds that a batch waits for others, where requests come together at all. queue: requests that may wait.
+    response_timeout, startup_timeout: seconds that a worker has for a batch and to load the model. answer_timeout:
+    seconds that a request has, waiting included.
     gpus: that the workers are dealt out to, 0 for the CPU. log: the file that the workers' output goes to.
     """
 
@@ -98,6 +99,8 @@ class Pool:
         self._count = count
         self._waiting: deque[Job] = deque()
         self._working = 0
+        self._together = True
+        """Whether of late requests came while others were pending: of one alone, each wait for others is lost."""
         self._arrived = asyncio.Event()
         self._turn = asyncio.Lock()
         self._processes: list[WorkerProcess | None] = [None] * settings.workers
@@ -155,6 +158,7 @@ class Pool:
     async def _enter(self, fields: dict[str, bytes] | None, headers: dict[str, str], *, by_grpc: bool) -> Any:
         future = asyncio.get_running_loop().create_future()
         job = Job(fields=fields, headers=headers, by_grpc=by_grpc, future=future)
+        self._together = self._together or self.pending > 0
         self._waiting.append(job)
         self._arrived.set()
         try:
@@ -275,17 +279,19 @@ class Pool:
         return [] if gone else gather.result()
 
     async def _batch(self) -> list[Job]:
-        """Waits for a request, then for others to go with it, `delay` seconds at most."""
+        """Waits for a request, then for others to go with it: `delay` seconds at most, and not at all where the last
+        that was waited for came alone and none has come since while another was pending."""
         loop = asyncio.get_running_loop()
         batch: list[Job] = []
         async with self._turn:
             try:
                 await self._wait_for_one()
-                deadline = loop.time() + self.settings.delay
+                deadline = loop.time() + self.settings.delay * self._together
                 while self._take(batch) and (left := deadline - loop.time()) > 0:
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(left):
                             await self._wait_for_one()
+                self._together = len(batch) > 1 or (self._together and batch[0].alone)
             except asyncio.CancelledError:
                 self._put_back(batch)
                 raise

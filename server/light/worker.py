@@ -37,10 +37,9 @@ logger = logging.getLogger("maskx.worker")
 
 
 def send(connection: socket.socket, content: Any) -> None:
-    """Sends one message."""
+    """Sends one message, at once, so that the front is woken once."""
     data = marshal.dumps(content)
-    connection.sendall(len(data).to_bytes(LENGTH, "little"))
-    connection.sendall(data)
+    connection.sendall(len(data).to_bytes(LENGTH, "little") + data)
 
 
 def receive(connection: socket.socket) -> Any:

@@ -36,6 +36,36 @@ def test_a_lone_request_is_answered_though_no_other_comes(folder: Path, settings
     run(folder, settings, case)
 
 
+def test_others_are_waited_for_only_where_requests_come_together(
+    folder: Path, settings: PoolSettings
+) -> None:
+    async def case(pool: Pool) -> None:
+        assert content(await asked(pool, b"a"))["together"] == "1"  # waited for others, in vain
+        pool.settings = replace(settings, delay=3600.0)
+        async with asyncio.timeout(30):
+            assert [content(await asked(pool, one))["together"] for one in (b"b", b"c")] == ["1", "1"]
+            slow = asked(pool, b"slow")
+            await asyncio.sleep(0.1)
+            beside = [asked(pool, b"d"), asked(pool, b"e")]
+            assert content(await slow)["together"] == "1"
+            await asyncio.sleep(0.3)
+            assert not any(one.done() for one in beside)  # wait for others, as they came beside the slow one
+            beside += [asked(pool, b"f"), asked(pool, b"g")]
+            assert [content(await one)["together"] for one in beside] == ["4"] * 4
+            lone = asked(pool, b"h")
+            await asyncio.sleep(0.3)
+            assert not lone.done()
+            four = [lone, *(asked(pool, b"i") for _ in range(3))]
+            assert [content(await one)["together"] for one in four] == ["4"] * 4
+            await pool.describe()  # shares no batch, so it says nothing of that
+            four = [asked(pool, b"j")]
+            await asyncio.sleep(0.3)
+            four += [asked(pool, b"k") for _ in range(3)]
+            assert [content(await one)["together"] for one in four] == ["4"] * 4
+
+    run(folder, settings, case)
+
+
 def test_a_full_queue_refuses_at_once_with_when_to_ask_again(folder: Path, settings: PoolSettings) -> None:
     async def case(pool: Pool) -> None:
         await ready(pool)
