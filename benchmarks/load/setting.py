@@ -140,9 +140,8 @@ def tiny_network(path: Path, *, quick: bool) -> Network:
     """The trained maskx.pt that `make archive` leaves. Raises ValueError where there is none."""
     if not path.is_file():
         raise ValueError(f"there is no {path}; make it with make archive, or name one with --tiny")
-    turn, rounds, run_in = (
-        (4, 1, 1) if quick else (3, 6, 12)
-    )  # short, as a shared machine's speed drifts in minutes
+    # many short turns, as a shared machine's speed drifts within minutes
+    turn, rounds, run_in = (4, 1, 1) if quick else (3, 6, 12)
     return Network(name="tiny", path=path, turn=turn, rounds=rounds, warm_up=1, run_in=run_in)
 
 

@@ -265,11 +265,13 @@ def test_a_request_that_outlives_a_worker_says_so_and_waited_until_the_second_wa
 def test_two_requests_of_one_batch_say_so_and_waited_until_the_same_moment(
     start: Start, collector: Collector
 ) -> None:
-    machine = start(config="{batchSize: 2, maxBatchDelay: 5000}")
+    machine = start(config="{batchSize: 2, maxBatchDelay: 5000, lanes: 2}")
     with ThreadPoolExecutor(3) as pool:
-        pool.submit(predicted, machine, b"slow")  # beside which the two come, so that they are waited with
+        pool.submit(
+            predicted, machine, b"wait"
+        )  # pending until the two are asked, which are waited with for that
         wait_until(lambda: machine.management().default().pending >= 1)
-        replies = list(pool.map(lambda body: predicted(machine, body), (b"a", b"slow")))
+        replies = list(pool.map(lambda body: predicted(machine, body), (b"go", b"slow")))
     assert [json.loads(one.body)["together"] for one in replies] == ["2", "2"]
     both = [one for one in collector.requests(3) if values(one.attributes)["maskx.batch_size"] > 1]
     assert [values(one.attributes)["maskx.batch_size"] for one in both] == [2, 2]
