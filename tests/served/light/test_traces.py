@@ -267,9 +267,7 @@ def test_two_requests_of_one_batch_say_so_and_waited_until_the_same_moment(
 ) -> None:
     machine = start(config="{batchSize: 2, maxBatchDelay: 5000, lanes: 2}")
     with ThreadPoolExecutor(3) as pool:
-        pool.submit(
-            predicted, machine, b"wait"
-        )  # pending until the two are asked, which are waited with for that
+        pool.submit(predicted, machine, b"wait")  # until "go": beside it others are waited for
         wait_until(lambda: machine.management().default().pending >= 1)
         replies = list(pool.map(lambda body: predicted(machine, body), (b"go", b"slow")))
     assert [json.loads(one.body)["together"] for one in replies] == ["2", "2"]
